@@ -1,0 +1,278 @@
+"""The beton file: written here, checked here before FFCV opens it.
+
+FFCV's own writer waits for ever when an image fails or a worker dies, leaks shared memory, and
+writes other bytes each time (worker processes race for pages). The format is small, so kdcache
+writes it itself, from one process in sample order: FFCV's types, the same bytes every time. A
+fully packed beton is an ordinary one: the fields `image`, `label` and `sample_id`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from kdcache.data.images import StoredImage
+from kdcache.errors import DatasetError
+from kdcache.files import read_json, replace_atomically
+
+FORMAT_VERSION = 1
+"""Of the manifest; the beton format itself is FFCV's version 2."""
+
+PAGE_SIZE_BYTES = 8 << 20
+"""FFCV's default page."""
+
+
+@dataclass(frozen=True)
+class BetonManifest:
+    """What a beton holds and what it was made from; `SPLIT.json` beside `SPLIT.beton`."""
+
+    format_version: int
+    split: str
+    samples: int
+    classes: int
+    class_names: list[str]
+    image_size: int
+    """Height and width of the images a model sees, unless told otherwise."""
+    policy: str
+    """View policy of the data set, unless told otherwise."""
+    mean: list[float]
+    """(3,) of the training split's pixels, in [0, 1]."""
+    std: list[float]
+    """(3,) likewise."""
+    write_mode: str
+    fingerprint: str
+    """sha256 over class names, sample ids, labels and the digest of every stored image."""
+    beton_bytes: int
+    made_from: dict[str, Any]
+    """The source's identity and the pack options."""
+
+    @classmethod
+    def load(cls, beton: Path) -> BetonManifest:
+        """Read the manifest of a beton.
+
+        Raises:
+            DatasetError: if there is none, or another version of kdcache wrote it.
+        """
+        path = manifest_path(beton)
+        if not path.exists():
+            raise DatasetError(
+                f"{path} is missing, expected the manifest of {beton.name}. "
+                "Run: kdcache pack SOURCE --overwrite"
+            )
+        content = read_json(path)
+        if content.get("format_version") != FORMAT_VERSION:
+            raise DatasetError(
+                f"format_version of {path} is {content.get('format_version')}, expected "
+                f"{FORMAT_VERSION}. Run: kdcache pack SOURCE --overwrite"
+            )
+        return cls(**content)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as JSON content."""
+        return asdict(self)
+
+
+def manifest_path(beton: Path) -> Path:
+    """Return the path of a beton's manifest."""
+    return beton.with_suffix(".json")
+
+
+def digests_path(beton: Path) -> Path:
+    """Return the path of a beton's (N, 16) uint8 array of image digests."""
+    return beton.with_suffix(".digests.npy")
+
+
+def fingerprint(
+    class_names: list[str],
+    sample_ids: npt.NDArray[np.int64],
+    labels: npt.NDArray[np.int64],
+    digests: npt.NDArray[np.uint8],
+) -> str:
+    """Return the hex sha256 that identifies the content of a beton, whatever its file layout."""
+    import hashlib
+
+    content = hashlib.sha256(json.dumps(class_names).encode())
+    for array in (sample_ids.astype("<i8"), labels.astype("<i8"), digests):
+        content.update(np.ascontiguousarray(array).tobytes())
+    return content.hexdigest()
+
+
+def write_beton(
+    path: Path,
+    images: Iterable[StoredImage],
+    labels: npt.NDArray[np.int64],
+    sample_ids: npt.NDArray[np.int64],
+) -> int:
+    """Write a beton; it appears complete or not at all.
+
+    Args:
+        path: the file to write.
+        images: as many as there are labels, in their order; consumed once.
+        labels: (N,) class of each image.
+        sample_ids: (N,) position of each image in the full training set.
+
+    Returns:
+        Bytes of the file.
+    """
+    from ffcv.fields import IntField, RGBImageField
+    from ffcv.types import (
+        ALLOC_TABLE_TYPE,
+        CURRENT_VERSION,
+        TYPE_ID_HANDLER,
+        FieldDescType,
+        HeaderType,
+        get_metadata_type,
+    )
+
+    fields = {"image": RGBImageField(), "label": IntField(), "sample_id": IntField()}
+    type_ids = {handler: number for number, handler in TYPE_ID_HANDLER.items()}
+    descriptors = np.zeros(len(fields), dtype=FieldDescType)
+    for descriptor, (name, field) in zip(descriptors, fields.items(), strict=True):
+        descriptor["type_id"] = type_ids[type(field)]
+        descriptor["name"][: len(name)] = np.frombuffer(name.encode("ascii"), dtype=np.uint8)
+        descriptor["arguments"] = field.to_binary()[0]
+    metadata = np.zeros(len(labels), dtype=get_metadata_type(list(fields.values())))
+    metadata["f1"] = labels
+    metadata["f2"] = sample_ids
+    allocations = np.zeros(len(labels), dtype=ALLOC_TABLE_TYPE)
+    header = np.zeros(1, dtype=HeaderType)
+    header["version"] = CURRENT_VERSION
+    header["num_fields"] = len(fields)
+    header["page_size"] = PAGE_SIZE_BYTES
+    header["num_samples"] = len(labels)
+
+    before_data = header.nbytes + descriptors.nbytes + metadata.nbytes
+    pointer = -(-before_data // PAGE_SIZE_BYTES) * PAGE_SIZE_BYTES
+    with replace_atomically(path) as partial, partial.open("wb") as file:
+        for position, image in enumerate(images):
+            size = len(image.content)
+            if size > PAGE_SIZE_BYTES:
+                raise DatasetError(
+                    f"image {position} takes {size:,} bytes, expected at most "
+                    f"{PAGE_SIZE_BYTES:,}. Shrink images with --max-resolution"
+                )
+            # FFCV finds a sample's page from its pointer: no image lies across two pages.
+            if pointer % PAGE_SIZE_BYTES + size > PAGE_SIZE_BYTES:
+                pointer = -(-pointer // PAGE_SIZE_BYTES) * PAGE_SIZE_BYTES
+            file.seek(pointer)
+            file.write(image.content)
+            stored = metadata["f0"][position : position + 1]
+            stored["mode"] = 0 if image.is_jpeg else 1
+            stored["height"], stored["width"] = image.height, image.width
+            stored["data_ptr"] = pointer
+            allocations[position] = (position, pointer, size)
+            pointer += size
+        header["alloc_table_ptr"] = -(-pointer // PAGE_SIZE_BYTES) * PAGE_SIZE_BYTES
+        file.seek(int(header["alloc_table_ptr"][0]))
+        file.write(allocations.tobytes())
+        file.seek(0)
+        for part in (header, descriptors, metadata):
+            file.write(part.tobytes())
+        file.seek(0, os.SEEK_END)
+        return file.tell()
+
+
+@dataclass(frozen=True)
+class Beton:
+    """A beton whose tables were found whole."""
+
+    path: Path
+    manifest: BetonManifest
+    labels: npt.NDArray[np.int64]
+    """(N,) by position."""
+    sample_ids: npt.NDArray[np.int64]
+    """(N,) by position; sorted, unique."""
+    sizes: npt.NDArray[np.int32]
+    """(N, 2) height and width as stored, by position."""
+    pointers: npt.NDArray[np.int64]
+    """(N,) first byte of each stored image."""
+    lengths: npt.NDArray[np.int64]
+    """(N,) bytes of each stored image."""
+
+    def __len__(self) -> int:
+        """Return the number of samples."""
+        return len(self.labels)
+
+    def positions(self, sample_ids: npt.ArrayLike) -> npt.NDArray[np.int64]:
+        """Return the positions of sample ids, in the order asked for.
+
+        Raises:
+            DatasetError: if an id is not in this beton.
+        """
+        ids = np.asarray(sample_ids)
+        if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer):
+            raise DatasetError(
+                f"sample ids are {ids.dtype} of shape {ids.shape}, expected integers in one row"
+            )
+        found = np.minimum(np.searchsorted(self.sample_ids, ids), len(self) - 1)
+        missing = ids[self.sample_ids[found] != ids]
+        if len(missing):
+            raise DatasetError(
+                f"sample id {missing[0]} (and {len(missing) - 1:,} more) is not in {self.path}, "
+                f"expected ids of its {len(self):,} samples"
+            )
+        return found.astype(np.int64)
+
+
+def open_beton(path: Path | str) -> Beton:
+    """Open a packed beton and check that its tables are whole.
+
+    FFCV opens an unfinished file without a word and then allocates by what it reads there.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        DatasetError: if the file is not a finished beton of kdcache.
+    """
+    from ffcv.reader import Reader
+    from ffcv.types import ALLOC_TABLE_TYPE, CURRENT_VERSION, HeaderType
+
+    path = Path(path)
+    manifest = BetonManifest.load(path) if path.exists() else None
+    if manifest is None:
+        raise FileNotFoundError(f"{path} is missing, expected a beton made by kdcache pack")
+    remedy = "Run: kdcache pack SOURCE --overwrite"
+    size = path.stat().st_size
+    if size != manifest.beton_bytes:
+        raise DatasetError(
+            f"{path} has {size:,} bytes, expected {manifest.beton_bytes:,} as its manifest says. "
+            f"{remedy}"
+        )
+    header = np.fromfile(path, dtype=HeaderType, count=1)[0]
+    found = (int(header["version"]), int(header["num_samples"]), int(header["num_fields"]))
+    expected = (CURRENT_VERSION, manifest.samples, 3)
+    table = int(header["alloc_table_ptr"])
+    if found != expected or size - table != manifest.samples * ALLOC_TABLE_TYPE.itemsize:
+        raise DatasetError(
+            f"{path} has a header with (version, samples, fields) {found} and its table at byte "
+            f"{table:,} of {size:,}, expected {expected} and a whole table. {remedy}"
+        )
+    reader = Reader(str(path))
+    images = reader.metadata["f0"]
+    sizes = np.stack([images["height"], images["width"]], axis=1).astype(np.int32)
+    pointers = images["data_ptr"].astype(np.int64)
+    lengths = reader.alloc_table["size"].astype(np.int64)
+    is_raw = images["mode"] == 1
+    whole = (
+        (reader.alloc_table["ptr"] == images["data_ptr"]).all()
+        and (pointers + lengths <= table).all()
+        and (sizes > 0).all()
+        and (lengths[is_raw] == 3 * sizes[is_raw].astype(np.int64).prod(axis=1)).all()
+    )
+    if not whole:
+        raise DatasetError(f"{path} has a table that does not fit its images. {remedy}")
+    return Beton(
+        path=path,
+        manifest=manifest,
+        labels=reader.metadata["f1"].astype(np.int64),
+        sample_ids=reader.metadata["f2"].astype(np.int64),
+        sizes=sizes,
+        pointers=pointers,
+        lengths=lengths,
+    )

@@ -1,0 +1,98 @@
+"""One encoded image file in, the bytes that a beton stores out; runs in the pack workers.
+
+Whatever mode Pillow reads becomes 8-bit RGB: grey is repeated, alpha is dropped, 16-bit grey keeps
+its upper byte, EXIF orientation is applied, of an animation the first frame counts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from typing import Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageOps
+
+JPEG_QUALITY = 90
+"""FFCV's own default."""
+
+MAX_SIDE = 2**16 - 1
+"""The beton format holds sides as 16-bit numbers."""
+
+_EXIF_ORIENTATION = 0x0112
+
+
+class StoredImage(NamedTuple):
+    """One image as the beton holds it."""
+
+    content: bytes
+    """JPEG file, or (height, width, 3) uint8 pixels."""
+    is_jpeg: bool
+    height: int
+    width: int
+    digest: bytes
+    """16 bytes: blake2b of `content`."""
+    channel_sums: npt.NDArray[np.int64]
+    """(3, 2): sum and sum of squares of the uint8 values of each channel."""
+
+
+def store_image(
+    content: bytes, *, write_mode: Literal["raw", "jpg"], max_resolution: int | None
+) -> StoredImage:
+    """Decode an image file and encode it for the beton.
+
+    A JPEG that needs no change keeps its own bytes: no second loss, no time spent.
+
+    Args:
+        content: an encoded image file.
+        write_mode: `raw` pixels or `jpg`.
+        max_resolution: longest side allowed; larger images are shrunk.
+
+    Raises:
+        OSError, ValueError, SyntaxError: Pillow's, when the file cannot be decoded.
+    """
+    with Image.open(io.BytesIO(content)) as image:
+        image.load()
+        kept = image.format == "JPEG" and image.mode == "RGB" and _is_upright(image)
+        rgb = image if kept else to_rgb(image)
+        if max(rgb.size) > (max_resolution or MAX_SIDE):
+            limit = min(max_resolution or MAX_SIDE, MAX_SIDE)
+            rgb.thumbnail((limit, limit), Image.Resampling.BICUBIC, reducing_gap=None)
+            kept = False
+    if write_mode == "raw":
+        stored = rgb.tobytes()
+    elif kept:
+        stored = content
+    else:
+        file = io.BytesIO()
+        rgb.save(file, "JPEG", quality=JPEG_QUALITY)
+        stored = file.getvalue()
+    return StoredImage(
+        content=stored,
+        is_jpeg=write_mode == "jpg",
+        height=rgb.height,
+        width=rgb.width,
+        digest=hashlib.blake2b(stored, digest_size=16).digest(),
+        channel_sums=_channel_sums(rgb),
+    )
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Return 8-bit RGB, upright."""
+    image = ImageOps.exif_transpose(image)
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        # Pillow would clip 16-bit values at 255.
+        upper_byte = (np.asarray(image).astype(np.int64) >> 8).clip(0, 255)
+        image = Image.fromarray(upper_byte.astype(np.uint8))
+    return image.convert("RGB")
+
+
+def _is_upright(image: Image.Image) -> bool:
+    return image.getexif().get(_EXIF_ORIENTATION, 1) == 1
+
+
+def _channel_sums(rgb: Image.Image) -> npt.NDArray[np.int64]:
+    counts = np.array(rgb.histogram(), dtype=np.int64).reshape(3, 256)
+    values = np.arange(256, dtype=np.int64)
+    return np.stack([counts @ values, counts @ values**2], axis=1)

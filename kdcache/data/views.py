@@ -1,0 +1,283 @@
+"""A view as a pure function of (seed, view number, sample id).
+
+View 0 is the clean view. Views from 1 follow the policy. The teacher pass and the student's loader
+evaluate the same function inside the decoder, so nothing but seed and policy is stored, and a
+student's pixels are exactly those that the teacher answered for.
+
+A view is a box in the stored image and a flip: (top, left, height, width, flip). The box is cut
+out, what lies outside the image is zero, the result is resized to the image size, then mirrored.
+"""
+
+from __future__ import annotations
+
+import ast
+import math
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import numba
+import numpy as np
+import numpy.typing as npt
+
+from kdcache.data.philox import below, philox, uniform
+from kdcache.errors import ConfigError
+
+CLEAN_SHARE = 0.875
+"""Side of the clean view's centre square, as a share of the short side (224 of 256)."""
+
+WHOLE_UP_TO = 64
+"""Images whose short side is at most this many pixels are seen whole in the clean view."""
+
+ATTEMPTS = 10
+"""Boxes drawn before RandomResizedCrop falls back to a centre box, as in torchvision."""
+
+_STREAM_VIEWS = np.uint64(0x7669657773)  # "views"
+_KINDS = {"clean": 0, "pad-crop": 1, "rrc": 2}
+_CLEAN, _PAD_CROP, _RRC = 0, 1, 2
+
+
+@dataclass(frozen=True)
+class Policy:
+    """How views from 1 are drawn. `Policy.parse` reads the form that `str` writes.
+
+    pad-crop(4, flip=True)                              zeros around, a window of the image's size
+    rrc(scale=(0.08, 1.0), ratio=(0.75, 1.33), flip=True)   torchvision's RandomResizedCrop
+    clean                                               every view is the clean view
+    """
+
+    kind: Literal["clean", "pad-crop", "rrc"]
+    padding: int = 0
+    """pad-crop: zeros on each side, in pixels of the stored image."""
+    scale: tuple[float, float] = (0.08, 1.0)
+    """rrc: smallest and largest share of the image's area."""
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    """rrc: smallest and largest width over height."""
+    flip: bool = False
+    """Mirror left and right with probability 1/2."""
+
+    def __post_init__(self) -> None:
+        """Check every range."""
+        if self.padding < 0:
+            raise ConfigError(f"padding of a policy is {self.padding}, expected at least 0")
+        for name, (low, high), top in (
+            ("scale", self.scale, 1.0),
+            ("ratio", self.ratio, math.inf),
+        ):
+            if not 0 < low <= high <= top:
+                raise ConfigError(
+                    f"{name} of a policy is ({low}, {high}), expected 0 < low <= high <= {top}"
+                )
+
+    @classmethod
+    def parse(cls, text: str) -> Policy:
+        """Read a policy, such as `pad-crop(4, flip)`, `rrc(scale=(0.25, 1))` or `clean`.
+
+        Raises:
+            ConfigError: names the forms that are known.
+        """
+        try:
+            return _parse(text)
+        except (SyntaxError, TypeError, ValueError) as error:
+            if isinstance(error, ConfigError):
+                raise
+            raise ConfigError(
+                f"policy is {text!r}, expected pad-crop(PADDING, flip=True), "
+                "rrc(scale=(LOW, HIGH), ratio=(LOW, HIGH), flip=True) or clean"
+            ) from error
+
+    def __str__(self) -> str:
+        """Write the form that `parse` reads, every option spelled out."""
+        if self.kind == "clean":
+            return "clean"
+        if self.kind == "pad-crop":
+            return f"pad-crop({self.padding}, flip={self.flip})"
+        return f"rrc(scale={self.scale}, ratio={self.ratio}, flip={self.flip})"
+
+    def numbers(self) -> PolicyNumbers:
+        """Return the policy as the compiled code takes it."""
+        # Rounded: the logarithm's last bit may differ between C libraries, a view must not.
+        low, high = (round(math.log(value), 12) for value in self.ratio)
+        return PolicyNumbers(
+            _KINDS[self.kind], self.padding, *self.scale, low, high, *self.ratio, self.flip
+        )
+
+
+class PolicyNumbers(NamedTuple):
+    """A policy, ready for numba."""
+
+    kind: int
+    padding: int
+    scale_low: float
+    scale_high: float
+    log_ratio_low: float
+    log_ratio_high: float
+    ratio_low: float
+    ratio_high: float
+    flip: bool
+
+
+class Views(NamedTuple):
+    """Everything, besides the sample, that a view's pixels depend on."""
+
+    policy: Policy
+    seed: int
+    image_size: int
+
+
+def _parse(text: str) -> Policy:
+    tree = ast.parse(text.strip().replace("pad-crop", "pad_crop"), mode="eval").body
+    arguments: list[ast.expr] = []
+    options: dict[str, Any] = {}
+    if isinstance(tree, ast.Call):
+        for argument in tree.args:
+            if isinstance(argument, ast.Name):  # `flip` alone means flip=True
+                options[argument.id] = True
+            else:
+                arguments.append(argument)
+        options |= {str(word.arg): ast.literal_eval(word.value) for word in tree.keywords}
+        tree = tree.func
+    if not isinstance(tree, ast.Name) or tree.id not in {"clean", "pad_crop", "rrc"}:
+        raise ValueError(text)
+    values = [ast.literal_eval(argument) for argument in arguments]
+    kind = tree.id.replace("_", "-")
+    allowed = {"clean": set(), "pad-crop": {"padding", "flip"}, "rrc": {"scale", "ratio", "flip"}}
+    if kind == "pad-crop":
+        options = {"padding": values.pop(0) if values else 4, "flip": True} | options
+        if not isinstance(options["padding"], int):
+            raise ValueError(text)
+    elif kind == "rrc":
+        options = {"flip": True} | options
+        for name in ("scale", "ratio"):
+            if name in options:
+                low, high = options[name]
+                options[name] = (float(low), float(high))
+    if values or not options.keys() <= allowed[kind] or options.get("flip") not in (None, True, False):
+        raise ValueError(text)
+    return Policy(kind, **options)  # type: ignore[arg-type]
+
+
+def parameters(
+    policy: Policy | str,
+    seed: int,
+    view: int,
+    sample_ids: npt.ArrayLike,
+    sizes: npt.ArrayLike,
+) -> npt.NDArray[np.int32]:
+    """Return the box and flip of each sample's view.
+
+    Args:
+        policy: a policy, or the text of one.
+        seed: the store's view seed, in [0, 2^64).
+        view: view number; 0 is the clean view.
+        sample_ids: (n,) integers >= 0.
+        sizes: (n, 2) height and width of each stored image, or one (height, width) for all.
+
+    Returns:
+        (n, 5) int32: top, left, height, width, flip (0 or 1). Top and left are negative, or the
+        box ends outside the image, where it takes in padding.
+    """
+    if isinstance(policy, str):
+        policy = Policy.parse(policy)
+    if view < 0:
+        raise ConfigError(f"view is {view}, expected a number of at least 0")
+    ids = np.asarray(sample_ids)
+    if len(ids) and ids.min() < 0:
+        raise ConfigError(f"sample id is {ids.min()}, expected a number of at least 0")
+    shape = np.broadcast_to(np.asarray(sizes, dtype=np.int64), (len(ids), 2))
+    boxes = np.empty((len(ids), 5), dtype=np.int32)
+    _fill(
+        policy.numbers(), np.uint64(seed), np.uint64(view), ids.astype(np.uint64), shape, boxes
+    )
+    return boxes
+
+
+@numba.njit(cache=True)
+def _fill(
+    numbers: PolicyNumbers,
+    seed: np.uint64,
+    view: np.uint64,
+    sample_ids: npt.NDArray[np.uint64],
+    sizes: npt.NDArray[np.int64],
+    boxes: npt.NDArray[np.int32],
+) -> None:
+    for i in range(len(sample_ids)):
+        boxes[i] = view_box(numbers, seed, view, sample_ids[i], sizes[i, 0], sizes[i, 1])
+
+
+@numba.njit(cache=True)
+def view_box(
+    numbers: PolicyNumbers,
+    seed: np.uint64,
+    view: np.uint64,
+    sample_id: np.uint64,
+    height: int,
+    width: int,
+) -> tuple[int, int, int, int, int]:
+    """Return (top, left, height, width, flip) of one view as int64.
+
+    Args:
+        numbers: a PolicyNumbers.
+        seed: uint64.
+        view: uint64.
+        sample_id: uint64.
+        height: int64, of the stored image.
+        width: int64, of the stored image.
+    """
+    if view == 0 or numbers.kind == _CLEAN:
+        return _clean_box(height, width)
+    first, second, third, _ = philox(seed, _STREAM_VIEWS, sample_id, view, np.uint64(0))
+    flip = np.int64(0)
+    if numbers.flip:
+        flip = np.int64(first >> np.uint64(63))
+    if numbers.kind == _PAD_CROP:
+        places = 2 * numbers.padding + 1
+        top = below(second, places) - numbers.padding
+        left = below(third, places) - numbers.padding
+        return top, left, height, width, flip
+    for attempt in range(ATTEMPTS):
+        draws = philox(seed, _STREAM_VIEWS, sample_id, view, np.uint64(attempt + 1))
+        share = numbers.scale_low + uniform(draws[0]) * (numbers.scale_high - numbers.scale_low)
+        log_ratio = numbers.log_ratio_low + uniform(draws[1]) * (
+            numbers.log_ratio_high - numbers.log_ratio_low
+        )
+        area = share * np.float64(height * width)
+        ratio = _exp(log_ratio)
+        box_width = np.int64(np.floor(np.sqrt(area * ratio) + 0.5))
+        box_height = np.int64(np.floor(np.sqrt(area / ratio) + 0.5))
+        if 0 < box_width <= width and 0 < box_height <= height:
+            top = below(draws[2], height - box_height + 1)
+            left = below(draws[3], width - box_width + 1)
+            return top, left, box_height, box_width, flip
+    box_height, box_width = height, width
+    if width < height * numbers.ratio_low:
+        box_height = np.int64(np.floor(width / numbers.ratio_low + 0.5))
+    elif width > height * numbers.ratio_high:
+        box_width = np.int64(np.floor(height * numbers.ratio_high + 0.5))
+    return (height - box_height) // 2, (width - box_width) // 2, box_height, box_width, flip
+
+
+@numba.njit(cache=True)
+def _clean_box(height: int, width: int) -> tuple[int, int, int, int, int]:
+    short = min(height, width)
+    if short <= WHOLE_UP_TO:
+        return np.int64(0), np.int64(0), height, width, np.int64(0)
+    side = np.int64(short * CLEAN_SHARE)
+    return (height - side) // 2, (width - side) // 2, side, side, np.int64(0)
+
+
+@numba.njit(cache=True)
+def _exp(x: float) -> float:
+    """Return e^x, from additions and multiplications alone.
+
+    C libraries round the last bit of `exp` differently from one processor to the next; a box must
+    not. Relative error below 2e-13 for |x| <= 8.
+    """
+    reduced = x / 256.0
+    term = 1.0
+    total = 1.0
+    for k in range(1, 9):
+        term = term * reduced / k
+        total = total + term
+    for _ in range(8):
+        total = total * total
+    return total

@@ -1,0 +1,45 @@
+"""Every error that kdcache raises on purpose.
+
+KDCacheError
+  ConfigError(ValueError)          a setting is outside its range           exit status 2
+  DatasetError                     the images or the beton are not usable   exit status 1
+  TeacherError                     the teacher does not fit                 exit status 1
+  CacheMismatchError(ValueError)   a file made from something else          exit status 1
+  CacheIncompleteError             a build that has not finished            exit status 1
+  CacheCorruptError                stored bytes are missing or damaged      exit status 1
+  TrainingError                    training cannot go on                    exit status 1
+
+A message names the value, the rule and the remedy, in one line.
+"""
+
+
+class KDCacheError(Exception):
+    """Base of every error below."""
+
+
+class ConfigError(KDCacheError, ValueError):
+    """A setting is outside its range."""
+
+
+class DatasetError(KDCacheError):
+    """The images or the beton are not usable."""
+
+
+class TeacherError(KDCacheError):
+    """The teacher is not there or does not fit the data."""
+
+
+class CacheMismatchError(KDCacheError, ValueError):
+    """A file was made from other inputs than the ones it is used with."""
+
+
+class CacheIncompleteError(KDCacheError):
+    """A build has not finished; running it again continues it."""
+
+
+class CacheCorruptError(KDCacheError):
+    """Stored bytes are missing or differ from their checksum."""
+
+
+class TrainingError(KDCacheError):
+    """Training cannot go on."""

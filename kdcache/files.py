@@ -1,0 +1,104 @@
+"""Files that appear complete or not at all, their digests, and a lock that dies with its holder."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from kdcache.errors import CacheCorruptError, KDCacheError
+
+
+@contextmanager
+def replace_atomically(path: Path) -> Iterator[Path]:
+    """Yield a temporary path; `path` appears complete, flushed to disk, or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        yield partial
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
+        partial.replace(path)
+        sync_directory(path.parent)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def sync_directory(directory: Path) -> None:
+    """Flush a directory's entries, so that a rename in it survives a power cut."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sweep_partials(directory: Path) -> None:
+    """Remove what processes that no longer run left half-written in `directory`."""
+    for partial in directory.glob(".*.partial"):
+        pid = partial.name.split(".")[-2]
+        if pid.isdigit() and Path("/proc", pid).exists():
+            continue
+        if partial.is_dir():
+            shutil.rmtree(partial, ignore_errors=True)
+        else:
+            partial.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write `content` atomically, indented, keys in their given order."""
+    with replace_atomically(path) as partial:
+        partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read one JSON object.
+
+    Raises:
+        FileNotFoundError: if the file is not there.
+        CacheCorruptError: if it does not hold a JSON object.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CacheCorruptError(f"{path} is not readable as JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise CacheCorruptError(f"{path} holds {type(content).__name__}, expected a JSON object")
+    return content
+
+
+def sha256_of(path: Path) -> str:
+    """Return the hex sha256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def exclusive_lock(path: Path, *, purpose: str) -> Iterator[None]:
+    """Hold the lock file `path`; the kernel releases it when this process ends, however it ends.
+
+    Raises:
+        KDCacheError: if another process holds it; names that process.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            holder = file.read().strip() or "another process"
+            raise KDCacheError(
+                f"{path} is held by {holder}, expected one {purpose} at a time. "
+                "Wait for it to end, or end it."
+            ) from error
+        file.truncate(0)
+        file.write(f"process {os.getpid()} ({purpose})")
+        file.flush()
+        # The file stays: unlinking it would let two processes lock two files of one name.
+        yield

@@ -1,0 +1,264 @@
+"""Batches of pixels: FFCV's pipeline, driven by an epoch thread of our own.
+
+FFCV's own epoch thread waits for ever when anything in the pipeline raises, keeps running when the
+loop that reads from it is left, hands out buffers that it soon fills again without saying so, and
+drops the last batch. `PixelReader` keeps FFCV's file reader, compiler and threads, and replaces
+that loop.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numba
+import numpy as np
+import numpy.typing as npt
+import torch
+from ffcv.loader import Loader, OrderOption
+from ffcv.pipeline import PipelineSpec
+from torch import Tensor
+
+from kdcache.data.beton import Beton, open_beton
+from kdcache.data.views import Policy, Views
+from kdcache.errors import ConfigError, DatasetError
+from kdcache.reader.decode import ViewDecoder
+
+class Pixels(NamedTuple):
+    """One batch of one view, on the CPU.
+
+    The images lie in a buffer that is filled again after the next batch was asked for: clone what
+    you keep longer.
+    """
+
+    images: Tensor
+    """(B, 3, S, S) uint8, channels last: final pixels."""
+    labels: Tensor
+    """(B,) int64."""
+    sample_ids: Tensor
+    """(B,) int64."""
+
+
+class PixelReader:
+    """Reads views of a beton's samples in any order.
+
+    Args:
+        beton: path of a packed beton, or an opened one.
+        views: policy, seed and image size.
+        batch_size: most samples of one batch.
+        num_workers: threads; all that this process may use when left out, and never more.
+        batches_ahead: batches that are decoded before they are asked for.
+    """
+
+    def __init__(
+        self,
+        beton: Beton | Path | str,
+        views: Views,
+        *,
+        batch_size: int,
+        num_workers: int | None = None,
+        batches_ahead: int = 2,
+    ) -> None:
+        if batch_size < 1:
+            raise ConfigError(f"batch_size is {batch_size}, expected a number above 0")
+        self.beton = beton if isinstance(beton, Beton) else open_beton(beton)
+        self.views = views
+        self.batch_size = batch_size
+        self.num_workers = clamp_workers(num_workers)
+        largest = self.beton.sizes.max(axis=0)
+        self._decoder = ViewDecoder(
+            views, self.beton.sample_ids, (int(largest[0]), int(largest[1]))
+        )
+        with _torch_threads_kept():
+            self._loader = Loader(
+                str(self.beton.path),
+                batch_size=batch_size,
+                num_workers=self.num_workers,
+                os_cache=True,
+                order=OrderOption.SEQUENTIAL,
+                pipelines={
+                    "image": PipelineSpec("image", decoder=self._decoder, transforms=[]),
+                    "label": None,
+                    "sample_id": None,
+                },
+                drop_last=False,
+            )
+            self._slots = batches_ahead + 1
+            memory = self._loader.graph.allocate_memory(batch_size, self._slots)
+        (self._buffers,) = memory["operation"].values()
+        (((self._stage, _),), _) = self._loader.code
+        self._in_use = threading.Lock()
+
+    def read(self, batches: Sequence[npt.NDArray[np.int64]], view: int) -> Iterator[Pixels]:
+        """Yield one view of the samples at the given positions.
+
+        Leaving the loop early, or dropping the iterator, stops the threads behind it.
+
+        Args:
+            batches: positions in the beton, at most `batch_size` in each.
+            view: view number.
+
+        Raises:
+            DatasetError: if a position is outside the beton or an image cannot be decoded.
+            ConfigError: if this reader is already reading: use one reader for each loop.
+        """
+        for positions in batches:
+            self._check(positions)
+        if not self._in_use.acquire(blocking=False):
+            raise ConfigError(
+                "this reader is already in use, expected one loop at a time. "
+                "Finish the other loop, or open a second reader"
+            )
+        try:
+            yield from self._run(batches, view)
+        finally:
+            self._in_use.release()
+
+    def _run(self, batches: Sequence[npt.NDArray[np.int64]], view: int) -> Iterator[Pixels]:
+        self._decoder.show(view)
+        free: queue.SimpleQueue[int | None] = queue.SimpleQueue()
+        ready: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        for slot in range(self._slots):
+            free.put(slot)
+        thread = threading.Thread(
+            target=self._produce, args=(batches, free, ready), name="kdcache-reader", daemon=True
+        )
+        thread.start()
+        try:
+            for positions in batches:
+                slot = _take(ready, thread)
+                self._raise_undecoded(positions)
+                images = torch.from_numpy(self._buffers[slot][: len(positions)])
+                yield Pixels(
+                    images=images.permute(0, 3, 1, 2),
+                    labels=torch.from_numpy(self.beton.labels[positions]),
+                    sample_ids=torch.from_numpy(self.beton.sample_ids[positions]),
+                )
+                free.put(slot)
+        finally:
+            free.put(None)
+            thread.join()
+
+    def _produce(
+        self,
+        batches: Sequence[npt.NDArray[np.int64]],
+        free: queue.SimpleQueue[int | None],
+        ready: queue.SimpleQueue[Any],
+    ) -> None:
+        """Decode batch after batch; runs in a thread of its own and ends with the epoch."""
+        try:
+            numba.set_num_threads(self.num_workers)
+            context = self._loader.memory_manager.schedule_epoch(batches)
+            with context:
+                for positions in batches:
+                    slot = free.get()
+                    if slot is None:
+                        return
+                    self._decode(positions, slot, context.state)
+                    ready.put(slot)
+        except BaseException as error:  # noqa: BLE001  (it is raised again in the consumer)
+            ready.put(error)
+
+    def _decode(self, positions: npt.NDArray[np.int64], slot: int, storage: Any) -> None:
+        loader = self._loader
+        (node,) = loader.graph.nodes
+        arguments: dict[str, Any] = {
+            "batch_indices": positions.astype(np.uint64),
+            "metadata": loader.reader.metadata,
+            "storage_state": storage,
+            f"memory_{node.id}": self._buffers[slot],
+            f"shared_memory_{node.id}": None,
+        }
+        self._stage(**arguments)
+
+    def _check(self, positions: npt.NDArray[np.int64]) -> None:
+        if not 0 < len(positions) <= self.batch_size:
+            raise DatasetError(
+                f"a batch has {len(positions)} samples, expected 1 to {self.batch_size}"
+            )
+        if positions.min() < 0 or positions.max() >= len(self.beton):
+            raise DatasetError(
+                f"positions of a batch reach from {positions.min()} to {positions.max()}, "
+                f"expected numbers in [0, {len(self.beton)})"
+            )
+
+    def _raise_undecoded(self, positions: npt.NDArray[np.int64]) -> None:
+        bad = positions[self._decoder.status[positions] != 0]
+        if len(bad):
+            raise DatasetError(
+                f"sample {self.beton.sample_ids[bad[0]]} (and {len(bad) - 1} more of its batch) "
+                f"in {self.beton.path} cannot be decoded, expected a whole JPEG. "
+                "Run: kdcache pack SOURCE --overwrite"
+            )
+
+
+def pixels(
+    beton: Beton | Path | str,
+    policy: Policy | str,
+    seed: int,
+    view: int,
+    sample_ids: npt.ArrayLike,
+    *,
+    image_size: int | None = None,
+    num_workers: int | None = None,
+) -> npt.NDArray[np.uint8]:
+    """Return what teacher and student see.
+
+    Args:
+        beton: path of a packed beton, or an opened one.
+        policy: a policy, or the text of one.
+        seed: the store's view seed.
+        view: view number; 0 is the clean view.
+        sample_ids: (n,) in any order.
+        image_size: height and width; the manifest's when left out.
+        num_workers: threads; all that this process may use when left out.
+
+    Returns:
+        (n, S, S, 3) uint8.
+    """
+    opened = beton if isinstance(beton, Beton) else open_beton(beton)
+    policy = Policy.parse(policy) if isinstance(policy, str) else policy
+    views = Views(policy, seed, image_size or opened.manifest.image_size)
+    positions = opened.positions(sample_ids)
+    if not len(positions):
+        return np.empty((0, views.image_size, views.image_size, 3), dtype=np.uint8)
+    batches = np.array_split(positions, -(-len(positions) // 256))
+    reader = PixelReader(opened, views, batch_size=256, num_workers=num_workers)
+    return np.concatenate(
+        [batch.images.permute(0, 2, 3, 1).numpy().copy() for batch in reader.read(batches, view)]
+    )
+
+
+def clamp_workers(num_workers: int | None) -> int:
+    """Return a number of threads that numba accepts here; all that this process may use for None."""
+    available = min(len(os.sched_getaffinity(0)), numba.config.NUMBA_NUM_THREADS)
+    return available if num_workers is None else max(1, min(num_workers, available))
+
+
+def _take(ready: queue.SimpleQueue[Any], thread: threading.Thread) -> int:
+    """Return the next filled slot; raise what the thread raised, never wait for a dead one."""
+    while True:
+        try:
+            item = ready.get(timeout=5.0)
+        except queue.Empty:
+            if not thread.is_alive() and ready.empty():
+                raise RuntimeError("the reader's thread ended without a word") from None
+            continue
+        if isinstance(item, BaseException):
+            raise item
+        return int(item)
+
+
+@contextmanager
+def _torch_threads_kept() -> Iterator[None]:
+    """Undo the global change of torch's thread count that FFCV makes."""
+    threads = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

@@ -1,0 +1,129 @@
+"""Where things live in a workspace, and which of them were finished last.
+
+workspace/
+  train.beton train.json train.digests.npy    `kdcache pack`; the same for val
+  teachers/NAME.safetensors                   `kdcache train-teacher`
+  stores/NAME.zarr                            `kdcache build-logits`
+  subsets/NAME.npz                            `kdcache select`
+  runs/NAME/                                  `kdcache train`
+  workspace.json                              the last finished pack, store and subset
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from kdcache.errors import ConfigError, DatasetError
+from kdcache.files import read_json, write_json
+
+Remembered = Literal["store", "subset"]
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """A workspace folder; it need not exist yet."""
+
+    root: Path
+
+    def beton(self, split: str) -> Path:
+        """Return the path of a split's beton."""
+        return self.root / f"{split}.beton"
+
+    def teacher(self, name: str) -> Path:
+        """Return the path of a teacher's weights."""
+        return self.root / "teachers" / f"{name}.safetensors"
+
+    def store(self, name: str) -> Path:
+        """Return the path of a teacher's logit store."""
+        return self.root / "stores" / f"{name}.zarr"
+
+    def subset(self, name: str) -> Path:
+        """Return the path of a subset file."""
+        return self.root / "subsets" / f"{name}.npz"
+
+    def run(self, name: str) -> Path:
+        """Return the path of a run folder."""
+        return self.root / "runs" / name
+
+    @property
+    def _memory_path(self) -> Path:
+        return self.root / "workspace.json"
+
+    def remember(self, what: Remembered, path: Path) -> None:
+        """Note `path` as the last finished one of its kind."""
+        memory = read_json(self._memory_path) if self._memory_path.exists() else {}
+        path = path.resolve()
+        root = self.root.resolve()
+        # Relative inside the workspace, so that a moved workspace keeps its memory.
+        memory[what] = str(path.relative_to(root) if path.is_relative_to(root) else path)
+        write_json(self._memory_path, memory)
+
+    def recall(self, what: Remembered) -> Path | None:
+        """Return the last finished one of its kind, or None."""
+        if not self._memory_path.exists():
+            return None
+        remembered = read_json(self._memory_path).get(what)
+        return None if remembered is None else self.root.resolve() / remembered
+
+    def require_beton(self, split: str = "train") -> Path:
+        """Return a packed beton's path.
+
+        Raises:
+            DatasetError: if nothing was packed here; names the command that does.
+        """
+        path = self.beton(split)
+        if not path.exists():
+            raise DatasetError(f"{path} is missing, expected packed images. Run: kdcache pack SOURCE")
+        return path
+
+    def require_store(self, teacher: str | None) -> Path:
+        """Return the store of a teacher, or the last one built.
+
+        Raises:
+            ConfigError: if there is none; names the command that builds it.
+        """
+        path = self.recall("store") if teacher is None else self.store(teacher_name(teacher))
+        if path is None or not path.exists():
+            what = "no store was built yet" if path is None else f"{path} does not exist"
+            raise ConfigError(
+                f"--teacher is {teacher}, but {what}. "
+                f"Run: kdcache build-logits --teacher {teacher or 'NAME'}"
+            )
+        return path
+
+    def require_subset(self, subset: str | None) -> Path | None:
+        """Return the path of a subset, or None for `full`.
+
+        Raises:
+            ConfigError: if nothing is selected, or the named subset does not exist.
+        """
+        if subset == "full":
+            return None
+        if subset is None:
+            path = self.recall("subset")
+            if path is None or not path.exists():
+                raise ConfigError(
+                    "--subset is not given and nothing is selected yet. Run: kdcache select "
+                    "--method medium --keep 0.7, or say --subset full for all data"
+                )
+            return path
+        given = Path(subset)
+        path = given if given.suffix == ".npz" else self.subset(subset)
+        if not path.exists():
+            raise ConfigError(
+                f"--subset is {subset}, but {path} does not exist. "
+                "Run kdcache select, or name one of its files"
+            )
+        return path
+
+
+def teacher_name(teacher: str) -> str:
+    """Return the name under which a teacher's store is kept.
+
+    `a/b/r50.safetensors` becomes `r50`, `package.module:callable` becomes `callable`.
+    """
+    if ":" in teacher:
+        return teacher.rpartition(":")[2]
+    return Path(teacher).stem if teacher.endswith(".safetensors") else Path(teacher).name
