@@ -25,6 +25,10 @@ from kdcache.files import read_json, replace_atomically
 FORMAT_VERSION = 1
 """Of the manifest; the beton format itself is FFCV's version 2."""
 
+LARGEST_SMALL_SIZE = 64
+"""Images whose sides are at most this many pixels are stored raw, seen whole in the clean view, and
+get models with a stem that does not shrink them."""
+
 PAGE_SIZE_BYTES = 8 << 20
 """FFCV's default page."""
 

@@ -22,6 +22,7 @@ import numpy.typing as npt
 
 from kdcache.data.beton import (
     FORMAT_VERSION,
+    LARGEST_SMALL_SIZE,
     BetonManifest,
     digests_path,
     fingerprint,
@@ -36,9 +37,6 @@ from kdcache.files import replace_atomically, sweep_partials, sync_directory, wr
 from kdcache.options import PackOptions
 from kdcache.progress import logger, progress_bar
 from kdcache.workspace import Workspace
-
-LARGEST_SMALL_SIZE = 64
-"""Images up to this many pixels a side are stored raw and seen whole."""
 
 _IMAGES_PER_TASK = 32
 

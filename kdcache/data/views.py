@@ -19,14 +19,12 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
+from kdcache.data.beton import LARGEST_SMALL_SIZE
 from kdcache.data.philox import below, philox, uniform
 from kdcache.errors import ConfigError
 
 CLEAN_SHARE = 0.875
 """Side of the clean view's centre square, as a share of the short side (224 of 256)."""
-
-WHOLE_UP_TO = 64
-"""Images whose short side is at most this many pixels are seen whole in the clean view."""
 
 ATTEMPTS = 10
 """Boxes drawn before RandomResizedCrop falls back to a centre box, as in torchvision."""
@@ -259,7 +257,7 @@ def view_box(
 @numba.njit(cache=True)
 def _clean_box(height: int, width: int) -> tuple[int, int, int, int, int]:
     short = min(height, width)
-    if short <= WHOLE_UP_TO:
+    if short <= LARGEST_SMALL_SIZE:
         return np.int64(0), np.int64(0), height, width, np.int64(0)
     side = np.int64(short * CLEAN_SHARE)
     return (height - side) // 2, (width - side) // 2, side, side, np.int64(0)

@@ -1,0 +1,1 @@
+"""In: pixels. Out: logits, and one difficulty score per sample."""

@@ -1,0 +1,147 @@
+"""A model's forward pass over pixels: device, precision and normalisation in one place."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kdcache.errors import ConfigError, TeacherError
+from kdcache.options import Device, Precision
+
+_AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def resolve_device(device: Device) -> torch.device:
+    """Return the device to run on.
+
+    Raises:
+        ConfigError: if CUDA is asked for and there is none.
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(
+            "--device is cuda, but torch finds no CUDA device. Use --device cpu, or install a "
+            "driver and a CUDA build of torch"
+        )
+    return torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[Any]:
+    """Return the context in which a model's body runs at a precision."""
+    if precision in _AUTOCAST:
+        return torch.autocast(device.type, dtype=_AUTOCAST[precision])
+    return nullcontext()
+
+
+@contextmanager
+def matmul_precision(precision: Precision) -> Iterator[None]:
+    """Allow TF32 where `precision` is tf32, and only there."""
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+    torch.backends.cudnn.allow_tf32 = precision == "tf32"
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]
+
+
+class Normalise(nn.Module):
+    """uint8 pixels to float32 images of mean 0 and standard deviation 1, on the device.
+
+    Args:
+        mean: (3,) in [0, 1].
+        std: (3,) above 0.
+    """
+
+    def __init__(self, mean: list[float], std: list[float]) -> None:
+        super().__init__()
+        self.scale = nn.Buffer(1 / (255 * torch.tensor(std).view(1, 3, 1, 1)), persistent=False)
+        offset = torch.tensor(mean) / torch.tensor(std)
+        self.offset = nn.Buffer(offset.view(1, 3, 1, 1), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map (B, 3, H, W) uint8 to float32, keeping the memory format."""
+        return images.float() * self.scale - self.offset
+
+
+class Float32Head(nn.Module):
+    """A linear layer that works in float32 whatever runs around it."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.linear = linear
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Map (B, D) of any float type to float32 (B, C)."""
+        with torch.autocast(features.device.type, enabled=False):
+            return self.linear(features.float())  # type: ignore[no-any-return]
+
+
+class TeacherForward:
+    """A teacher in evaluation mode, from pixels to float32 logits.
+
+    Args:
+        model: maps normalised images (B, 3, H, W) to logits (B, C).
+        num_classes: C.
+        mean: (3,) of the normalisation.
+        std: (3,) likewise.
+        device: where it runs.
+        precision: of the body; the head, if it is a last linear layer, works in float32.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        num_classes: int,
+        mean: list[float],
+        std: list[float],
+        device: torch.device,
+        precision: Precision,
+    ) -> None:
+        self.num_classes = num_classes
+        self.device = device
+        self.precision = precision
+        self.normalise = Normalise(mean, std).to(device)
+        self.model = _with_float32_head(model, num_classes).eval()
+        self.model = self.model.to(device=device, memory_format=torch.channels_last)
+
+    @torch.inference_mode()
+    def __call__(self, images: Tensor) -> Tensor:
+        """Return the logits of a batch.
+
+        Args:
+            images: (B, 3, S, S) uint8, on any device.
+
+        Returns:
+            (B, C) float32, on the teacher's device.
+
+        Raises:
+            TeacherError: if the model does not return (B, C).
+        """
+        with matmul_precision(self.precision), autocast(self.device, self.precision):
+            logits = self.model(self.normalise(images.to(self.device, non_blocking=True)))
+        if not isinstance(logits, Tensor) or logits.shape != (len(images), self.num_classes):
+            found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            raise TeacherError(
+                f"the teacher returns {found} for {len(images)} images, expected logits of shape "
+                f"({len(images)}, {self.num_classes}): one for each class of the packed data. "
+                "Run: kdcache train-teacher --model resnet50"
+            )
+        return logits.float()
+
+
+def _with_float32_head(model: nn.Module, num_classes: int) -> nn.Module:
+    """Wrap the last linear layer, where it is one that gives the logits."""
+    heads = [
+        (name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and module.out_features == num_classes
+    ]
+    if heads and heads[-1][0]:
+        model.set_submodule(heads[-1][0], Float32Head(heads[-1][1]))
+    return model
