@@ -1,0 +1,1 @@
+"""In: scores. Out: the sample ids to keep."""

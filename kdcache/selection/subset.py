@@ -1,0 +1,58 @@
+"""The sample ids to keep, with where they come from."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from kdcache.errors import CacheCorruptError
+from kdcache.files import replace_atomically
+
+
+@dataclass(frozen=True)
+class Subset:
+    """Sample ids, sorted and unique, and how they were chosen."""
+
+    sample_ids: npt.NDArray[np.int64]
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Check the ids."""
+        ids = self.sample_ids
+        if ids.dtype != np.int64 or ids.ndim != 1 or not len(ids):
+            raise ValueError(
+                f"sample_ids are {ids.dtype} of shape {ids.shape}, expected one row of int64"
+            )
+        if ids[0] < 0 or (np.diff(ids) <= 0).any():
+            raise ValueError("sample_ids are not sorted and unique from 0, expected np.unique(ids)")
+
+    def __len__(self) -> int:
+        """Return how many samples are kept."""
+        return len(self.sample_ids)
+
+    def save(self, path: Path | str) -> None:
+        """Write an npz of `sample_ids` and `provenance` (a JSON string), atomically."""
+        with replace_atomically(Path(path)) as partial, partial.open("wb") as file:
+            np.savez(file, sample_ids=self.sample_ids, provenance=json.dumps(self.provenance))
+
+    @classmethod
+    def load(cls, path: Path | str) -> Subset:
+        """Read a subset file; nothing in it is ever unpickled.
+
+        Raises:
+            FileNotFoundError: if there is none.
+            CacheCorruptError: if it is no subset file.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                return cls(file["sample_ids"], json.loads(str(file["provenance"])))
+        except (KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
+            raise CacheCorruptError(
+                f"{path} is no subset file ({error}), expected one made by kdcache select"
+            ) from error
