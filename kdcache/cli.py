@@ -67,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _complain(error, 1)
     except KeyboardInterrupt:
         return _complain("interrupted; run the same command again to continue", 1)
-    print(json.dumps(result) if options.json else _summary(result))
+    sys.stdout.write((json.dumps(result) if options.json else _summary(result)) + "\n")
     return 0
 
 
@@ -88,7 +88,7 @@ def _set_up_messages(*, quiet: bool) -> None:
 
 def _complain(error: object, status: int) -> int:
     message = " ".join(str(error).split())
-    print(f"kdcache: {message}", file=sys.stderr)
+    sys.stderr.write(f"kdcache: {message}\n")
     return status
 
 

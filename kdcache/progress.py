@@ -10,7 +10,7 @@ from tqdm import tqdm
 logger = logging.getLogger("kdcache")
 
 
-def progress_bar(*, total: int, unit: str, description: str, initial: int = 0) -> tqdm:  # type: ignore[type-arg]
+def progress_bar(*, total: int, unit: str, description: str, initial: int = 0) -> tqdm:
     """Return a bar with rate and time left, shown where messages are shown.
 
     Args:

@@ -75,7 +75,9 @@ class Workspace:
         """
         path = self.beton(split)
         if not path.exists():
-            raise DatasetError(f"{path} is missing, expected packed images. Run: kdcache pack SOURCE")
+            raise DatasetError(
+                f"{path} is missing, expected packed images. Run: kdcache pack SOURCE"
+            )
         return path
 
     def require_store(self, teacher: str | None) -> Path:

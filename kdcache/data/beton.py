@@ -13,7 +13,7 @@ import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -50,7 +50,7 @@ class BetonManifest:
     """(3,) of the training split's pixels, in [0, 1]."""
     std: list[float]
     """(3,) likewise."""
-    write_mode: str
+    write_mode: Literal["raw", "jpg"]
     fingerprint: str
     """sha256 over class names, sample ids, labels and the digest of every stored image."""
     beton_bytes: int

@@ -237,7 +237,10 @@ def _choose_policy(image_size: int) -> str:
 
 
 def _stored_images(
-    split: Split, write_mode: str, max_resolution: int | None, num_workers: int | None
+    split: Split,
+    write_mode: Literal["raw", "jpg"],
+    max_resolution: int | None,
+    num_workers: int | None,
 ) -> Iterator[StoredImage]:
     """Yield every image of a split in order, decoded and encoded by worker processes."""
     count = len(split.labels)
@@ -246,14 +249,16 @@ def _stored_images(
     # Not fork: this process has threads (numpy's, FFCV's), and a fork would copy their locks.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(
-        workers, context, initializer=_start_worker, initargs=(split, write_mode, max_resolution)
+        workers, context, _start_worker, (split, write_mode, max_resolution)
     ) as pool:
         # A short queue keeps the workers busy and the memory flat.
         pending: deque[Future[list[StoredImage]]] = deque()
         try:
             while True:
                 while len(pending) < 4 * workers and (first := next(tasks, None)) is not None:
-                    pending.append(pool.submit(_store_some, first, min(first + _IMAGES_PER_TASK, count)))
+                    pending.append(
+                        pool.submit(_store_some, first, min(first + _IMAGES_PER_TASK, count))
+                    )
                 if not pending:
                     return
                 yield from pending.popleft().result()

@@ -122,7 +122,9 @@ def _open_shards(files: list[Path]) -> tuple[ParquetSplit, list[str] | None]:
         except pa.ArrowInvalid as error:
             raise DatasetError(f"{path} is not readable as parquet: {error}") from error
         if column.null_count:
-            raise DatasetError(f"{path} has {column.null_count} rows without a label, expected none")
+            raise DatasetError(
+                f"{path} has {column.null_count} rows without a label, expected none"
+            )
         labels.append(column.to_numpy().astype(np.int64))
     all_labels = np.concatenate(labels)
     if len(all_labels) == 0:

@@ -22,8 +22,9 @@ SPLITS = {"train": "train", "val": "val", "validation": "val", "test": "val"}
 class Split(Protocol):
     """The images of one split, in a fixed order. Picklable."""
 
-    labels: npt.NDArray[np.int64]
-    """(N,) in [0, C)."""
+    @property
+    def labels(self) -> npt.NDArray[np.int64]:
+        """(N,) in [0, C)."""
 
     def read(self, position: int) -> bytes:
         """Return the encoded image file at `position`."""

@@ -29,6 +29,9 @@ CLEAN_SHARE = 0.875
 ATTEMPTS = 10
 """Boxes drawn before RandomResizedCrop falls back to a centre box, as in torchvision."""
 
+Box = tuple[np.int64, np.int64, np.int64, np.int64, np.int64]
+"""Top, left, height, width, flip."""
+
 _STREAM_VIEWS = np.uint64(0x7669657773)  # "views"
 _KINDS = {"clean": 0, "pad-crop": 1, "rrc": 2}
 _CLEAN, _PAD_CROP, _RRC = 0, 1, 2
@@ -122,35 +125,35 @@ class Views(NamedTuple):
     image_size: int
 
 
+_FORMS: dict[str, dict[str, Any]] = {
+    "clean": {},
+    "pad-crop": {"padding": 4, "flip": True},
+    "rrc": {"scale": (0.08, 1.0), "ratio": (3 / 4, 4 / 3), "flip": True},
+}
+"""The options of each kind, and what they are when left out."""
+
+
 def _parse(text: str) -> Policy:
     tree = ast.parse(text.strip().replace("pad-crop", "pad_crop"), mode="eval").body
-    arguments: list[ast.expr] = []
-    options: dict[str, Any] = {}
-    if isinstance(tree, ast.Call):
-        for argument in tree.args:
-            if isinstance(argument, ast.Name):  # `flip` alone means flip=True
-                options[argument.id] = True
-            else:
-                arguments.append(argument)
-        options |= {str(word.arg): ast.literal_eval(word.value) for word in tree.keywords}
-        tree = tree.func
-    if not isinstance(tree, ast.Name) or tree.id not in {"clean", "pad_crop", "rrc"}:
+    call = tree if isinstance(tree, ast.Call) else ast.Call(tree, [], [])
+    if not isinstance(call.func, ast.Name):
+        raise TypeError(text)
+    kind = call.func.id.replace("_", "-")
+    given = {str(word.arg): ast.literal_eval(word.value) for word in call.keywords}
+    for argument in call.args:
+        if isinstance(argument, ast.Name):  # `flip` alone means flip=True
+            given[argument.id] = True
+        else:  # a number alone is the padding
+            given["padding"] = ast.literal_eval(argument)
+    if kind not in _FORMS or not given.keys() <= _FORMS[kind].keys():
         raise ValueError(text)
-    values = [ast.literal_eval(argument) for argument in arguments]
-    kind = tree.id.replace("_", "-")
-    allowed = {"clean": set(), "pad-crop": {"padding", "flip"}, "rrc": {"scale", "ratio", "flip"}}
-    if kind == "pad-crop":
-        options = {"padding": values.pop(0) if values else 4, "flip": True} | options
-        if not isinstance(options["padding"], int):
-            raise ValueError(text)
-    elif kind == "rrc":
-        options = {"flip": True} | options
-        for name in ("scale", "ratio"):
-            if name in options:
-                low, high = options[name]
-                options[name] = (float(low), float(high))
-    if values or not options.keys() <= allowed[kind] or options.get("flip") not in (None, True, False):
-        raise ValueError(text)
+    options = _FORMS[kind] | given
+    for name, kinds in (("padding", int), ("flip", bool)):
+        if name in options and type(options[name]) is not kinds:
+            raise TypeError(text)
+    for name in options.keys() & {"scale", "ratio"}:
+        low, high = options[name]
+        options[name] = (float(low), float(high))
     return Policy(kind, **options)  # type: ignore[arg-type]
 
 
@@ -183,9 +186,7 @@ def parameters(
         raise ConfigError(f"sample id is {ids.min()}, expected a number of at least 0")
     shape = np.broadcast_to(np.asarray(sizes, dtype=np.int64), (len(ids), 2))
     boxes = np.empty((len(ids), 5), dtype=np.int32)
-    _fill(
-        policy.numbers(), np.uint64(seed), np.uint64(view), ids.astype(np.uint64), shape, boxes
-    )
+    _fill(policy.numbers(), np.uint64(seed), np.uint64(view), ids.astype(np.uint64), shape, boxes)
     return boxes
 
 
@@ -208,9 +209,9 @@ def view_box(
     seed: np.uint64,
     view: np.uint64,
     sample_id: np.uint64,
-    height: int,
-    width: int,
-) -> tuple[int, int, int, int, int]:
+    height: np.int64,
+    width: np.int64,
+) -> Box:
     """Return (top, left, height, width, flip) of one view as int64.
 
     Args:
@@ -224,9 +225,7 @@ def view_box(
     if view == 0 or numbers.kind == _CLEAN:
         return _clean_box(height, width)
     first, second, third, _ = philox(seed, _STREAM_VIEWS, sample_id, view, np.uint64(0))
-    flip = np.int64(0)
-    if numbers.flip:
-        flip = np.int64(first >> np.uint64(63))
+    flip = np.int64(first >> np.uint64(63)) if numbers.flip else np.int64(0)
     if numbers.kind == _PAD_CROP:
         places = 2 * numbers.padding + 1
         top = below(second, places) - numbers.padding
@@ -255,8 +254,8 @@ def view_box(
 
 
 @numba.njit(cache=True)
-def _clean_box(height: int, width: int) -> tuple[int, int, int, int, int]:
-    short = min(height, width)
+def _clean_box(height: np.int64, width: np.int64) -> Box:
+    short: np.int64 = min(height, width)
     if short <= LARGEST_SMALL_SIZE:
         return np.int64(0), np.int64(0), height, width, np.int64(0)
     side = np.int64(short * CLEAN_SHARE)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -125,8 +126,9 @@ class DistillLoader:
             self._stage.prefetch(epoch + 1, self._row_view(epoch + 1), self._order(epoch + 1))
         view = self.view(epoch)
         batches = np.split(self.beton.positions(order), bounds[1:-1])
-        spans = zip(bounds[:-1], bounds[1:], strict=True)
-        for (start, end), pixels in zip(spans, self._reader.read(batches, view), strict=True):
+        for (start, end), pixels in zip(
+            pairwise(bounds), self._reader.read(batches, view), strict=True
+        ):
             yield Batch(
                 images=self._to_device(pixels.images),
                 labels=self._to_device(pixels.labels),

@@ -29,6 +29,7 @@ from kdcache.data.views import Policy, Views
 from kdcache.errors import ConfigError, DatasetError
 from kdcache.reader.decode import ViewDecoder
 
+
 class Pixels(NamedTuple):
     """One batch of one view, on the CPU.
 
@@ -235,7 +236,7 @@ def pixels(
 
 
 def clamp_workers(num_workers: int | None) -> int:
-    """Return a number of threads that numba accepts here; all that this process may use for None."""
+    """Return a number of threads that numba accepts here; all it may use for None."""
     available = min(len(os.sched_getaffinity(0)), numba.config.NUMBA_NUM_THREADS)
     return available if num_workers is None else max(1, min(num_workers, available))
 

@@ -40,7 +40,7 @@ def _address_to_pointer(typing_context: Any, address: Any) -> Any:  # noqa: ARG0
     return types.voidptr(types.uintp), generate
 
 
-class ViewDecoder(Operation):  # type: ignore[misc]  (FFCV has no types)
+class ViewDecoder(Operation):
     """FFCV decoder of the images' views.
 
     Args:
@@ -68,9 +68,7 @@ class ViewDecoder(Operation):  # type: ignore[misc]  (FFCV has no types)
         """Decode this view from now on; no batch may be under way."""
         self._view[0] = view
 
-    def declare_state_and_memory(
-        self, previous_state: State
-    ) -> tuple[State, AllocationQuery]:
+    def declare_state_and_memory(self, previous_state: State) -> tuple[State, AllocationQuery]:
         """Say what one decoded image takes: (S, S, 3) uint8."""
         shape = (self._views.image_size, self._views.image_size, 3)
         dtype = np.dtype("<u1")
@@ -137,7 +135,8 @@ class ViewDecoder(Operation):  # type: ignore[misc]  (FFCV has no types)
                     mirror(output)
             return destination[: len(positions)]
 
-        decode.is_parallel = True  # type: ignore[attr-defined]  (FFCV's way to ask for threads)
+        # FFCV's way to ask for threads.
+        decode.is_parallel = True  # type: ignore[attr-defined]
         return decode
 
 
@@ -160,28 +159,15 @@ def copy_box(
     """
     height, width = image.shape[0], image.shape[1]
     rows, columns = output.shape[0], output.shape[1]
+    first_row, end_row = max(0, -top), min(rows, height - top)
     first, end = max(0, -left), min(columns, width - left)
-    for row in range(rows):
-        source = row + top
-        if source < 0 or source >= height:
-            output[row, :, :] = 0
-            continue
-        for column in range(first):
+    if first_row > 0 or end_row < rows or first > 0 or end < columns:
+        output[:] = 0
+    for row in range(first_row, end_row):
+        for column in range(first, end):
+            target = columns - 1 - column if flip else column
             for channel in range(3):
-                output[row, columns - 1 - column if flip else column, channel] = 0
-        for column in range(end, columns):
-            for channel in range(3):
-                output[row, columns - 1 - column if flip else column, channel] = 0
-        if flip:
-            for column in range(first, end):
-                for channel in range(3):
-                    output[row, columns - 1 - column, channel] = image[
-                        source, column + left, channel
-                    ]
-        else:
-            for column in range(first, end):
-                for channel in range(3):
-                    output[row, column, channel] = image[source, column + left, channel]
+                output[row, target, channel] = image[row + top, column + left, channel]
 
 
 @numba.njit(cache=True, nogil=True)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -94,7 +95,7 @@ def _largest(remainders: npt.NDArray[np.int64], count: int) -> npt.NDArray[np.in
 
 
 def select_ids(
-    scores: npt.NDArray[np.floating],
+    scores: npt.NDArray[Any],
     labels: npt.NDArray[np.int64],
     *,
     method: str,

@@ -47,7 +47,7 @@ def select(options: SelectOptions) -> dict[str, Any]:
         subset = _reuse(path, provenance)
     else:
         ids = select_ids(
-            store.scores[options.score],  # type: ignore[arg-type]  (scores are float32)
+            store.scores[options.score],
             store.labels,
             method=options.method,
             keep=options.keep,

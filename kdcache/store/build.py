@@ -115,7 +115,9 @@ def _wanted_manifest(
 ) -> StoreManifest:
     """Say what the store is to be made from; what the user leaves open follows a store there."""
     data = beton.manifest
-    found = read_manifest(zarr.open_group(path, mode="r"), path=str(path)) if path.exists() else None
+    found = (
+        read_manifest(zarr.open_group(path, mode="r"), path=str(path)) if path.exists() else None
+    )
     if options.overwrite:
         found = None
     default_batch = found.batch_size if found else (256 if device.type == "cuda" else 128)
@@ -158,9 +160,7 @@ def _open_writer(
         writer = StoreWriter(path)
         require_equal(writer.manifest, wanted, IDENTITY, path=str(path), remedy=remedy)
     else:
-        writer = StoreWriter.create(
-            path, wanted, labels=beton.labels, sample_ids=beton.sample_ids
-        )
+        writer = StoreWriter.create(path, wanted, labels=beton.labels, sample_ids=beton.sample_ids)
     writer.add_views(options.views)
     size = writer.manifest.shard_rows
     work = [
@@ -188,7 +188,7 @@ def _run_teacher(
         mean=manifest.mean,
         std=manifest.std,
         device=device,
-        precision=manifest.precision,  # type: ignore[arg-type]  (checked when it was written)
+        precision=manifest.precision,
     )
     reader = PixelReader(
         beton, manifest.views, batch_size=manifest.batch_size, num_workers=num_workers
@@ -206,7 +206,7 @@ def _answers(
     view: int,
     reader: PixelReader,
     forward: TeacherForward,
-    bar: tqdm,  # type: ignore[type-arg]
+    bar: tqdm,
 ) -> Iterator[tuple[_Shard, Tensor, Tensor]]:
     """Yield each shard of a view with its logits (n, C) and labels (n,), on the device."""
     size = reader.batch_size

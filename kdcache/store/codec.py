@@ -18,9 +18,13 @@ from kdcache.errors import ConfigError
 class Codec(Protocol):
     """Rows of logits to rows of stored numbers and back. Logits count up to a constant per row."""
 
-    name: str
-    dtype: npt.DTypeLike
-    """Of the stored numbers."""
+    @property
+    def name(self) -> str:
+        """Under which a manifest names it."""
+
+    @property
+    def dtype(self) -> npt.DTypeLike:
+        """Of the stored numbers."""
 
     def width(self, num_classes: int) -> int:
         """Return how many numbers one row takes."""

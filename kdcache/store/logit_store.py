@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,13 +23,13 @@ from kdcache.store.layout import (
 from kdcache.store.manifest import StoreManifest
 
 
-class ArrayMapping(Mapping[str, npt.NDArray[np.generic]]):
+class ArrayMapping(Mapping[str, npt.NDArray[Any]]):
     """The arrays of one group, read when they are asked for."""
 
     def __init__(self, group: zarr.Group) -> None:
         self._group = group
 
-    def __getitem__(self, name: str) -> npt.NDArray[np.generic]:
+    def __getitem__(self, name: str) -> npt.NDArray[Any]:
         """Return one array, whole."""
         try:
             array = self._group[name]
@@ -66,8 +67,8 @@ class LogitStore:
         self.labels: npt.NDArray[np.int64] = np.asarray(group["labels"][:])  # type: ignore[index]
         self.sample_ids: npt.NDArray[np.int64] = np.asarray(group["sample_ids"][:])  # type: ignore[index]
         self.num_views = len(views_started(group)) - 1
-        self.scores: Mapping[str, npt.NDArray[np.generic]] = ArrayMapping(group["scores"])  # type: ignore[arg-type]
-        self.stats: Mapping[str, npt.NDArray[np.generic]] = ArrayMapping(group["stats"])  # type: ignore[arg-type]
+        self.scores: Mapping[str, npt.NDArray[Any]] = ArrayMapping(group["scores"])  # type: ignore[arg-type]
+        self.stats: Mapping[str, npt.NDArray[Any]] = ArrayMapping(group["stats"])  # type: ignore[arg-type]
 
     @classmethod
     def open(cls, path: Path | str) -> LogitStore:

@@ -11,6 +11,7 @@ from typing import Any
 
 from kdcache.data.views import Policy, Views
 from kdcache.errors import CacheMismatchError
+from kdcache.options import Precision
 
 FORMAT_VERSION = 1
 
@@ -36,7 +37,7 @@ class StoreManifest:
     """(3,) of the normalisation, in [0, 1]."""
     std: list[float]
     codec: str
-    precision: str
+    precision: Precision
     """Of the teacher's body."""
     shard_rows: int
     """Rows of one shard, the unit that is written and committed whole."""

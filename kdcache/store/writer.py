@@ -92,9 +92,7 @@ class StoreWriter:
             if view in views_started(self._group) and rows_name(view) in self._group:
                 continue
             rows = self.manifest.samples if view == 0 else self._group["sample_ids"].shape[0]  # type: ignore[union-attr]
-            _create_sharded(
-                self._group, rows_name(view), (rows, width), codec.dtype, self.manifest
-            )
+            _create_sharded(self._group, rows_name(view), (rows, width), codec.dtype, self.manifest)
 
     @property
     def num_views(self) -> int:

@@ -78,7 +78,7 @@ class Float32Head(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """Map (B, D) of any float type to float32 (B, C)."""
         with torch.autocast(features.device.type, enabled=False):
-            return self.linear(features.float())  # type: ignore[no-any-return]
+            return self.linear(features.float())
 
 
 class TeacherForward:
@@ -107,8 +107,8 @@ class TeacherForward:
         self.device = device
         self.precision = precision
         self.normalise = Normalise(mean, std).to(device)
-        self.model = _with_float32_head(model, num_classes).eval()
-        self.model = self.model.to(device=device, memory_format=torch.channels_last)
+        model = _with_float32_head(model, num_classes).eval()
+        self.model = model.to(device).to(memory_format=torch.channels_last)
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> Tensor:

@@ -61,7 +61,7 @@ class CifarResNet(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Map (B, 3, H, W) to logits (B, C)."""
         hidden = self.bn1(self.conv1(images)).relu()
-        return self.fc(self.layers(hidden).mean(dim=(2, 3)))  # type: ignore[no-any-return]
+        return self.fc(self.layers(hidden).mean(dim=(2, 3)))
 
 
 def _small_resnet(model: nn.Module) -> nn.Module:
@@ -74,7 +74,9 @@ def _small_resnet(model: nn.Module) -> nn.Module:
 
 def _small_mobilenet(model: nn.Module) -> nn.Module:
     """Let the first 3x3 convolution keep the size."""
-    model.features[0][0].stride = (1, 1)  # type: ignore[index, union-attr, operator]
+    first = model.get_submodule("features.0.0")
+    assert isinstance(first, nn.Conv2d)  # noqa: S101  (torchvision's definition)
+    first.stride = (1, 1)
     return model
 
 
@@ -105,5 +107,8 @@ def make_model(name: str, *, num_classes: int, image_size: int) -> nn.Module:
         return CifarResNet(_CIFAR_DEPTHS[name], num_classes)
     if name not in _TORCHVISION:
         raise ConfigError(f"model is {name!r}, expected one of {', '.join(MODELS)}")
-    model: nn.Module = getattr(torchvision.models, name)(num_classes=num_classes)
+    # Blocks that start as the identity: without it a deep ResNet does not get through its first
+    # steps at the usual learning rate.
+    options = {"zero_init_residual": True} if name.startswith("resnet") else {}
+    model: nn.Module = getattr(torchvision.models, name)(num_classes=num_classes, **options)
     return _TORCHVISION[name](model) if image_size <= LARGEST_SMALL_SIZE else model

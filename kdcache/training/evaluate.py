@@ -11,10 +11,10 @@ from torch import nn
 
 from kdcache.data.views import Views
 from kdcache.errors import CacheMismatchError
+from kdcache.options import Precision
 from kdcache.reader.batches import PixelReader
 from kdcache.reader.order import batch_bounds
 from kdcache.teacher.forward import Normalise, autocast
-from kdcache.options import Precision
 
 
 class Accuracy(NamedTuple):

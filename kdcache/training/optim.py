@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import nn
@@ -23,7 +24,10 @@ def make_optimizer(model: nn.Module, *, lr: float) -> torch.optim.SGD:
     """Return SGD with Nesterov momentum; no weight decay on norms and biases."""
     decayed = [p for p in model.parameters() if p.ndim > 1]
     others = [p for p in model.parameters() if p.ndim <= 1]
-    groups = [{"params": decayed, "weight_decay": WEIGHT_DECAY}, {"params": others}]
+    groups: list[dict[str, Any]] = [
+        {"params": decayed, "weight_decay": WEIGHT_DECAY},
+        {"params": others},
+    ]
     return torch.optim.SGD(groups, lr=lr, momentum=MOMENTUM, nesterov=True)
 
 

@@ -227,7 +227,8 @@ def _run(
     torch.manual_seed(torch_seed(seed, "initialisation"))
     model: nn.Module = make_model(
         model_name, num_classes=data.classes, image_size=loader.views.image_size
-    ).to(device=loader.device, memory_format=torch.channels_last)
+    ).to(loader.device)
+    model = model.to(memory_format=torch.channels_last)
     normalise = Normalise(data.mean, data.std).to(loader.device)
     evaluator = None
     val = workspace.beton("val")

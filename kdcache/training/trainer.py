@@ -88,9 +88,7 @@ class Trainer:
         self._schedule = make_schedule(
             self._optimizer, lr=settings.lr, steps=settings.epochs * len(loader)
         )
-        self._scaler = torch.amp.GradScaler(
-            self._device.type, enabled=settings.precision == "fp16"
-        )
+        self._scaler = torch.amp.GradScaler(self._device.type, enabled=settings.precision == "fp16")
         self._checkpoint = Checkpoint(
             run_dir / "resume.safetensors",
             model,
@@ -233,7 +231,9 @@ class Trainer:
         if not self._metrics_path.exists():
             return
         lines = self._metrics_path.read_text(encoding="utf-8").splitlines(keepends=True)
-        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["epoch"] <= epochs]
+        kept = [
+            line for line in lines if line.endswith("\n") and json.loads(line)["epoch"] <= epochs
+        ]
         with replace_atomically(self._metrics_path) as partial:
             partial.write_text("".join(kept), encoding="utf-8")
 
