@@ -11,7 +11,7 @@ APT_PACKAGES := build-essential pkg-config python3-venv python3-dev libturbojpeg
 .PHONY: demo test check format install-system
 
 demo: .venv/installed
-	$(BIN)/python pipelines/demo.py
+	$(BIN)/python benchmarks/walk.py digits
 
 test: .venv/installed
 	$(BIN)/python -m pytest

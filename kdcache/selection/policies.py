@@ -80,10 +80,11 @@ def class_quotas(class_sizes: npt.NDArray[np.int64], total: int, balance: str) -
     quotas = np.zeros_like(sizes)
     while (left := int(total - quotas.sum())) > 0:
         open_classes = np.flatnonzero(quotas < sizes)
-        share, extra = divmod(left, len(open_classes))
-        wanted = np.full(len(open_classes), share)
-        wanted[:extra] += 1
-        quotas[open_classes] += np.minimum(wanted, (sizes - quotas)[open_classes])
+        share = left // len(open_classes)
+        if share == 0:
+            quotas[open_classes[:left]] += 1
+        else:
+            quotas[open_classes] += np.minimum(share, (sizes - quotas)[open_classes])
     return quotas
 
 

@@ -52,7 +52,7 @@ class Subset:
         try:
             with np.load(path, allow_pickle=False) as file:
                 return cls(file["sample_ids"], json.loads(str(file["provenance"])))
-        except (KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        except (KeyError, TypeError, ValueError, EOFError, zipfile.BadZipFile) as error:
             raise CacheCorruptError(
                 f"{path} is no subset file ({error}), expected one made by kdcache select"
             ) from error

@@ -11,7 +11,6 @@ import numpy.typing as npt
 import zarr
 from zarr.codecs import Crc32cCodec
 
-from kdcache.files import sweep_partials
 from kdcache.store.codec import codec_named
 from kdcache.store.layout import (
     MANIFEST_ATTRIBUTE,
@@ -72,12 +71,11 @@ class StoreWriter:
             sample_ids: (M,) sorted, rows of the views from 1.
         """
         path.parent.mkdir(parents=True, exist_ok=True)
-        sweep_partials(path.parent)
         partial = path.with_name(f".{path.name}.new.partial")
         shutil.rmtree(partial, ignore_errors=True)
         group = zarr.create_group(partial, attributes={MANIFEST_ATTRIBUTE: manifest.to_json()})
-        group.create_array("labels", data=labels)
-        group.create_array("sample_ids", data=sample_ids)
+        for name, values in (("labels", labels), ("sample_ids", sample_ids)):
+            group.create_array(name, data=values, compressors=[Crc32cCodec()])
         for name, dtype in SCORE_TYPES.items():
             _create_sharded(group, name, (manifest.samples,), dtype, manifest)
         shutil.rmtree(path, ignore_errors=True)
@@ -131,9 +129,12 @@ class StoreWriter:
             per_sample: array name -> (as many,) scores and stats; empty but for view 0.
         """
         start = shard * self.manifest.shard_rows
-        # The rows come last: with them the shard is there, and so is what goes with it.
-        for name, values in (*per_sample.items(), (rows_name(view), rows)):
-            self._group[name][start : start + len(values)] = values  # type: ignore[index]
+        # A shard exists when it was written, even where all its values are zero; zarr would leave
+        # such a chunk out.
+        with zarr.config.set({"array.write_empty_chunks": True}):
+            # The rows come last: with them the shard is there, and so is what goes with it.
+            for name, values in (*per_sample.items(), (rows_name(view), rows)):
+                self._group[name][start : start + len(values)] = values  # type: ignore[index]
 
     def finish_view(self, view: int) -> None:
         """Mark a view as whole; all its shards must be written."""
@@ -155,7 +156,5 @@ def _create_sharded(
         chunks=(min(manifest.shard_rows, shape[0]), *shape[1:]),
         # Logits hardly compress; a checksum in each shard finds bit rot when it is read.
         compressors=[Crc32cCodec()],
-        # A shard exists when it was written, even where all its values are zero.
-        config={"write_empty_chunks": True},
         overwrite=True,
     )

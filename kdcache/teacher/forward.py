@@ -77,7 +77,7 @@ class Float32Head(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Map (B, D) of any float type to float32 (B, C)."""
-        with torch.autocast(features.device.type, enabled=False):
+        with torch.autocast(features.device.type, enabled=False), matmul_precision("fp32"):
             return self.linear(features.float())
 
 

@@ -1,6 +1,9 @@
 """Difficulty scores and statistics of one clean pass, from float32 logits.
 
 Every score has one direction: higher is harder. `STATS` are measurements without a direction.
+
+Scores are worked out in float64 and rounded to float32 once: float32 cannot tell 1 - 1e-9 from 1,
+so that all samples which a good teacher is sure of would have the score 0.
 """
 
 from __future__ import annotations
@@ -12,27 +15,27 @@ from torch.nn import functional
 
 def cross_entropy(logits_BC: Tensor, labels_B: Tensor) -> Tensor:
     """Return -log p of the label, (B,) in nats, >= 0."""
-    return functional.cross_entropy(logits_BC, labels_B, reduction="none")
+    # Not 0 minus something: a sure prediction has 0, not -0.
+    return functional.cross_entropy(logits_BC.double(), labels_B, reduction="none").abs().float()
 
 
 def entropy(logits_BC: Tensor, labels_B: Tensor) -> Tensor:  # noqa: ARG001  (one signature for all)
     """Return the entropy of the prediction, (B,) in nats, in [0, log C]."""
-    log_probs_BC = logits_BC.log_softmax(dim=1)
-    return -(log_probs_BC.exp() * log_probs_BC).sum(dim=1).clamp(max=0)
+    log_probs_BC = logits_BC.double().log_softmax(dim=1)
+    return (log_probs_BC.exp() * log_probs_BC).sum(dim=1).abs().float()
 
 
 def margin(logits_BC: Tensor, labels_B: Tensor) -> Tensor:  # noqa: ARG001
     """Return 1 - (p1 - p2) for the two largest probabilities, (B,) in [0, 1]."""
     if logits_BC.shape[1] == 1:
         return torch.zeros(len(logits_BC), device=logits_BC.device)
-    top_B2 = logits_BC.softmax(dim=1).topk(2, dim=1).values
-    return 1 - (top_B2[:, 0] - top_B2[:, 1])
+    top_B2 = logits_BC.double().softmax(dim=1).topk(2, dim=1).values
+    return (1 - (top_B2[:, 0] - top_B2[:, 1])).float()
 
 
 def least_confidence(logits_BC: Tensor, labels_B: Tensor) -> Tensor:  # noqa: ARG001
     """Return 1 - the largest probability, (B,) in [0, 1 - 1/C]."""
-    # 1 - p would be 0 for every confident teacher: float32 cannot tell 1 - 1e-9 from 1.
-    return -torch.expm1(logits_BC.log_softmax(dim=1).amax(dim=1))
+    return (1 - logits_BC.double().softmax(dim=1).amax(dim=1)).float()
 
 
 def el2n(logits_BC: Tensor, labels_B: Tensor) -> Tensor:
@@ -43,7 +46,7 @@ def el2n(logits_BC: Tensor, labels_B: Tensor) -> Tensor:
         models early in training, here one trained teacher on the clean view.
     """
     one_hot_BC = functional.one_hot(labels_B, logits_BC.shape[1])
-    return torch.linalg.vector_norm(logits_BC.softmax(dim=1) - one_hot_BC, dim=1)
+    return torch.linalg.vector_norm(logits_BC.double().softmax(dim=1) - one_hot_BC, dim=1).float()
 
 
 SCORES = {

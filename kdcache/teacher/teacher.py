@@ -98,6 +98,11 @@ def _from_callable(spec: str, arch: str | None) -> Teacher:
         ) from error
     finally:
         sys.path.pop(0)
+    if not callable(make):
+        raise ConfigError(
+            f"--teacher is {spec}, expected module:callable, but {attribute} is "
+            f"{type(make).__name__}"
+        )
     model = make()
     if not isinstance(model, nn.Module):
         raise TeacherError(

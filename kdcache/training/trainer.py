@@ -111,7 +111,7 @@ class Trainer:
         accuracy: Accuracy | None = None
         for epoch in range(resumed_from, self._settings.epochs):
             with ForeignForwardCounter(self._model, self._normalise) as counter:
-                metrics = self._train_epoch(epoch)
+                metrics = self.train_epoch(epoch)
             if self._evaluator is not None:
                 accuracy = self._evaluator(self._model)
             is_best = accuracy is not None and accuracy.top1 > (progress.top1_best or -1.0)
@@ -134,7 +134,12 @@ class Trainer:
             resumed_from_epoch=resumed_from,
         )
 
-    def _train_epoch(self, epoch: int) -> dict[str, Any]:
+    def train_epoch(self, epoch: int) -> dict[str, Any]:
+        """Train on every batch of one epoch, counted from 0; return its mean loss and its speed.
+
+        Raises:
+            TrainingError: if the loss is not finite.
+        """
         self._model.train()
         totals = torch.zeros(3, device=self._device)
         images = 0

@@ -1,0 +1,253 @@
+"""Seconds of one training epoch: labels alone, cached KD, live teacher, and the student's ceiling.
+
+All arms run kdcache's own training loop on the same samples in the same order; they differ in where
+the teacher's answers come from. The weights of the models are random and the store's logits are
+drawn, which costs what real ones cost; no accuracy is measured here.
+
+    python benchmarks/epoch_throughput.py --workspace WORKSPACE --student resnet20 --teacher resnet56
+    python benchmarks/epoch_throughput.py --tiny
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Iterator
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from measure import Measured, Work, environment, measure, print_table, record
+
+from kdcache.data.beton import Beton, open_beton
+from kdcache.data.pack import pack
+from kdcache.loader.distill import Batch, DistillLoader
+from kdcache.loader.staging import Rows
+from kdcache.options import PackOptions
+from kdcache.store.codec import codec_named
+from kdcache.store.logit_store import LogitStore
+from kdcache.store.manifest import FORMAT_VERSION, StoreManifest
+from kdcache.store.writer import SCORE_TYPES, StoreWriter
+from kdcache.teacher.forward import Normalise, TeacherForward, resolve_device
+from kdcache.teacher.models import make_model
+from kdcache.training.trainer import Trainer, TrainSettings
+
+NUM_VIEWS = 2
+
+
+class Watched:
+    """A loader that notes which samples were seen."""
+
+    def __init__(self, loader: DistillLoader) -> None:
+        self._loader = loader
+        self.work = Work(0, 0)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._loader, name)
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+    def epoch(self, epoch: int) -> Iterator[Batch]:
+        """Yield the loader's batches."""
+        images = checksum = 0
+        for batch in self._loader.epoch(epoch):
+            images += len(batch.sample_ids)
+            checksum += int(batch.sample_ids.sum())
+            yield batch
+        self.work = Work(images, checksum)
+
+
+class LiveTeacher(Watched):
+    """The teacher in the loop: its answer to each batch is computed when the batch is there."""
+
+    def __init__(self, loader: DistillLoader, teacher: TeacherForward) -> None:
+        super().__init__(loader)
+        self._teacher = teacher
+
+    def epoch(self, epoch: int) -> Iterator[Batch]:
+        """Yield the loader's batches with the teacher's answers."""
+        for batch in super().epoch(epoch):
+            logits = self._teacher(batch.images).clone()
+            yield batch._replace(rows=Rows(logits, codec_named("float32")))
+
+
+class Synthetic(Watched):
+    """One batch, on the device already, again and again: what the student alone can do."""
+
+    def epoch(self, epoch: int) -> Iterator[Batch]:
+        """Yield the first batch in the place of every batch."""
+        kept: Batch | None = None
+        images = checksum = 0
+        for batch in self._loader.epoch(epoch) if not hasattr(self, "_plan") else ():
+            kept = kept or batch._replace(images=batch.images.clone())
+            images += len(batch.sample_ids)
+            checksum += int(batch.sample_ids.sum())
+        if kept is not None:
+            self._plan = (kept, Work(images, checksum))
+        batch, self.work = self._plan
+        for _ in range(len(self)):
+            yield batch
+
+
+def drawn_store(path: Path, beton: Beton, *, classes: int, image_size: int) -> LogitStore:
+    """Write a dense store with drawn logits for a beton, as if a teacher of C classes answered."""
+    data = beton.manifest
+    rng = np.random.default_rng(0)
+    manifest = StoreManifest(
+        format_version=FORMAT_VERSION,
+        data_fingerprint=data.fingerprint,
+        samples=data.samples,
+        classes=classes,
+        class_names=[str(label) for label in range(classes)],
+        teacher="drawn",
+        teacher_arch="none",
+        teacher_digest="none",
+        policy=data.policy,
+        view_seed=0,
+        image_size=image_size,
+        mean=data.mean,
+        std=data.std,
+        codec="dense",
+        precision="fp32",
+        shard_rows=4096,
+        batch_size=128,
+        device="none",
+        versions={"kdcache": version("kdcache")},
+    )
+    writer = StoreWriter.create(path, manifest, labels=beton.labels, sample_ids=beton.sample_ids)
+    writer.add_views(NUM_VIEWS)
+    for view in range(NUM_VIEWS + 1):
+        for shard in writer.missing_shards(view):
+            rows = len(writer.sample_ids(view)[shard * 4096 : (shard + 1) * 4096])
+            logits = 3 * rng.standard_normal((rows, classes), dtype=np.float32)
+            per_sample = {
+                name: np.zeros(rows, dtype=dtype)
+                for name, dtype in SCORE_TYPES.items()
+                if view == 0
+            }
+            writer.write_shard(view, shard, codec_named("dense").encode(logits), per_sample)
+        writer.finish_view(view)
+    return LogitStore.open(path)
+
+
+def run(arguments: argparse.Namespace, workspace: Path) -> dict[str, Measured]:
+    """Measure every arm."""
+    device = resolve_device(arguments.device)
+    beton = open_beton(workspace / "train.beton")
+    image_size = beton.manifest.image_size
+    classes = arguments.classes or beton.manifest.classes
+    store = drawn_store(
+        workspace / "stores" / f"drawn-{classes}.zarr",
+        beton,
+        classes=classes,
+        image_size=image_size,
+    )
+    rng = np.random.default_rng(0)
+    count = min(arguments.images, len(beton))
+    sample_ids = np.sort(rng.choice(beton.sample_ids, count, replace=False))
+    normalise = Normalise(beton.manifest.mean, beton.manifest.std).to(device)
+    settings = TrainSettings(
+        epochs=1_000, lr=1e-4, alpha=0.9, temperature=4.0, precision=arguments.precision
+    )
+
+    def loader(store: LogitStore | None) -> DistillLoader:
+        return DistillLoader(
+            beton, store, sample_ids, batch_size=arguments.batch_size, device=device
+        )
+
+    teacher = TeacherForward(
+        make_model(arguments.teacher, num_classes=classes, image_size=image_size),
+        num_classes=classes,
+        mean=beton.manifest.mean,
+        std=beton.manifest.std,
+        device=device,
+        precision=arguments.precision,
+    )
+    loaders = {
+        "labels alone": Watched(loader(None)),
+        "cached KD": Watched(loader(store)),
+        "live teacher": LiveTeacher(loader(None), teacher),
+        "student on one batch": Synthetic(loader(store)),
+    }
+
+    def arm(watched: Watched) -> Any:
+        torch.manual_seed(0)
+        model = make_model(arguments.student, num_classes=classes, image_size=image_size)
+        model = model.to(device).to(memory_format=torch.channels_last)
+        trainer = Trainer(
+            model,
+            watched,  # type: ignore[arg-type]  (a loader in all that the trainer uses)
+            None,
+            replace(settings),
+            normalise=normalise,
+            run_dir=workspace,
+            about={},
+        )
+
+        def once() -> Work:
+            trainer.train_epoch(0)
+            return watched.work
+
+        return once
+
+    arms = {name: arm(watched) for name, watched in loaders.items()}
+    measured = measure(arms, repeats=arguments.repeats)
+    for watched in loaders.values():
+        watched.close()
+    return measured
+
+
+def main() -> None:
+    """Measure and print; with --record, keep the result."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--workspace", type=Path, help="packed data; digits when left out")
+    parser.add_argument("--student", default="resnet20")
+    parser.add_argument("--teacher", default="resnet56")
+    parser.add_argument("--classes", type=int, help="C of the logits; the data's when left out")
+    parser.add_argument("--images", type=int, default=4_096)
+    parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument("--precision", choices=("fp32", "tf32", "bf16", "fp16"), default="fp32")
+    parser.add_argument("--record", action="store_true", help="write to benchmarks/results/")
+    parser.add_argument("--tiny", action="store_true", help="a few images: does it still run?")
+    arguments = parser.parse_args()
+    if arguments.tiny:
+        arguments.images, arguments.repeats, arguments.batch_size = 64, 1, 32
+        arguments.student = arguments.teacher = "resnet8"
+    with tempfile.TemporaryDirectory() as folder:
+        workspace = Path(folder)
+        if arguments.workspace is None:
+            pack(PackOptions("digits", workspace=workspace))
+        else:
+            for file in arguments.workspace.glob("train.*"):
+                (workspace / file.name).symlink_to(file.resolve())
+        measured = run(arguments, workspace)
+        image_size = open_beton(workspace / "train.beton").manifest.image_size
+    where = environment()
+    print(f"\n{where['gpu'] or where['cpu']}, {where['cores']} cores, {arguments.repeats} repeats")
+    print(f"{arguments.student} <- {arguments.teacher}, {image_size} px, {arguments.precision}\n")
+    print_table(measured)
+    labels, cached = measured["labels alone"], measured["cached KD"]
+    live, ceiling = measured["live teacher"], measured["student on one batch"]
+    ratios = {
+        "cached KD epoch / labels-alone epoch": labels.images_per_second / cached.images_per_second,
+        "live-teacher epoch / cached KD epoch": cached.images_per_second / live.images_per_second,
+        "cached KD / student on one batch": cached.images_per_second / ceiling.images_per_second,
+    }
+    print()
+    for name, ratio in ratios.items():
+        print(f"{name:40}{ratio:>8.3f}")
+    if arguments.record:
+        options = {key: str(value) for key, value in vars(arguments).items()}
+        arms = {name: arm._asdict() for name, arm in measured.items()}
+        path = record("epoch_throughput", {"options": options, "arms": arms, "ratios": ratios})
+        print(f"\nrecorded in {path}")
+
+
+if __name__ == "__main__":
+    main()

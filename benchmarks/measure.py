@@ -1,0 +1,159 @@
+"""Timing that can be believed: interleaved repeats, equal work, the machine beside the numbers."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+RESULTS = Path(__file__).parent / "results"
+
+
+class Work(NamedTuple):
+    """What one run of an arm did."""
+
+    num_images: int
+    checksum: int
+    """Sum of the sample ids seen: arms that are compared did equal work."""
+
+
+class Measured(NamedTuple):
+    """What an arm came to."""
+
+    images_per_second: float
+    """Median over the repeats."""
+    spread: float
+    """(max - min) / median of the repeats."""
+    cpu_ms_per_image: float
+    """Processor time of this process and its children, median; steadier than the clock on a shared
+    machine."""
+    seconds: list[float]
+    """Of each repeat."""
+    num_images: int
+    checksum: int
+
+
+def measure(
+    arms: Mapping[str, Callable[[], Work]], *, repeats: int, warm_ups: int = 1
+) -> dict[str, Measured]:
+    """Time every arm; the arms take turns, so that a slow minute of the machine hits all.
+
+    Args:
+        arms: name -> a function that does the work once.
+        repeats: timed runs of each arm.
+        warm_ups: runs of each arm before, not timed.
+
+    Raises:
+        ValueError: if the arms did not do equal work.
+    """
+    for run in arms.values():
+        for _ in range(warm_ups):
+            run()
+    seconds: dict[str, list[float]] = {name: [] for name in arms}
+    cpu_seconds: dict[str, list[float]] = {name: [] for name in arms}
+    work: dict[str, Work] = {}
+    for _ in range(repeats):
+        for name, run in arms.items():
+            _synchronise()
+            cpu_before, before = _cpu_seconds(), time.perf_counter()
+            done = run()
+            _synchronise()
+            seconds[name].append(time.perf_counter() - before)
+            cpu_seconds[name].append(_cpu_seconds() - cpu_before)
+            if done != work.setdefault(next(iter(arms)), done):
+                raise ValueError(f"arm {name} did {done}, expected {work[next(iter(arms))]}")
+    (done,) = set(work.values())
+    return {
+        name: Measured(
+            images_per_second=done.num_images / statistics.median(seconds[name]),
+            spread=(max(seconds[name]) - min(seconds[name])) / statistics.median(seconds[name]),
+            cpu_ms_per_image=1000 * statistics.median(cpu_seconds[name]) / done.num_images,
+            seconds=[round(value, 4) for value in seconds[name]],
+            num_images=done.num_images,
+            checksum=done.checksum,
+        )
+        for name in arms
+    }
+
+
+def environment() -> dict[str, Any]:
+    """Return the machine, the versions and the commit."""
+    packages = ("kdcache", "torch", "torchvision", "ffcv", "numba", "numpy", "zarr")
+    return {
+        "date": datetime.now(UTC).date().isoformat(),
+        "commit": _git("rev-parse", "--short", "HEAD"),
+        "dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        "cpu": _cpu_model(),
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "python": platform.python_version(),
+        "versions": {name: _version(name) for name in packages},
+        "torch_threads": torch.get_num_threads(),
+    }
+
+
+def record(name: str, content: Mapping[str, Any], *, folder: Path = RESULTS) -> Path:
+    """Write a result under a name that tells benchmark, machine, date and commit."""
+    where = environment()
+    device = where["gpu"] or where["cpu"]
+    machine = re.sub(r"[^a-z0-9]+", "-", f"{device} {where['cores']}c".lower()).strip("-")
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}_{machine}_{where['date']}_{where['commit']}.json"
+    path.write_text(json.dumps({"environment": where, **content}, indent=1) + "\n")
+    return path
+
+
+def print_table(measured: Mapping[str, Measured]) -> None:
+    """Print one line for each arm."""
+    print(f"{'arm':28}{'images/s':>12}{'spread':>9}{'CPU ms/image':>15}")
+    for name, arm in measured.items():
+        print(
+            f"{name:28}{arm.images_per_second:>12,.1f}{arm.spread:>9.1%}{arm.cpu_ms_per_image:>15.3f}"
+        )
+
+
+def _synchronise() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def _cpu_seconds() -> float:
+    used = os.times()
+    return used.user + used.system + used.children_user + used.children_system
+
+
+def _cpu_model() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.machine()
+
+
+def _git(*arguments: str) -> str:
+    process = subprocess.run(
+        ["git", *arguments],  # noqa: S607  (the user's git)
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return process.stdout.strip() or "unknown"
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

@@ -1,0 +1,66 @@
+"""How the golden files were made: `python -m tests.golden.regenerate`.
+
+They hold streams of numbers that must never change, because stores and runs on disk depend on
+them: the views behind cached rows, and the order of an epoch. A change here is a new format version
+and an entry in the change log, never a silent update.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+
+import numpy as np
+
+from kdcache.data.views import parameters
+from kdcache.reader.order import epoch_order
+
+FOLDER = Path(__file__).parent
+
+POLICIES = ["pad-crop(4, flip=True)", "rrc(scale=(0.08, 1.0), ratio=(0.75, 1.3333), flip=True)"]
+SEEDS = [0, 1, 2**64 - 1]
+VIEWS = [0, 1, 2, 9]
+SAMPLE_IDS = [0, 1, 2, 1_281_166, 2**40]
+SIZES = [[32, 32], [375, 500], [500, 333], [64, 65], [1000, 20]]
+"""Height and width of the image of each sample id; the last needs the fallback box."""
+
+
+def view_parameters() -> list[dict]:
+    """Return the boxes of a few views of a few samples."""
+    return [
+        {
+            "policy": policy,
+            "seed": seed,
+            "view": view,
+            "sample_ids": SAMPLE_IDS,
+            "sizes": SIZES,
+            "boxes": parameters(policy, seed, view, SAMPLE_IDS, SIZES).tolist(),
+        }
+        for policy, seed, view in itertools.product(POLICIES, SEEDS, VIEWS)
+    ]
+
+
+def epoch_orders() -> list[dict]:
+    """Return the order of a few epochs over 20 samples."""
+    sample_ids = np.arange(20)
+    return [
+        {
+            "seed": seed,
+            "epoch": epoch,
+            "samples": len(sample_ids),
+            "order": epoch_order(sample_ids, seed=seed, epoch=epoch).tolist(),
+        }
+        for seed, epoch in [(0, 0), (0, 1), (1, 0), (2**40, 99)]
+    ]
+
+
+def write(name: str, cases: list[dict]) -> None:
+    """Write one case per line."""
+    lines = ",\n".join(json.dumps(case) for case in cases)
+    (FOLDER / name).write_text(f"[\n{lines}\n]\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    write("view_parameters.json", view_parameters())
+    write("epoch_order.json", epoch_orders())

@@ -1,0 +1,68 @@
+"""The architecture as a test: a file imports only from its own stage and the stages above it."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1] / "kdcache"
+STAGES = [
+    "errors",
+    "rng",
+    "files",
+    "options",
+    "workspace",
+    "progress",
+    "data",
+    "reader",
+    "teacher",
+    "store",
+    "selection",
+    "loader",
+    "training",
+    "cli",
+    "__main__",
+]
+# The package's own __init__.py may name the library contract; it does so lazily.
+MODULES = [path for path in sorted(ROOT.rglob("*.py")) if path != ROOT / "__init__.py"]
+
+
+def imported_stages(module: Path) -> set[str]:
+    """Return the stages that a file names in its imports, wherever they stand in it."""
+    nodes = list(ast.walk(ast.parse(module.read_text())))
+    names = [node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)]
+    names += [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+    ours = [name.split(".") for name in names if name.split(".")[0] == "kdcache"]
+    return {parts[1] for parts in ours if len(parts) > 1}
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_only_earlier_stages(module):
+    stage = module.relative_to(ROOT).parts[0].removesuffix(".py")
+    assert imported_stages(module) <= set(STAGES[: STAGES.index(stage) + 1])
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_an_init_file_holds_a_docstring_and_nothing_else(module):
+    if module.name != "__init__.py":
+        return
+    (statement,) = ast.parse(module.read_text()).body
+    assert isinstance(statement, ast.Expr)
+
+
+@pytest.mark.parametrize("heavy", ["torch", "torchvision", "ffcv", "numba", "zarr", "pyarrow"])
+@pytest.mark.parametrize("module", ["kdcache", "kdcache.cli"])
+def test_importing_the_package_is_light(module, heavy):
+    code = f"import sys, {module}; sys.exit({heavy!r} in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("heavy", ["torch", "ffcv"])
+@pytest.mark.parametrize("module", ["kdcache.selection.select", "kdcache.store.logit_store"])
+def test_a_store_is_read_without_a_deep_learning_framework(module, heavy):
+    code = f"import sys, {module}; sys.exit({heavy!r} in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
