@@ -4,7 +4,7 @@ All arms run kdcache's own training loop on the same samples in the same order; 
 the teacher's answers come from. The weights of the models are random and the store's logits are
 drawn, which costs what real ones cost; no accuracy is measured here.
 
-    python benchmarks/epoch_throughput.py --workspace WORKSPACE --student resnet20 --teacher resnet56
+    python benchmarks/epoch_throughput.py --workspace W --student resnet20 --teacher resnet56
     python benchmarks/epoch_throughput.py --tiny
 """
 

@@ -1,8 +1,9 @@
 """The whole walk, each command a process of its own, and a table of what came out.
 
 Images -> teacher -> store -> a medium and a random subset -> students with and without KD. The
-figures are the commands' own: accuracies, seconds of each stage, bytes of the store, and the teacher
-forwards during student training as `kdcache train` measured them. `make demo` is the walk on digits.
+figures are the commands' own: accuracies, seconds of each stage, bytes of the store, and the
+teacher forwards during student training as `kdcache train` measured them. `make demo` is the walk
+on digits.
 
     python benchmarks/walk.py digits
     python benchmarks/walk.py SOURCE --teacher resnet20 --teacher-epochs 6 --keep 0.5 --record

@@ -150,8 +150,9 @@ class TrainTeacherOptions(_ViewOptions):
 class BuildLogitsOptions(_ViewOptions):
     """Run the teacher once over all data and store its logits and scores."""
 
-    teacher: str
-    """A path, a name in the workspace's teachers/, or module:callable."""
+    teacher: str | None = None
+    """A path, a name in the workspace's teachers/, or module:callable; the only one in teachers/
+    when left out."""
 
     arch: str | None = None
     """Model of a teacher given by path, where the file does not say."""

@@ -80,6 +80,28 @@ class Workspace:
             )
         return path
 
+    def require_teacher(self, teacher: str | None) -> str:
+        """Return what names the teacher; where nothing is given, the only one in teachers/.
+
+        Raises:
+            ConfigError: if there is none, or more than one to choose from; names them.
+        """
+        if teacher is not None:
+            return teacher
+        folder = self.teacher("NAME").parent
+        names = sorted(path.stem for path in folder.glob("*.safetensors"))
+        if not names:
+            raise ConfigError(
+                f"--teacher is not given and {folder} holds none. Run: kdcache train-teacher "
+                "--model resnet50, or give a path or module:callable"
+            )
+        if len(names) > 1:
+            raise ConfigError(
+                f"--teacher is not given and {folder} holds more than one, expected one of "
+                f"{', '.join(names)}"
+            )
+        return names[0]
+
     def require_store(self, teacher: str | None) -> Path:
         """Return the store of a teacher, or the last one built.
 

@@ -6,9 +6,13 @@ its upper byte, EXIF orientation is applied, of an animation the first frame cou
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import io
-from typing import Literal, NamedTuple
+from functools import cache
+from importlib.machinery import PathFinder
+from importlib.util import find_spec
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -42,7 +46,7 @@ def store_image(
 ) -> StoredImage:
     """Decode an image file and encode it for the beton.
 
-    A JPEG that needs no change keeps its own bytes: no second loss, no time spent.
+    A JPEG that needs no change keeps its own bytes: no second loss.
 
     Args:
         content: an encoded image file.
@@ -52,17 +56,17 @@ def store_image(
     Raises:
         OSError, ValueError, SyntaxError: Pillow's, when the file cannot be decoded.
     """
+    limit = min(max_resolution or MAX_SIDE, MAX_SIDE)
     with Image.open(io.BytesIO(content)) as image:
         image.load()
         kept = image.format == "JPEG" and image.mode == "RGB" and _is_upright(image)
         rgb = image if kept else to_rgb(image)
-        if max(rgb.size) > (max_resolution or MAX_SIDE):
-            limit = min(max_resolution or MAX_SIDE, MAX_SIDE)
+        if max(rgb.size) > limit:
             rgb.thumbnail((limit, limit), Image.Resampling.BICUBIC, reducing_gap=None)
             kept = False
     if write_mode == "raw":
         stored = rgb.tobytes()
-    elif kept:
+    elif kept and _reader_accepts(content, rgb.height, rgb.width):
         stored = content
     else:
         file = io.BytesIO()
@@ -80,7 +84,10 @@ def store_image(
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """Return 8-bit RGB, upright."""
-    image = ImageOps.exif_transpose(image)
+    if not _is_upright(image):
+        image = ImageOps.exif_transpose(image)
+    # Without this, Pillow warns of each palette whose transparency is dropped.
+    image.info.pop("transparency", None)
     if image.mode == "I" or image.mode.startswith("I;16"):
         # Pillow would clip 16-bit values at 255.
         upper_byte = (np.asarray(image).astype(np.int64) >> 8).clip(0, 255)
@@ -89,7 +96,41 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _is_upright(image: Image.Image) -> bool:
-    return image.getexif().get(_EXIF_ORIENTATION, 1) == 1
+    try:
+        return image.getexif().get(_EXIF_ORIENTATION) not in range(2, 9)
+    except Exception:  # noqa: BLE001  (Pillow raises almost anything on damaged EXIF data)
+        return True
+
+
+def _reader_accepts(content: bytes, height: int, width: int) -> bool:
+    """Return whether the decoder of the reader takes a JPEG without a complaint.
+
+    It complains of bytes between markers, for one, which Pillow skips.
+    """
+    pixels = np.empty((height, width, 3), dtype=np.uint8)
+    sides = (height, width)
+    options = (0, 0, 1, 1, False, False)
+    status: int = _reader_decoder()(
+        content, len(content), *sides, pixels.ctypes.data, *sides, *options
+    )
+    return status == 0
+
+
+@cache
+def _reader_decoder() -> Any:
+    """Return FFCV's JPEG decoder. `import ffcv` would load torch in every pack worker."""
+    package = find_spec("ffcv")
+    library = package and PathFinder.find_spec("_libffcv", package.submodule_search_locations)
+    if library is None:
+        raise ImportError("ffcv is not installed, expected its library _libffcv")
+    decoder = ctypes.CDLL(library.origin).imdecode
+    number, flag = ctypes.c_uint32, ctypes.c_bool
+    decoder.argtypes = [
+        *(ctypes.c_void_p, ctypes.c_uint64, number, number),
+        *(ctypes.c_void_p, number, number),
+        *(number, number, number, number, flag, flag),
+    ]
+    return decoder
 
 
 def _channel_sums(rgb: Image.Image) -> npt.NDArray[np.int64]:

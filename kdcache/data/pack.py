@@ -79,8 +79,10 @@ def pack(options: PackOptions) -> dict[str, Any]:
     ) as folder:
         staged = Workspace(Path(folder))
         train: BetonManifest | None = None
-        for name, split in splits.items():
-            manifest = _pack_split(staged.beton(name), split, source, options, made_from, train)
+        for name in sorted(splits):  # train comes first: val takes over what it decides
+            manifest = _pack_split(
+                staged.beton(name), splits[name], source, options, made_from, train
+            )
             train = train or manifest
         _commit(staged, workspace)
     return _result(workspace, splits)

@@ -63,11 +63,7 @@ def parquet(root: Path) -> Source:
     paths = [root] if root.is_file() else sorted(root.rglob("*.parquet"))
     for path in paths:
         shards.setdefault(_split_name(path, root), []).append(path)
-    if "validation" in shards:
-        shards.pop("test", None)
-    named: dict[str, list[Path]] = {}
-    for name, files in shards.items():
-        named.setdefault(SPLITS[name], []).extend(files)
+    named = {SPLITS[name]: shards[name] for name in reversed(SPLITS) if name in shards}
     if "train" not in named:
         raise DatasetError(f"{root} holds no training shards, expected files named train*.parquet")
     splits: dict[str, Split] = {}
@@ -95,7 +91,7 @@ def _split_name(path: Path, root: Path) -> str:
     if path == root:
         return "train"
     for part in (path.name, *reversed(path.relative_to(root).parts[:-1])):
-        match = re.match(r"(train|validation|val|test)(?![a-z])", part)
+        match = re.search(r"(?<![a-z0-9])(train|validation|val|test)(?![a-z])", part.lower())
         if match:
             return match[1]
     return "train"
@@ -139,8 +135,9 @@ def _require_columns(path: Path, schema: Any) -> None:
     import pyarrow as pa
 
     names = schema.names
-    is_image = "image" in names and pa.types.is_struct(schema.field("image").type)
-    if not is_image or "label" not in names:
+    image = schema.field("image").type if "image" in names else pa.null()
+    is_image = pa.types.is_struct(image) and image.get_field_index("bytes") >= 0
+    if not is_image or "label" not in names or not pa.types.is_integer(schema.field("label").type):
         raise DatasetError(
             f"{path} has the columns {', '.join(names)}, expected `image` (struct of bytes and "
             "path) and `label` (integer)"

@@ -64,7 +64,7 @@ class Policy:
             ("scale", self.scale, 1.0),
             ("ratio", self.ratio, math.inf),
         ):
-            if not 0 < low <= high <= top:
+            if not 0 < low <= high <= top or math.isinf(high):
                 raise ConfigError(
                     f"{name} of a policy is ({low}, {high}), expected 0 < low <= high <= {top}"
                 )
@@ -139,13 +139,14 @@ def _parse(text: str) -> Policy:
     if not isinstance(call.func, ast.Name):
         raise TypeError(text)
     kind = call.func.id.replace("_", "-")
-    given = {str(word.arg): ast.literal_eval(word.value) for word in call.keywords}
+    said = [(str(word.arg), ast.literal_eval(word.value)) for word in call.keywords]
     for argument in call.args:
         if isinstance(argument, ast.Name):  # `flip` alone means flip=True
-            given[argument.id] = True
+            said.append((argument.id, True))
         else:  # a number alone is the padding
-            given["padding"] = ast.literal_eval(argument)
-    if kind not in _FORMS or not given.keys() <= _FORMS[kind].keys():
+            said.append(("padding", ast.literal_eval(argument)))
+    given = dict(said)
+    if kind not in _FORMS or not given.keys() <= _FORMS[kind].keys() or len(given) < len(said):
         raise ValueError(text)
     options = _FORMS[kind] | given
     for name, kinds in (("padding", int), ("flip", bool)):
@@ -182,6 +183,8 @@ def parameters(
     if view < 0:
         raise ConfigError(f"view is {view}, expected a number of at least 0")
     ids = np.asarray(sample_ids)
+    if len(ids) and not np.issubdtype(ids.dtype, np.integer):
+        raise ConfigError(f"sample ids are {ids.dtype}, expected integers")
     if len(ids) and ids.min() < 0:
         raise ConfigError(f"sample id is {ids.min()}, expected a number of at least 0")
     shape = np.broadcast_to(np.asarray(sizes, dtype=np.int64), (len(ids), 2))
@@ -247,9 +250,9 @@ def view_box(
             return top, left, box_height, box_width, flip
     box_height, box_width = height, width
     if width < height * numbers.ratio_low:
-        box_height = np.int64(np.floor(width / numbers.ratio_low + 0.5))
+        box_height = max(np.int64(1), np.int64(np.floor(width / numbers.ratio_low + 0.5)))
     elif width > height * numbers.ratio_high:
-        box_width = np.int64(np.floor(height * numbers.ratio_high + 0.5))
+        box_width = max(np.int64(1), np.int64(np.floor(height * numbers.ratio_high + 0.5)))
     return (height - box_height) // 2, (width - box_width) // 2, box_height, box_width, flip
 
 

@@ -93,10 +93,15 @@ class DistillLoader:
         else:
             if views is not None:
                 raise ConfigError("views are given beside a store, expected the store to set them")
-            _require_same_data(self.beton, self.store)
+            require_same_data(self.beton, self.store)
             self.views = self.store.manifest.views
             self._stage = RowStage(self.store)
         self.sample_ids = self._checked_ids(subset)
+        if not len(self._order(0)):
+            raise ConfigError(
+                f"world_size is {world_size}, expected at most {len(self.sample_ids)}, the samples "
+                "of the subset: each rank needs one"
+            )
         self._reader = PixelReader(
             self.beton, self.views, batch_size=batch_size, num_workers=num_workers
         )
@@ -194,7 +199,12 @@ def _manifest_views(beton: Beton) -> Views:
     return Views(Policy.parse(beton.manifest.policy), 0, beton.manifest.image_size)
 
 
-def _require_same_data(beton: Beton, store: LogitStore) -> None:
+def require_same_data(beton: Beton, store: LogitStore) -> None:
+    """Compare the data that a store was built from with a beton.
+
+    Raises:
+        CacheMismatchError: if they differ.
+    """
     if beton.manifest.fingerprint != store.manifest.data_fingerprint:
         raise CacheMismatchError(
             f"{store.path} was built from other data than {beton.path}: data_fingerprint is "

@@ -50,8 +50,9 @@ class Subset:
             CacheCorruptError: if it is no subset file.
         """
         try:
-            with np.load(path, allow_pickle=False) as file:
-                return cls(file["sample_ids"], json.loads(str(file["provenance"])))
+            # Opened here: numpy leaves a damaged archive open.
+            with Path(path).open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+                return cls(arrays["sample_ids"], json.loads(str(arrays["provenance"])))
         except (KeyError, TypeError, ValueError, EOFError, zipfile.BadZipFile) as error:
             raise CacheCorruptError(
                 f"{path} is no subset file ({error}), expected one made by kdcache select"

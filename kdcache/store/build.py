@@ -63,7 +63,7 @@ def build_logits(options: BuildLogitsOptions) -> dict[str, Any]:
     beton = open_beton(workspace.require_beton())
     device = resolve_device(options.device)
     teacher = open_teacher(
-        options.teacher,
+        workspace.require_teacher(options.teacher),
         arch=options.arch,
         workspace=workspace,
         data=beton.manifest,
@@ -74,7 +74,7 @@ def build_logits(options: BuildLogitsOptions) -> dict[str, Any]:
         wanted = _wanted_manifest(options, beton, teacher, device, path)
         logger.info(
             "teacher %s (%s, sha256 %s), %d views of %s samples, %s, codec %s",
-            options.teacher,
+            teacher.name,
             teacher.arch,
             teacher.digest[:12],
             options.views,

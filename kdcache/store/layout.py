@@ -69,9 +69,13 @@ def mark_complete(group: zarr.Group, view: int) -> None:
 
 def views_started(group: zarr.Group) -> list[int]:
     """Return the numbers of the views that have an array, in order."""
-    if "views" not in group:
-        return []
-    return sorted(int(name) for name in group["views"].group_keys())  # type: ignore[union-attr]
+
+    async def list_names(store: Store) -> list[str]:
+        return [name async for name in store.list_dir("views")]
+
+    # A process that was killed while it made an array leaves a folder that zarr does not know.
+    numbers = (int(name) for name in sync(list_names(group.store)) if name.isdigit())
+    return sorted(number for number in numbers if rows_name(number) in group)
 
 
 def read_manifest(group: zarr.Group, *, path: str) -> StoreManifest:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,16 +27,15 @@ from kdcache.store.manifest import StoreManifest
 class ArrayMapping(Mapping[str, npt.NDArray[Any]]):
     """The arrays of one group, read when they are asked for."""
 
-    def __init__(self, group: zarr.Group) -> None:
+    def __init__(self, group: zarr.Group, path: Path) -> None:
         self._group = group
+        self._path = path
 
     def __getitem__(self, name: str) -> npt.NDArray[Any]:
         """Return one array, whole."""
-        try:
-            array = self._group[name]
-        except KeyError as error:
-            raise KeyError(f"{name!r}, expected one of {', '.join(self)}") from error
-        return np.asarray(array[:])  # type: ignore[index]
+        if name not in self._group:
+            raise KeyError(f"{name!r}, expected one of {', '.join(self)}")
+        return _read_whole(self._group, name, self._path)
 
     def __iter__(self) -> Iterator[str]:
         """Iterate over the names, sorted."""
@@ -64,11 +64,17 @@ class LogitStore:
         self.manifest = manifest
         self.codec = codec_named(manifest.codec)
         self._group = group
-        self.labels: npt.NDArray[np.int64] = np.asarray(group["labels"][:])  # type: ignore[index]
-        self.sample_ids: npt.NDArray[np.int64] = np.asarray(group["sample_ids"][:])  # type: ignore[index]
+        self.labels: npt.NDArray[np.int64] = _read_whole(group, "labels", path)
+        self.sample_ids: npt.NDArray[np.int64] = _read_whole(group, "sample_ids", path)
         self.num_views = len(views_started(group)) - 1
-        self.scores: Mapping[str, npt.NDArray[Any]] = ArrayMapping(group["scores"])  # type: ignore[arg-type]
-        self.stats: Mapping[str, npt.NDArray[Any]] = ArrayMapping(group["stats"])  # type: ignore[arg-type]
+        self.scores: Mapping[str, npt.NDArray[Any]] = ArrayMapping(
+            group["scores"],  # type: ignore[arg-type]
+            path / "scores",
+        )
+        self.stats: Mapping[str, npt.NDArray[Any]] = ArrayMapping(
+            group["stats"],  # type: ignore[arg-type]
+            path / "stats",
+        )
 
     @classmethod
     def open(cls, path: Path | str) -> LogitStore:
@@ -77,7 +83,7 @@ class LogitStore:
         Raises:
             FileNotFoundError: if there is none.
             CacheIncompleteError: if its build has not finished.
-            CacheCorruptError: if a shard that was there is missing.
+            CacheCorruptError: if a shard that was there is missing, or labels are damaged.
             CacheMismatchError: if another version of kdcache wrote it.
         """
         path = Path(path)
@@ -110,15 +116,8 @@ class LogitStore:
         positions = self._positions(np.asarray(sample_ids), view)
         array = self._group[rows_name(view)]
         assert isinstance(array, zarr.Array)  # noqa: S101  (the layout says so)
-        try:
+        with _damage_named(self.path / rows_name(view)):
             return np.asarray(array.oindex[positions])
-        except ValueError as error:
-            if "checksum" not in str(error):
-                raise
-            raise CacheCorruptError(
-                f"{self.path}/{rows_name(view)} holds bytes that differ from their checksum: "
-                f"{error}. Run kdcache build-logits with --overwrite"
-            ) from error
 
     def logits(self, sample_ids: npt.ArrayLike, view: int) -> npt.NDArray[np.float32]:
         """Return decoded logits, (n, C) float32, up to a constant in each row.
@@ -156,6 +155,25 @@ class LogitStore:
         return found.astype(np.int64)
 
 
+def _read_whole(group: zarr.Group, name: str, path: Path) -> npt.NDArray[Any]:
+    with _damage_named(path / name):
+        return np.asarray(group[name][:])  # type: ignore[index]
+
+
+@contextmanager
+def _damage_named(path: Path) -> Iterator[None]:
+    """Turn zarr's complaint about a checksum into one that names the array."""
+    try:
+        yield
+    except ValueError as error:
+        if "checksum" not in str(error):
+            raise
+        raise CacheCorruptError(
+            f"{path} holds bytes that differ from their checksum: {error}. "
+            "Run kdcache build-logits with --overwrite"
+        ) from error
+
+
 def _require_whole(group: zarr.Group, path: Path) -> None:
     views = views_started(group)
     unfinished = [view for view in views if not is_complete(group, view)]
@@ -164,7 +182,7 @@ def _require_whole(group: zarr.Group, path: Path) -> None:
             f"{path} holds {len(views) - len(unfinished)} of {len(views)} views, expected all. "
             "Run kdcache build-logits again with the same arguments; it continues"
         )
-    names = [rows_name(view) for view in views]
+    names = ["labels", "sample_ids", *(rows_name(view) for view in views)]
     for folder in ("scores", "stats"):
         names += [f"{folder}/{name}" for name in group[folder].array_keys()]  # type: ignore[union-attr]
     for name in names:
@@ -172,8 +190,12 @@ def _require_whole(group: zarr.Group, path: Path) -> None:
         assert isinstance(array, zarr.Array)  # noqa: S101
         missing = set(range(num_shards(array))) - chunks_present(group, name)
         if missing:
+            remedy = (
+                "with --overwrite"
+                if name in {"labels", "sample_ids"}
+                else "again with the same arguments; it fills the gap"
+            )
             raise CacheCorruptError(
                 f"{path}/{name} lacks shard {min(missing)} ({len(missing)} of "
-                f"{num_shards(array)} shards), expected all. Run kdcache build-logits again with "
-                "the same arguments; it fills the gap"
+                f"{num_shards(array)} shards), expected all. Run kdcache build-logits {remedy}"
             )

@@ -87,7 +87,7 @@ class StoreWriter:
         codec = codec_named(self.manifest.codec)
         width = codec.width(self.manifest.classes)
         for view in range(num_views + 1):
-            if view in views_started(self._group) and rows_name(view) in self._group:
+            if rows_name(view) in self._group:
                 continue
             rows = self.manifest.samples if view == 0 else self._group["sample_ids"].shape[0]  # type: ignore[union-attr]
             _create_sharded(self._group, rows_name(view), (rows, width), codec.dtype, self.manifest)

@@ -107,8 +107,5 @@ def make_model(name: str, *, num_classes: int, image_size: int) -> nn.Module:
         return CifarResNet(_CIFAR_DEPTHS[name], num_classes)
     if name not in _TORCHVISION:
         raise ConfigError(f"model is {name!r}, expected one of {', '.join(MODELS)}")
-    # Blocks that start as the identity: without it a deep ResNet does not get through its first
-    # steps at the usual learning rate.
-    options = {"zero_init_residual": True} if name.startswith("resnet") else {}
-    model: nn.Module = getattr(torchvision.models, name)(num_classes=num_classes, **options)
+    model: nn.Module = getattr(torchvision.models, name)(num_classes=num_classes)
     return _TORCHVISION[name](model) if image_size <= LARGEST_SMALL_SIZE else model

@@ -15,14 +15,13 @@ from torch.nn import functional
 
 def cross_entropy(logits_BC: Tensor, labels_B: Tensor) -> Tensor:
     """Return -log p of the label, (B,) in nats, >= 0."""
-    # Not 0 minus something: a sure prediction has 0, not -0.
-    return functional.cross_entropy(logits_BC.double(), labels_B, reduction="none").abs().float()
+    return functional.cross_entropy(logits_BC.double(), labels_B, reduction="none").float()
 
 
 def entropy(logits_BC: Tensor, labels_B: Tensor) -> Tensor:  # noqa: ARG001  (one signature for all)
     """Return the entropy of the prediction, (B,) in nats, in [0, log C]."""
     log_probs_BC = logits_BC.double().log_softmax(dim=1)
-    return (log_probs_BC.exp() * log_probs_BC).sum(dim=1).abs().float()
+    return -(log_probs_BC.exp() * log_probs_BC).sum(dim=1).clamp(max=0).float()
 
 
 def margin(logits_BC: Tensor, labels_B: Tensor) -> Tensor:  # noqa: ARG001

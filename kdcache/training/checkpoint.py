@@ -48,6 +48,10 @@ class Checkpoint:
         self._schedule = schedule
         self._scaler = scaler
 
+    def exists(self) -> bool:
+        """Return whether an epoch was finished."""
+        return self._path.exists()
+
     def save(self, progress: Progress) -> None:
         """Replace the file."""
         tensors = {f"model/{name}": value for name, value in self._model.state_dict().items()}

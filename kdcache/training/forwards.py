@@ -16,7 +16,7 @@ class ForeignForwardCounter:
     """While open, counts images through every module that does not belong to `own`.
 
     torch calls the hooks for each forward pass in this process, whoever makes it. Of a model only
-    the outermost call counts, with the length of its first tensor.
+    the outermost call counts, with the length of its first tensor, given by place or by name.
 
     Attributes:
         images: how many were seen so far.
@@ -31,7 +31,7 @@ class ForeignForwardCounter:
         """Start to count."""
         self._handles = [
             register_module_forward_pre_hook(self._enter_module),
-            register_module_forward_hook(self._leave_module, always_call=True),
+            register_module_forward_hook(self._leave_module, with_kwargs=True, always_call=True),
         ]
         return self
 
@@ -45,13 +45,16 @@ class ForeignForwardCounter:
         for handle in self._handles:
             handle.remove()
 
-    def _enter_module(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
+    def _enter_module(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:  # noqa: ARG002  (torch's form)
+        if id(module) not in self._own:
+            self._depth += 1
+
+    def _leave_module(self, module: nn.Module, inputs: tuple[Any, ...], *rest: Any) -> None:
         if id(module) in self._own:
             return
+        self._depth -= 1
         if self._depth == 0:
-            self.images += next((len(item) for item in inputs if isinstance(item, Tensor)), 1)
-        self._depth += 1
-
-    def _leave_module(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:  # noqa: ARG002  (torch's form)
-        if id(module) not in self._own:
-            self._depth -= 1
+            # (named inputs, output), but the output alone where the forward pass raised.
+            named = rest[0].values() if len(rest) > 1 else ()
+            tensors = (item for item in (*inputs, *named) if isinstance(item, Tensor))
+            self.images += next((len(item) for item in tensors if item.ndim), 1)

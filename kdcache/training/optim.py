@@ -16,7 +16,10 @@ WEIGHT_DECAY = 5e-4
 WARM_UP_SHARE = 0.15
 """Share of all steps in which the learning rate rises."""
 
-_LR_PER_128 = 0.1
+STUDENT_LR_PER_128 = 0.1
+TEACHER_LR_PER_128 = 0.02
+"""Deep models on small sets do not recover from their first steps at a student's rate."""
+
 _SMALL_SET = 5_000
 
 
@@ -47,9 +50,9 @@ def default_batch_size(num_samples: int) -> int:
     return 32 if num_samples < _SMALL_SET else 128
 
 
-def default_lr(batch_size: int) -> float:
-    """Return 0.1 for a batch of 128, in proportion to the batch."""
-    return _LR_PER_128 * batch_size / 128
+def default_lr(batch_size: int, *, per_128: float) -> float:
+    """Return a rate in proportion to the batch, `per_128` for 128 samples."""
+    return per_128 * batch_size / 128
 
 
 def default_epochs(

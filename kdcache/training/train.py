@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import time
@@ -17,21 +18,27 @@ from kdcache.data.beton import LARGEST_SMALL_SIZE, Beton, open_beton
 from kdcache.data.views import Policy, Views
 from kdcache.errors import CacheMismatchError, ConfigError
 from kdcache.files import read_json, write_json
-from kdcache.loader.distill import DistillLoader
+from kdcache.loader.distill import DistillLoader, require_same_data
 from kdcache.options import Precision, TrainOptions, TrainTeacherOptions
 from kdcache.progress import logger
 from kdcache.rng import torch_seed
 from kdcache.selection.subset import Subset
 from kdcache.store.logit_store import LogitStore
 from kdcache.teacher.forward import Normalise, resolve_device
-from kdcache.teacher.models import make_model
+from kdcache.teacher.models import MODELS, make_model
 from kdcache.teacher.weights import load_weights, save_weights
 from kdcache.training.evaluate import Evaluator
-from kdcache.training.optim import default_batch_size, default_epochs, default_lr
+from kdcache.training.optim import (
+    STUDENT_LR_PER_128,
+    TEACHER_LR_PER_128,
+    default_batch_size,
+    default_epochs,
+    default_lr,
+)
 from kdcache.training.trainer import Trainer, TrainSettings
 from kdcache.workspace import Workspace
 
-STUDENT_LEAST_EPOCHS, STUDENT_LEAST_STEPS = 30, 1_500
+STUDENT_LEAST_EPOCHS, STUDENT_LEAST_STEPS = 30, 1_000
 TEACHER_LEAST_EPOCHS, TEACHER_LEAST_STEPS = 10, 450
 
 
@@ -49,12 +56,13 @@ def train(options: TrainOptions) -> dict[str, Any]:
         TrainingError: if the loss is not finite.
     """
     started = time.perf_counter()
+    _require_model(options.model)
     workspace = Workspace(options.workspace)
     beton = open_beton(workspace.require_beton())
     device = resolve_device(options.device)
     subset_path = workspace.require_subset(options.subset)
     subset = None if subset_path is None else _load_subset(subset_path, beton)
-    store = _open_store(workspace, options)
+    store = _open_store(workspace, options, beton)
     views = store.manifest.views if store else _data_views(beton)
     model_name = options.model or _default_student(views.image_size)
     num_samples = len(beton) if subset is None else len(subset)
@@ -67,7 +75,7 @@ def train(options: TrainOptions) -> dict[str, Any]:
             least_epochs=STUDENT_LEAST_EPOCHS,
             least_steps=STUDENT_LEAST_STEPS,
         ),
-        lr=options.lr or default_lr(batch_size),
+        lr=options.lr or default_lr(batch_size, per_128=STUDENT_LR_PER_128),
         alpha=options.alpha,
         temperature=options.temperature,
         precision=_precision(options.precision, device),
@@ -85,8 +93,22 @@ def train(options: TrainOptions) -> dict[str, Any]:
         "data_fingerprint": beton.manifest.fingerprint,
         "subset": "full" if subset_path is None else subset_path.stem,
         "samples": num_samples,
+        "sample_ids_digest": None if subset is None else _digest(subset),
         "teacher_digest": store.manifest.teacher_digest if store and distils else None,
+        "codec": store.manifest.codec if store and distils else None,
+        "views": store.num_views if store and distils else None,
     }
+    # Before anything is written: it refuses what does not fit together.
+    loader = DistillLoader(
+        beton,
+        store if distils else None,
+        subset,
+        batch_size=batch_size,
+        seed=options.seed,
+        device=device,
+        num_workers=options.num_workers,
+        views=None if distils else views,
+    )
     subset_name = "full" if subset_path is None else subset_path.stem
     name = f"{model_name}-{subset_name}-s{options.seed}" + ("" if distils else "-no-kd")
     run_dir = _run_folder(workspace, name, options)
@@ -111,19 +133,7 @@ def train(options: TrainOptions) -> dict[str, Any]:
             "Run kdcache build-logits with --views 8",
             store.path,
         )
-    loader = DistillLoader(
-        beton,
-        store if distils else None,
-        subset,
-        batch_size=batch_size,
-        seed=options.seed,
-        device=device,
-        num_workers=options.num_workers,
-        views=None if distils else views,
-    )
-    result = _run(
-        model_name, loader, settings, workspace, options.seed, run_dir, resume=options.resume
-    )
+    result = _run(model_name, loader, settings, workspace, options, run_dir, resume=options.resume)
     return result | {
         "samples": num_samples,
         "seconds": round(time.perf_counter() - started, 3),
@@ -143,6 +153,7 @@ def train_teacher(options: TrainTeacherOptions) -> dict[str, Any]:
         TrainingError: if the loss is not finite.
     """
     started = time.perf_counter()
+    _require_model(options.model)
     workspace = Workspace(options.workspace)
     beton = open_beton(workspace.require_beton())
     device = resolve_device(options.device)
@@ -161,7 +172,7 @@ def train_teacher(options: TrainTeacherOptions) -> dict[str, Any]:
             least_epochs=TEACHER_LEAST_EPOCHS,
             least_steps=TEACHER_LEAST_STEPS,
         ),
-        lr=options.lr or default_lr(batch_size),
+        lr=options.lr or default_lr(batch_size, per_128=TEACHER_LR_PER_128),
         alpha=0.0,
         temperature=1.0,
         precision=_precision(options.precision, device),
@@ -203,7 +214,7 @@ def train_teacher(options: TrainTeacherOptions) -> dict[str, Any]:
         num_workers=options.num_workers,
         views=views,
     )
-    result = _run(options.model, loader, settings, workspace, options.seed, run_dir, resume=False)
+    result = _run(options.model, loader, settings, workspace, options, run_dir, resume=False)
     weights, _ = load_weights(run_dir / "last.safetensors")
     save_weights(path, weights, about | {"top1": result["top1"]})
     return {
@@ -218,13 +229,13 @@ def _run(
     loader: DistillLoader,
     settings: TrainSettings,
     workspace: Workspace,
-    seed: int,
+    options: TrainOptions | TrainTeacherOptions,
     run_dir: Path,
     *,
     resume: bool,
 ) -> dict[str, Any]:
     data = loader.beton.manifest
-    torch.manual_seed(torch_seed(seed, "initialisation"))
+    torch.manual_seed(torch_seed(options.seed, "initialisation"))
     model: nn.Module = make_model(
         model_name, num_classes=data.classes, image_size=loader.views.image_size
     ).to(loader.device)
@@ -240,7 +251,7 @@ def _run(
             normalise=normalise,
             device=loader.device,
             precision=settings.precision,
-            num_workers=None,
+            num_workers=options.num_workers,
         )
     else:
         logger.warning("%s does not exist: no accuracy is reported", val)
@@ -267,11 +278,18 @@ def _run(
     }
 
 
-def _open_store(workspace: Workspace, options: TrainOptions) -> LogitStore | None:
+def _require_model(name: str | None) -> None:
+    if name is not None and name not in MODELS:
+        raise ConfigError(f"--model is {name}, expected one of {', '.join(MODELS)}")
+
+
+def _open_store(workspace: Workspace, options: TrainOptions, beton: Beton) -> LogitStore | None:
     """Return the store; without KD it still says how views are made, where there is one."""
     if not options.kd and options.teacher is None and workspace.recall("store") is None:
         return None
-    return LogitStore.open(workspace.require_store(options.teacher))
+    store = LogitStore.open(workspace.require_store(options.teacher))
+    require_same_data(beton, store)
+    return store
 
 
 def _data_views(beton: Beton) -> Views:
@@ -289,6 +307,10 @@ def _load_subset(path: Path, beton: Beton) -> Subset:
     return subset
 
 
+def _digest(subset: Subset) -> str:
+    return hashlib.sha256(subset.sample_ids.tobytes()).hexdigest()
+
+
 def _default_student(image_size: int) -> str:
     return "resnet8" if image_size <= LARGEST_SMALL_SIZE else "resnet18"
 
@@ -303,10 +325,10 @@ def _run_folder(workspace: Workspace, name: str, options: TrainOptions) -> Path:
         has_run = (options.out / "config.json").exists()
         if options.resume and not has_run:
             raise ConfigError(f"--resume is given, but {options.out} holds no run. Leave it out")
-        if has_run and not options.resume:
+        if not options.resume and options.out.exists() and any(options.out.iterdir()):
             raise ConfigError(
-                f"--out is {options.out}, which holds a run already. Use --resume to continue it, "
-                "or name another folder"
+                f"--out is {options.out}, which is there and not empty. Use --resume to continue "
+                "a run, or name another folder"
             )
         return options.out
     number = 1
@@ -339,12 +361,7 @@ def _write_config(
                 f"{run_dir} was started otherwise: {'; '.join(differ)}. "
                 "Resume with the same options, or start a new run"
             )
-        if (run_dir / "resume.safetensors").exists():
-            return
-        raise ConfigError(
-            f"--resume is given, but {run_dir} was stopped before its first epoch ended, expected "
-            "a checkpoint. Start a new run"
-        )
+        return
     environment = {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "cores": len(os.sched_getaffinity(0)),

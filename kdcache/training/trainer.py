@@ -104,7 +104,7 @@ class Trainer:
             TrainingError: if the loss is not finite.
         """
         progress = Progress(0, None, 0, 0.0, 0)
-        if resume:
+        if resume and self._checkpoint.exists():
             progress = self._checkpoint.load()
         resumed_from = progress.epochs_done
         self._keep_metrics(resumed_from)
@@ -112,18 +112,20 @@ class Trainer:
         for epoch in range(resumed_from, self._settings.epochs):
             with ForeignForwardCounter(self._model, self._normalise) as counter:
                 metrics = self.train_epoch(epoch)
-            if self._evaluator is not None:
-                accuracy = self._evaluator(self._model)
-            is_best = accuracy is not None and accuracy.top1 > (progress.top1_best or -1.0)
+                if self._evaluator is not None:
+                    accuracy = self._evaluator(self._model)
+            best = progress.top1_best
+            is_best = accuracy is not None and (best is None or accuracy.top1 > best)
             progress = Progress(
                 epochs_done=epoch + 1,
-                top1_best=accuracy.top1 if accuracy and is_best else progress.top1_best,
+                top1_best=accuracy.top1 if accuracy and is_best else best,
                 images_seen=progress.images_seen + metrics["images"],
                 train_seconds=progress.train_seconds + metrics["seconds"],
                 teacher_forwards=progress.teacher_forwards + counter.images,
             )
-            self._save(progress, is_best=is_best)
+            # Before the checkpoint: a line of an epoch that was not saved is dropped on resume.
             self._report(epoch, metrics, accuracy)
+            self._save(progress, is_best=is_best)
         if accuracy is None and self._evaluator is not None:
             accuracy = self._evaluator(self._model)
         return TrainResult(

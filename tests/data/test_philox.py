@@ -34,7 +34,7 @@ def test_uniform_numbers_are_those_of_numpy(seed, sample_id):
     zero = np.uint64(0)
     words = philox(np.uint64(seed), zero, np.uint64(sample_id), zero, zero)
     generator = np.random.Generator(numpys_philox(seed, 0, sample_id, 0, 0))
-    assert [uniform(word) for word in words] == generator.random(4).tolist()
+    assert [uniform(np.uint64(word)) for word in words] == generator.random(4).tolist()
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,385 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ffcv.fields.decoders import IntDecoder, SimpleRGBImageDecoder
+from ffcv.libffcv import imdecode
+from ffcv.loader import Loader, OrderOption
+from ffcv.reader import Reader
+from ffcv.transforms import ToTensor
+from ffcv.types import ALLOC_TABLE_TYPE, HeaderType
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from kdcache.data.beton import (
+    PAGE_SIZE_BYTES,
+    BetonManifest,
+    fingerprint,
+    manifest_path,
+    open_beton,
+    write_beton,
+)
+from kdcache.data.images import StoredImage
+from kdcache.data.pack import pack
+from kdcache.errors import CacheCorruptError, DatasetError
+from kdcache.options import PackOptions
+from tests.conftest import write_images
+
+
+def pixels_of_files(folder):
+    """Return the pixels of an ImageFolder's files, in the order of a pack."""
+    pixels = []
+    for path in sorted(folder.rglob("*.*")):
+        with Image.open(path) as image:
+            pixels.append(np.asarray(image.convert("RGB")))
+    return pixels
+
+
+def size_of(path):
+    """Return height and width of an image file."""
+    with Image.open(path) as image:
+        return image.height, image.width
+
+
+def copy_into(folder, beton):
+    """Copy a beton and its manifest; return the copy's path."""
+    shutil.copy(manifest_path(beton), folder)
+    return Path(shutil.copy(beton, folder))
+
+
+@pytest.fixture(scope="module")
+def whole_beton(tmp_path_factory):
+    """A raw beton of 20 images of 16 px in 3 classes and its folder of images."""
+    folder = write_images(tmp_path_factory.mktemp("small"), count=20, classes=3, sides=(16, 16))
+    workspace = tmp_path_factory.mktemp("small-workspace")
+    pack(PackOptions(str(folder), workspace=workspace, val_fraction=0, quiet=True))
+    return workspace / "train.beton", folder
+
+
+@pytest.fixture
+def beton(whole_beton, tmp_path):
+    """A copy of `whole_beton` to damage."""
+    path, _ = whole_beton
+    return copy_into(tmp_path, path)
+
+
+def edit_header(path, **fields):
+    """Change fields of a beton's header."""
+    header = np.fromfile(path, dtype=HeaderType, count=1)
+    for name, value in fields.items():
+        header[name] = value
+    with path.open("r+b") as file:
+        file.write(header.tobytes())
+
+
+def edit_manifest(path, **fields):
+    """Change fields of a beton's manifest."""
+    content = json.loads(manifest_path(path).read_text())
+    manifest_path(path).write_text(json.dumps(content | fields))
+
+
+# --- an ordinary beton ---
+
+
+@pytest.mark.filterwarnings(
+    # torch.frombuffer-like views of FFCV's read-only tables; FFCV only copies from them.
+    "ignore:The given NumPy array is not writable:UserWarning"
+)
+def test_stock_ffcv_reads_the_same_labels_ids_and_pixels(whole_beton):
+    path, folder = whole_beton
+    numbers = [IntDecoder(), ToTensor()]
+    loader = Loader(
+        str(path),
+        batch_size=20,
+        num_workers=1,
+        order=OrderOption.SEQUENTIAL,
+        drop_last=False,
+        pipelines={
+            "image": [SimpleRGBImageDecoder(), ToTensor()],
+            "label": numbers,
+            "sample_id": [IntDecoder(), ToTensor()],
+        },
+    )
+    ((images, labels, sample_ids),) = loader
+    assert np.array_equal(images.numpy(), pixels_of_files(folder))
+    assert labels.flatten().tolist() == [0] * 7 + [1] * 7 + [2] * 6
+    assert sample_ids.flatten().tolist() == list(range(20))
+
+
+def test_stock_ffcv_reads_the_jpegs_that_were_packed(photo_beton, photo_folder):
+    reader = Reader(str(photo_beton))
+    data = np.memmap(photo_beton, dtype=np.uint8, mode="r")
+    files = sorted(photo_folder.rglob("*.jpg"))
+    rows = zip(files, reader.metadata["f0"], reader.alloc_table, strict=True)
+    for path, image, row in rows:
+        content = np.array(data[row["ptr"] : row["ptr"] + row["size"]])
+        height, width = int(image["height"]), int(image["width"])
+        pixels = np.empty((height, width, 3), dtype=np.uint8)
+        assert content.tobytes() == path.read_bytes()
+        assert imdecode(content, pixels, height, width, height, width) == 0
+        assert (height, width) == size_of(path)
+
+
+def test_a_beton_opens_with_its_tables(whole_beton):
+    path, folder = whole_beton
+    beton = open_beton(str(path))
+    data = path.read_bytes()
+    assert len(beton) == 20
+    assert beton.manifest == BetonManifest.load(path)
+    assert beton.labels.tolist() == [0] * 7 + [1] * 7 + [2] * 6
+    assert beton.sample_ids.tolist() == list(range(20))
+    assert beton.sizes.tolist() == [[16, 16]] * 20
+    rows = zip(beton.pointers, beton.lengths, pixels_of_files(folder), strict=True)
+    for pointer, length, pixels in rows:
+        assert data[pointer : pointer + length] == pixels.tobytes()
+
+
+def test_sizes_are_height_before_width(photo_beton, photo_folder):
+    files = sorted(photo_folder.rglob("*.jpg"))
+    sizes = open_beton(photo_beton).sizes.tolist()
+    assert sizes == [list(size_of(path)) for path in files]
+    assert any(height != width for height, width in sizes)
+
+
+# --- writing ---
+
+
+def stored(*lengths):
+    """Return stored images of any bytes, of these lengths."""
+    for number, length in enumerate(lengths):
+        content = bytes([number + 1]) * length
+        yield StoredImage(content, True, 1, 1, bytes(16), np.zeros((3, 2), dtype=np.int64))
+
+
+def numbers(count):
+    return np.arange(count, dtype=np.int64)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "pages"),
+    [
+        ((10, 20, 30), [0, 0, 0]),
+        ((PAGE_SIZE_BYTES, 1), [0, 1]),
+        ((PAGE_SIZE_BYTES - 1, 1, 1), [0, 0, 1]),
+        ((PAGE_SIZE_BYTES - 1, 2, PAGE_SIZE_BYTES - 2), [0, 1, 1]),
+        ((1, PAGE_SIZE_BYTES), [0, 1]),
+    ],
+    ids=str,
+)
+def test_no_image_lies_across_two_pages(tmp_path, lengths, pages):
+    path = tmp_path / "a.beton"
+    count = len(lengths)
+    size = write_beton(path, stored(*lengths), numbers(count) * 2, numbers(count) * 3)
+    assert size == path.stat().st_size
+    reader = Reader(str(path))
+    data = np.memmap(path, dtype=np.uint8, mode="r")
+    first = reader.alloc_table["ptr"]
+    last = first + reader.alloc_table["size"] - 1
+    # The first page holds header and metadata alone.
+    assert (first // PAGE_SIZE_BYTES).tolist() == [page + 1 for page in pages]
+    assert (last // PAGE_SIZE_BYTES).tolist() == [page + 1 for page in pages]
+    assert reader.alloc_table["size"].tolist() == list(lengths)
+    assert reader.metadata["f0"]["data_ptr"].tolist() == first.tolist()
+    assert reader.metadata["f1"].tolist() == [2 * number for number in range(count)]
+    assert reader.metadata["f2"].tolist() == [3 * number for number in range(count)]
+    for number, (start, end) in enumerate(zip(first, last, strict=True)):
+        assert data[start] == data[end] == number + 1
+
+
+def test_an_image_larger_than_a_page_is_refused(tmp_path):
+    with pytest.raises(DatasetError, match=f"image 1 takes {PAGE_SIZE_BYTES + 1:,} bytes"):
+        write_beton(tmp_path / "a.beton", stored(5, PAGE_SIZE_BYTES + 1), numbers(2), numbers(2))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_beton_that_cannot_be_finished_leaves_the_one_before(tmp_path):
+    def images():
+        yield from stored(5)
+        raise OSError("no more images")
+
+    path = tmp_path / "a.beton"
+    write_beton(path, stored(10), numbers(1), numbers(1))
+    before = path.read_bytes()
+    with pytest.raises(OSError, match="no more images"):
+        write_beton(path, images(), numbers(2), numbers(2))
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=10), st.data())
+@settings(deadline=None, max_examples=50)
+def test_a_fingerprint_is_of_names_ids_labels_and_images(labels, data):
+    count = len(labels)
+    content = {
+        "class_names": ["a", "b", "c", "d"],
+        "sample_ids": numbers(count),
+        "labels": np.array(labels),
+        "digests": np.arange(16 * count, dtype=np.uint8).reshape(count, 16),
+    }
+    place = data.draw(st.integers(0, count - 1))
+    changed = {name: values.copy() for name, values in content.items()}
+    name = data.draw(st.sampled_from(list(content)))
+    if name == "class_names":
+        changed[name][0] = "A"
+    else:
+        changed[name][place] += 1
+    assert fingerprint(**content) == fingerprint(**content)
+    assert fingerprint(**(content | {name: changed[name]})) != fingerprint(**content)
+
+
+# --- what is not a whole beton ---
+
+
+def test_a_missing_beton_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"other\.beton is missing"):
+        open_beton(tmp_path / "other.beton")
+
+
+def test_a_beton_without_its_manifest_is_refused(beton):
+    manifest_path(beton).unlink()
+    with pytest.raises(DatasetError, match=r"train\.json is missing"):
+        open_beton(beton)
+
+
+def test_a_manifest_of_another_version_is_refused(beton):
+    edit_manifest(beton, format_version=0)
+    with pytest.raises(DatasetError, match=r"format_version of .*train\.json is 0"):
+        open_beton(beton)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]"])
+def test_a_damaged_manifest_is_refused(beton, text):
+    manifest_path(beton).write_text(text)
+    with pytest.raises(CacheCorruptError, match=r"train\.json"):
+        open_beton(beton)
+
+
+@pytest.mark.parametrize("lost", [1, ALLOC_TABLE_TYPE.itemsize, 2000, 2**20])
+def test_a_truncated_beton_is_refused(beton, lost):
+    size = beton.stat().st_size
+    with beton.open("r+b") as file:
+        file.truncate(size - lost)
+    with pytest.raises(DatasetError, match=f"has {size - lost:,} bytes, expected {size:,}"):
+        open_beton(beton)
+
+
+def test_a_longer_beton_is_refused(beton):
+    size = beton.stat().st_size
+    with beton.open("ab") as file:
+        file.write(bytes(ALLOC_TABLE_TYPE.itemsize))
+    with pytest.raises(DatasetError, match=f"expected {size:,}"):
+        open_beton(beton)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        # What FFCV's writer leaves when it dies.
+        ({"alloc_table_ptr": 0}, r"table at byte 0 of"),
+        ({"alloc_table_ptr": 2**40}, r"table at byte 1,099,511,627,776 of"),
+        ({"num_samples": 19}, r"\(2, 19, 3\)"),
+        ({"num_samples": 2**40}, r"\(2, 1099511627776, 3\)"),
+        ({"num_fields": 2}, r"\(2, 20, 2\)"),
+        ({"version": 1}, r"\(1, 20, 3\)"),
+    ],
+    ids=str,
+)
+def test_an_unfinished_or_foreign_header_is_refused(beton, fields, message):
+    edit_header(beton, **fields)
+    with pytest.raises(DatasetError, match=message):
+        open_beton(beton)
+
+
+def test_a_manifest_with_another_number_of_samples_is_refused(beton):
+    edit_manifest(beton, samples=21)
+    with pytest.raises(DatasetError, match=r"\(2, 20, 3\).*expected \(2, 21, 3\)"):
+        open_beton(beton)
+
+
+def test_the_manifest_of_another_beton_is_refused(beton, tiny_beton):
+    shutil.copy(manifest_path(tiny_beton), manifest_path(beton))
+    size = beton.stat().st_size
+    with pytest.raises(DatasetError, match=f"has {size:,} bytes, expected"):
+        open_beton(beton)
+
+
+@pytest.mark.parametrize("column", ["ptr", "size"])
+def test_a_table_that_does_not_fit_its_images_is_refused(beton, column):
+    header = np.fromfile(beton, dtype=HeaderType, count=1)[0]
+    offset = int(header["alloc_table_ptr"])
+    table = np.fromfile(beton, dtype=ALLOC_TABLE_TYPE, offset=offset)
+    table[column][7] += 3
+    with beton.open("r+b") as file:
+        file.seek(offset)
+        file.write(table.tobytes())
+    with pytest.raises(DatasetError, match="a table that does not fit its images"):
+        open_beton(beton)
+
+
+@pytest.mark.parametrize("side", ["height", "width"])
+@pytest.mark.parametrize("pixels", [0, 15, 17])
+def test_a_size_that_does_not_fit_its_image_is_refused(beton, side, pixels):
+    reader = Reader(str(beton))
+    metadata = reader.metadata.copy()
+    metadata["f0"][side][7] = pixels
+    with beton.open("r+b") as file:
+        file.seek(HeaderType.itemsize + reader.field_descriptors.nbytes)
+        file.write(metadata.tobytes())
+    with pytest.raises(DatasetError, match="a table that does not fit its images"):
+        open_beton(beton)
+
+
+# --- sample ids ---
+
+
+@pytest.fixture(scope="module")
+def spread(whole_beton, tmp_path_factory):
+    """A beton whose sample ids are 3, 6, 9, ..., as a packed subset's would be."""
+    path, _ = whole_beton
+    reader = Reader(str(path))
+    metadata = reader.metadata.copy()
+    metadata["f2"] = 3 * (metadata["f2"] + 1)
+    copy = copy_into(tmp_path_factory.mktemp("spread"), path)
+    with copy.open("r+b") as file:
+        file.seek(HeaderType.itemsize + reader.field_descriptors.nbytes)
+        file.write(metadata.tobytes())
+    return open_beton(copy)
+
+
+@given(st.lists(st.integers(0, 19), max_size=30))
+@settings(deadline=None, max_examples=50)
+def test_positions_come_in_the_order_asked_for(spread, wanted):
+    positions = spread.positions([3 * (position + 1) for position in wanted])
+    assert positions.dtype == np.int64
+    assert positions.tolist() == wanted
+
+
+@pytest.mark.parametrize("missing", [-3, 0, 4, 61, 63, 10**12])
+def test_an_id_that_is_not_there_is_named(spread, missing):
+    with pytest.raises(DatasetError, match=rf"sample id {missing} \(and 0 more\)"):
+        spread.positions([3, missing, 60])
+
+
+def test_the_first_of_several_missing_ids_is_named(spread):
+    with pytest.raises(DatasetError, match=r"sample id 7 \(and 1 more\)"):
+        spread.positions([3, 7, 6, 1])
+
+
+@pytest.mark.parametrize(
+    ("sample_ids", "message"),
+    [
+        (np.ones(20, dtype=bool), r"bool of shape \(20,\)"),
+        ([3.0, 6.0], r"float64 of shape \(2,\)"),
+        ([[3, 6]], r"int64 of shape \(1, 2\)"),
+        (3, r"int64 of shape \(\)"),
+    ],
+    ids=["mask", "floats", "table", "one"],
+)
+def test_anything_but_a_row_of_integers_is_refused(spread, sample_ids, message):
+    with pytest.raises(DatasetError, match=message):
+        spread.positions(sample_ids)

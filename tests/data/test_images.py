@@ -1,0 +1,352 @@
+from __future__ import annotations
+
+import colorsys
+import hashlib
+import io
+
+import numpy as np
+import pytest
+from ffcv.libffcv import imdecode
+from PIL import Image
+
+from kdcache.data.images import store_image, to_rgb
+
+RNG = np.random.default_rng(0)
+GREY = RNG.integers(0, 256, (11, 7), dtype=np.uint8)
+RGB = RNG.integers(0, 256, (11, 7, 3), dtype=np.uint8)
+ORIENTATION = 0x0112
+
+
+def encode(image, file_format="PNG", **options):
+    file = io.BytesIO()
+    image.save(file, file_format, **options)
+    return file.getvalue()
+
+
+def ffcv_status(content, height, width):
+    """Return what the reader's decoder says of a JPEG; 0 is well."""
+    pixels = np.zeros((height, width, 3), dtype=np.uint8)
+    return imdecode(np.frombuffer(content, dtype=np.uint8), pixels, height, width, height, width)
+
+
+def stored_pixels(content, max_resolution=None):
+    stored = store_image(content, write_mode="raw", max_resolution=max_resolution)
+    assert not stored.is_jpeg
+    pixels = np.frombuffer(stored.content, dtype=np.uint8)
+    return pixels.reshape(stored.height, stored.width, 3)
+
+
+def photo(width=80, height=60, mode="RGB"):
+    """Return a smooth image, as JPEG likes them."""
+    coarse = Image.fromarray(RNG.integers(0, 256, (5, 5, 3), dtype=np.uint8))
+    return coarse.resize((width, height), Image.Resampling.BICUBIC).convert(mode)
+
+
+def grey(values):
+    return np.repeat(np.asarray(values, dtype=np.uint8)[..., None], 3, axis=2)
+
+
+def with_alpha(mode):
+    """Return an image of `mode` and its colours; the alpha is anything."""
+    alpha = Image.fromarray(RNG.integers(0, 256, GREY.shape, dtype=np.uint8))
+    image = Image.fromarray(GREY if mode == "LA" else RGB).convert(mode)
+    image.putalpha(alpha)
+    return image
+
+
+def palette_image():
+    palette = RNG.integers(0, 256, (256, 3), dtype=np.uint8)
+    image = Image.frombytes("P", GREY.shape[::-1], GREY.tobytes())
+    image.putpalette(palette.tobytes())
+    return image, palette[GREY]
+
+
+def wide_grey(mode):
+    values = RNG.integers(0, 2**16, GREY.shape, dtype=np.uint16)
+    return Image.fromarray(values.astype(np.int32) if mode == "I" else values), grey(values >> 8)
+
+
+# --- every mode that Pillow reads ---
+
+
+@pytest.mark.parametrize("file_format", ["PNG", "TIFF"])
+def test_black_and_white_becomes_0_and_255(file_format):
+    image = Image.fromarray(GREY > 127)
+    assert image.mode == "1"
+    assert np.array_equal(stored_pixels(encode(image, file_format)), grey((GREY > 127) * 255))
+
+
+@pytest.mark.parametrize("file_format", ["PNG", "TIFF", "BMP", "PPM"])
+def test_grey_is_repeated(file_format):
+    content = encode(Image.fromarray(GREY), file_format)
+    assert np.array_equal(stored_pixels(content), grey(GREY))
+
+
+@pytest.mark.parametrize("file_format", ["PNG", "TIFF", "BMP", "PPM"])
+def test_rgb_is_kept(file_format):
+    assert np.array_equal(stored_pixels(encode(Image.fromarray(RGB), file_format)), RGB)
+
+
+@pytest.mark.parametrize(("mode", "expected"), [("LA", grey(GREY)), ("RGBA", RGB)])
+def test_alpha_is_dropped(mode, expected):
+    image = with_alpha(mode)
+    assert image.mode == mode
+    assert np.array_equal(stored_pixels(encode(image)), expected)
+
+
+@pytest.mark.parametrize("file_format", ["PNG", "GIF", "TIFF"])
+def test_a_palette_is_looked_up(file_format):
+    image, expected = palette_image()
+    assert np.array_equal(stored_pixels(encode(image, file_format)), expected)
+
+
+@pytest.mark.parametrize("transparency", [3, bytes(range(256))], ids=["one", "each"])
+def test_transparency_of_a_palette_is_dropped_without_a_word(transparency):
+    image, expected = palette_image()
+    content = encode(image, transparency=transparency)
+    assert Image.open(io.BytesIO(content)).mode == "P"
+    assert np.array_equal(stored_pixels(content), expected)
+
+
+def test_a_palette_with_alpha_is_looked_up():
+    image, expected = palette_image()
+    image.putalpha(77)
+    assert image.mode == "PA"
+    assert np.array_equal(np.asarray(to_rgb(image)), expected)
+
+
+@pytest.mark.parametrize(
+    ("mode", "file_format"), [("I;16", "PNG"), ("I;16", "TIFF"), ("I", "TIFF"), ("I", "PPM")]
+)
+def test_16_bit_grey_keeps_its_upper_byte(mode, file_format):
+    image, expected = wide_grey(mode)
+    assert image.mode == mode
+    assert np.array_equal(stored_pixels(encode(image, file_format)), expected)
+
+
+def test_16_bit_grey_of_the_other_byte_order_keeps_its_upper_byte():
+    image, expected = wide_grey("I;16")
+    swapped = np.asarray(image).byteswap().tobytes()
+    image = Image.frombytes("I;16B", image.size, swapped)
+    assert np.array_equal(np.asarray(to_rgb(image)), expected)
+
+
+def test_32_bit_grey_beyond_16_bits_is_clipped():
+    values = np.array([[-5, 0, 255, 256, 65535, 65536, 2**31 - 1]], dtype=np.int32)
+    pixels = stored_pixels(encode(Image.fromarray(values), "TIFF"))
+    assert pixels[0, :, 0].tolist() == [0, 0, 0, 1, 255, 255, 255]
+
+
+def test_floating_point_grey_is_clipped_to_a_byte():
+    values = np.array([[-1.0, 0.0, 1.0, 200.0, 255.0, 256.0, 1e9]], dtype=np.float32)
+    pixels = stored_pixels(encode(Image.fromarray(values), "TIFF"))
+    assert pixels[0, :, 0].tolist() == [0, 0, 1, 200, 255, 255, 255]
+
+
+def test_cmyk_is_ink_on_white():
+    inks = RNG.integers(0, 256, (11, 7, 4), dtype=np.uint8)
+    image = Image.frombytes("CMYK", (7, 11), inks.tobytes())
+    white = 255 - inks.astype(float)
+    expected = white[..., :3] * white[..., 3:] / 255
+    # Pillow rounds in integers.
+    assert abs(stored_pixels(encode(image, "TIFF")) - expected).max() <= 1
+
+
+def test_ycbcr_becomes_rgb_as_in_jpeg():
+    values = RNG.integers(0, 256, (11, 7, 3), dtype=np.uint8)
+    image = Image.frombytes("YCbCr", (7, 11), values.tobytes())
+    y, cb, cr = np.moveaxis(values.astype(float), 2, 0)
+    cb, cr = cb - 128, cr - 128
+    expected = [y + 1.402 * cr, y - 0.344136 * cb - 0.714136 * cr, y + 1.772 * cb]
+    expected = np.stack(expected, axis=2).clip(0, 255)
+    # Pillow rounds in integers.
+    assert abs(np.asarray(to_rgb(image)) - expected).max() <= 1.01
+
+
+def test_hsv_becomes_rgb():
+    values = RNG.integers(0, 256, (11, 7, 3), dtype=np.uint8)
+    image = Image.frombytes("HSV", (7, 11), values.tobytes())
+    expected = [colorsys.hsv_to_rgb(*pixel) for pixel in values.reshape(-1, 3) / 255]
+    # Pillow's hue has 256 steps, of which six sectors are cut.
+    difference = np.asarray(to_rgb(image)).reshape(-1, 3) - np.array(expected) * 255
+    assert abs(difference).max() <= 3
+
+
+def test_the_first_frame_of_an_animation_counts():
+    frames = [Image.fromarray(grey(np.full((5, 5), value))) for value in (10, 200)]
+    content = encode(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    assert (stored_pixels(content) == 10).all()
+
+
+# --- which way is up ---
+
+TURNS = {
+    1: lambda a: a,
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.swapaxes(0, 1),
+    6: lambda a: np.rot90(a, -1),
+    7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
+    8: lambda a: np.rot90(a, 1),
+}
+
+
+def exif(orientation):
+    tags = Image.Exif()
+    tags[ORIENTATION] = orientation
+    return tags
+
+
+@pytest.mark.parametrize("orientation", TURNS)
+def test_the_exif_orientation_is_applied(orientation):
+    content = encode(Image.fromarray(RGB), exif=exif(orientation))
+    assert np.array_equal(stored_pixels(content), TURNS[orientation](RGB))
+
+
+def test_a_turned_jpeg_is_encoded_again_and_says_no_more_that_it_is_turned():
+    image = photo(80, 60)
+    content = encode(image, "JPEG", exif=exif(6))
+    stored = store_image(content, write_mode="jpg", max_resolution=None)
+    assert (stored.height, stored.width) == (80, 60)
+    again = Image.open(io.BytesIO(stored.content))
+    assert again.getexif().get(ORIENTATION, 1) == 1
+    expected = np.rot90(np.asarray(Image.open(io.BytesIO(content))), -1)
+    # Quality 90, twice: small differences everywhere, nothing is displaced.
+    assert abs(np.asarray(again).astype(int) - expected).mean() < 3
+
+
+def test_exif_data_that_cannot_be_read_turn_nothing():
+    upright = encode(Image.fromarray(RGB))
+    damaged = encode(Image.fromarray(RGB), exif=b"Exif\0\0not exif at all")
+    assert np.array_equal(stored_pixels(damaged), stored_pixels(upright))
+
+
+# --- JPEG ---
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"quality": 30, "subsampling": 2},
+        {"progressive": True},
+        {"exif": exif(1)},
+        {"exif": exif(0)},
+        {"exif": b"Exif\0\0not exif at all"},
+        {"icc_profile": b"any"},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("max_resolution", [None, 80, 81])
+def test_a_jpeg_that_needs_no_change_keeps_its_bytes(options, max_resolution):
+    content = encode(photo(80, 60), "JPEG", **options)
+    stored = store_image(content, write_mode="jpg", max_resolution=max_resolution)
+    assert stored.content == content
+    assert (stored.is_jpeg, stored.height, stored.width) == (True, 60, 80)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        encode(photo(mode="L"), "JPEG"),
+        encode(photo(mode="CMYK"), "JPEG"),
+        encode(photo(), "PNG"),
+        encode(photo(mode="RGBA"), "PNG"),
+    ],
+    ids=["grey JPEG", "CMYK JPEG", "PNG", "PNG with alpha"],
+)
+def test_anything_else_becomes_an_rgb_jpeg(content):
+    stored = store_image(content, write_mode="jpg", max_resolution=None)
+    image = Image.open(io.BytesIO(stored.content))
+    assert (image.format, image.mode, image.size) == ("JPEG", "RGB", (80, 60))
+    expected = Image.open(io.BytesIO(content)).convert("RGB")
+    # Quality 90 on a smooth image.
+    assert abs(np.asarray(image).astype(int) - np.asarray(expected)).mean() < 3
+
+
+@pytest.mark.parametrize("place", ["before its end", "before its scan"])
+def test_a_jpeg_that_libjpeg_grumbles_at_is_encoded_again(place):
+    # Pillow says nothing of bytes between markers; the reader's decoder takes them for damage.
+    content = encode(photo(80, 60), "JPEG")
+    marker = b"\xff\xd9" if place == "before its end" else b"\xff\xda"
+    at = content.rindex(marker)
+    grumbling = content[:at] + b"\x12\x34\x56" + content[at:]
+    stored = store_image(grumbling, write_mode="jpg", max_resolution=None)
+    assert stored.content != grumbling
+    assert ffcv_status(grumbling, 60, 80) != 0
+    assert ffcv_status(stored.content, 60, 80) == 0
+    expected = np.asarray(Image.open(io.BytesIO(content))).astype(int)
+    assert abs(np.asarray(Image.open(io.BytesIO(stored.content))) - expected).mean() < 3
+
+
+@pytest.mark.parametrize("write_mode", ["raw", "jpg"])
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG"])
+@pytest.mark.parametrize("kept", [0.1, 0.5, 0.95])
+def test_a_truncated_file_is_refused(write_mode, file_format, kept):
+    content = encode(photo(), file_format)
+    with pytest.raises((OSError, SyntaxError)):
+        store_image(content[: int(kept * len(content))], write_mode=write_mode, max_resolution=None)
+
+
+@pytest.mark.parametrize("content", [b"", b"no image", bytes(1000)])
+def test_a_file_that_is_no_image_is_refused(content):
+    with pytest.raises(OSError, match="cannot identify"):
+        store_image(content, write_mode="raw", max_resolution=None)
+
+
+# --- sizes ---
+
+
+@pytest.mark.parametrize(
+    ("size", "limit", "expected"),
+    [
+        ((80, 60), 80, (80, 60)),
+        ((80, 60), 40, (40, 30)),
+        ((60, 80), 40, (30, 40)),
+        ((80, 2), 10, (10, 1)),
+        ((20, 10), 40, (20, 10)),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG"])
+def test_the_longer_side_is_at_most_the_maximum(size, limit, expected, file_format):
+    content = encode(photo(*size), file_format)
+    for write_mode in ("raw", "jpg"):
+        stored = store_image(content, write_mode=write_mode, max_resolution=limit)
+        assert (stored.width, stored.height) == expected
+
+
+def test_a_shrunken_image_is_the_image_made_smaller():
+    image = photo(80, 60)
+    expected = image.resize((40, 30), Image.Resampling.BICUBIC)
+    assert np.array_equal(stored_pixels(encode(image), max_resolution=40), np.asarray(expected))
+
+
+def test_the_maximum_applies_to_the_upright_image():
+    stored = store_image(encode(photo(80, 60), exif=exif(6)), write_mode="raw", max_resolution=40)
+    assert (stored.width, stored.height) == (30, 40)
+
+
+@pytest.mark.parametrize(("side", "expected"), [(2**16 - 1, 2**16 - 1), (2**16, 2**16 - 1)])
+@pytest.mark.parametrize("limit", [None, 10**6])
+def test_no_side_is_longer_than_the_format_can_say(side, expected, limit):
+    content = encode(Image.new("RGB", (side, 1)))
+    stored = store_image(content, write_mode="raw", max_resolution=limit)
+    assert (stored.width, stored.height) == (expected, 1)
+
+
+# --- what goes along ---
+
+
+@pytest.mark.parametrize("write_mode", ["raw", "jpg"])
+def test_the_digest_is_of_the_stored_bytes(write_mode):
+    stored = store_image(encode(photo()), write_mode=write_mode, max_resolution=None)
+    assert stored.digest == hashlib.blake2b(stored.content, digest_size=16).digest()
+
+
+def test_channel_sums_are_sums_and_sums_of_squares():
+    stored = store_image(encode(Image.fromarray(RGB)), write_mode="raw", max_resolution=None)
+    values = RGB.reshape(-1, 3).astype(np.int64)
+    expected = np.stack([values.sum(axis=0), (values**2).sum(axis=0)], axis=1)
+    assert np.array_equal(stored.channel_sums, expected)

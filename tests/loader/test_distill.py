@@ -1,0 +1,419 @@
+"""Alignment: every row a loader yields is the teacher's answer to exactly the pixels beside it."""
+
+from __future__ import annotations
+
+import gc
+import threading
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kdcache.data.beton import Beton, open_beton
+from kdcache.data.pack import pack
+from kdcache.data.views import Policy, Views
+from kdcache.errors import CacheCorruptError, CacheMismatchError, ConfigError, DatasetError
+from kdcache.loader.distill import Batch, DistillLoader
+from kdcache.options import BuildLogitsOptions, PackOptions
+from kdcache.reader.batches import pixels
+from kdcache.selection.subset import Subset
+from kdcache.store.build import build_logits
+from kdcache.store.logit_store import LogitStore
+from tests.conftest import write_images
+from tests.spelled import spelled, write_spelled_store
+from tests.teachers import projection
+
+NUM_VIEWS = 3
+
+
+class Held(NamedTuple):
+    """All batches of some epochs, cloned as they came and joined at the end."""
+
+    images: npt.NDArray[np.uint8]
+    """(n, S, S, 3)."""
+    labels: npt.NDArray[np.int64]
+    sample_ids: npt.NDArray[np.int64]
+    views: npt.NDArray[np.int64]
+    logits: npt.NDArray[np.float32]
+    batch_sizes: list[int]
+
+
+def hold(batches: list[Batch]) -> Held:
+    return Held(
+        np.concatenate([batch.images.permute(0, 2, 3, 1).numpy() for batch in batches]),
+        torch.cat([batch.labels for batch in batches]).numpy(),
+        torch.cat([batch.sample_ids for batch in batches]).numpy(),
+        np.concatenate([np.full(len(batch.labels), batch.view) for batch in batches]),
+        torch.cat([batch.rows.logits() for batch in batches if batch.rows]).numpy(),
+        [len(batch.labels) for batch in batches],
+    )
+
+
+def epochs(loader: DistillLoader, numbers: range) -> Held:
+    """Run epochs, holding each batch to the end as the contract says: cloned."""
+    kept = []
+    for epoch in numbers:
+        for batch in loader.epoch(epoch):
+            rows = batch.rows and batch.rows._replace(encoded=batch.rows.encoded.clone())
+            kept.append(batch._replace(images=batch.images.clone(), rows=rows))
+    loader.close()
+    return hold(kept)
+
+
+@pytest.fixture(scope="module")
+def beton(tiny_beton: Path) -> Beton:
+    return open_beton(tiny_beton)
+
+
+@pytest.fixture(scope="module")
+def spelled_stores(beton: Beton, tmp_path_factory: pytest.TempPathFactory) -> dict[str, LogitStore]:
+    folder = tmp_path_factory.mktemp("spelled")
+    return {
+        codec: write_spelled_store(folder / codec, beton, num_views=NUM_VIEWS, codec=codec)
+        for codec in ("dense", "float32")
+    }
+
+
+@pytest.fixture
+def store(spelled_stores: dict[str, LogitStore]) -> LogitStore:
+    return spelled_stores["dense"]
+
+
+@pytest.fixture(scope="module")
+def dense_store(tiny_beton: Path, tmp_path_factory: pytest.TempPathFactory) -> LogitStore:
+    """The rows of `tiny_store`'s teacher in float16, built by another number of threads."""
+    workspace = tmp_path_factory.mktemp("dense")
+    for file in tiny_beton.parent.glob("train.*"):
+        (workspace / file.name).hardlink_to(file)
+    result = build_logits(
+        BuildLogitsOptions(
+            teacher="tests.teachers:projection",
+            workspace=workspace,
+            views=NUM_VIEWS,
+            batch_size=8,
+            num_workers=1,
+            device="cpu",
+        )
+    )
+    return LogitStore.open(result["path"])
+
+
+class Answers(NamedTuple):
+    """By view and sample id, worked out without store or loader."""
+
+    pixels: npt.NDArray[np.uint8]
+    """(1 + V, N, S, S, 3)."""
+    logits: npt.NDArray[np.float64]
+    """(1 + V, N, C)."""
+
+
+@pytest.fixture(scope="module")
+def answers(beton: Beton) -> Answers:
+    data = beton.manifest
+    weight = projection().weight.detach().double().numpy()
+    seen = np.stack(
+        [
+            pixels(beton, data.policy, 0, view, beton.sample_ids, num_workers=1)
+            for view in range(1 + NUM_VIEWS)
+        ]
+    )
+    images = (seen / 255 - np.array(data.mean)) / np.array(data.std)
+    flat = images.transpose(0, 1, 4, 2, 3).reshape(*seen.shape[:2], -1)
+    return Answers(seen, flat @ weight.T)
+
+
+EVERY_ID = np.arange(72)
+CASES = {
+    "all, in order": dict(subset=None, batch_size=16, world_size=1, num_workers=1),
+    "all, two threads": dict(subset=None, batch_size=7, world_size=1, num_workers=2),
+    "a third, backwards": dict(subset=EVERY_ID[::-3], batch_size=5, world_size=2, num_workers=1),
+    "two ranks": dict(subset=EVERY_ID[5:50], batch_size=16, world_size=2, num_workers=2),
+    "three ranks": dict(subset=EVERY_ID[:65], batch_size=8, world_size=3, num_workers=1),
+    "one sample": dict(subset=[71], batch_size=128, world_size=1, num_workers=1),
+}
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+@pytest.mark.parametrize("codec", ["float32", "dense"])
+def test_every_row_is_the_teachers_answer_to_the_pixels_beside_it(
+    beton, tiny_store, dense_store, answers, codec, case
+):
+    store = tiny_store if codec == "float32" else dense_store
+    seen = []
+    for rank in range(case["world_size"]):
+        loader = DistillLoader(beton, store, seed=3, rank=rank, **case)
+        held = epochs(loader, range(NUM_VIEWS + 1))
+        assert np.array_equal(held.images, answers.pixels[held.views, held.sample_ids])
+        assert np.array_equal(held.labels, beton.labels[held.sample_ids])
+        expected = answers.logits[held.views, held.sample_ids]
+        # float32 sums of 3,072 products of about 0.03 each; another view or sample differs by 1.
+        rounding = np.full_like(expected, 1e-4)
+        if codec == "dense":
+            expected = expected - expected.mean(axis=1, keepdims=True)
+            rounding += abs(expected) * 2**-11 + 2**-25
+        assert (abs(held.logits - expected) <= rounding).all()
+        seen.append(held.sample_ids)
+    wanted = beton.sample_ids if case["subset"] is None else np.sort(case["subset"])
+    assert np.array_equal(np.sort(np.concatenate(seen)), np.repeat(wanted, NUM_VIEWS + 1))
+
+
+@settings(max_examples=10, deadline=None, derandomize=True)
+@given(
+    subset=st.lists(st.integers(0, 71), min_size=3, max_size=72, unique=True),
+    seed=st.integers(0, 2**32),
+    batch_size=st.integers(1, 40),
+    ranks=st.integers(1, 3).flatmap(lambda n: st.tuples(st.integers(0, n - 1), st.just(n))),
+    codec=st.sampled_from(["dense", "float32"]),
+)
+def test_every_row_spells_the_sample_id_and_the_view_beside_it(
+    beton, spelled_stores, subset, seed, batch_size, ranks, codec
+):
+    rank, world_size = ranks
+    loader = DistillLoader(
+        beton,
+        spelled_stores[codec],
+        subset,
+        batch_size,
+        seed,
+        rank=rank,
+        world_size=world_size,
+        num_workers=1,
+    )
+    held = epochs(loader, range(5))
+    assert np.array_equal(held.logits, spelled(held.sample_ids, held.views))
+    assert np.array_equal(np.unique(held.views), [1, 2, 3])
+
+
+def test_the_ranks_of_an_epoch_share_out_the_subset(beton, store):
+    subset = [70, 2, 31, 5, 11, 64, 40]
+    for world_size in (1, 2, 3):
+        loaders = [
+            DistillLoader(beton, store, subset, 2, rank=rank, world_size=world_size, num_workers=1)
+            for rank in range(world_size)
+        ]
+        shares = [epochs(loader, range(1)).sample_ids for loader in loaders]
+        assert np.array_equal(np.sort(np.concatenate(shares)), np.sort(subset))
+        assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def test_an_epoch_is_in_a_new_order_that_the_seed_alone_decides(beton, store):
+    def order(seed: int, epoch: int) -> list[int]:
+        loader = DistillLoader(beton, store, seed=seed, num_workers=1)
+        return epochs(loader, range(epoch, epoch + 1)).sample_ids.tolist()
+
+    first = order(seed=0, epoch=0)
+    assert order(seed=0, epoch=0) == first
+    assert order(seed=0, epoch=1) != first
+    assert order(seed=1, epoch=0) != first
+
+
+@pytest.mark.parametrize(
+    ("num_samples", "batch_size", "expected"),
+    [
+        (33, 16, [11, 11, 11]),
+        (32, 16, [16, 16]),
+        (17, 16, [8, 9]),
+        (16, 16, [16]),
+        (1, 16, [1]),
+        (5, 2, [1, 2, 2]),
+    ],
+)
+def test_batch_sizes_differ_by_at_most_one_and_nothing_is_dropped(
+    beton, store, num_samples, batch_size, expected
+):
+    loader = DistillLoader(beton, store, range(num_samples), batch_size, num_workers=1)
+    assert len(loader) == len(expected)
+    assert sorted(epochs(loader, range(1)).batch_sizes) == expected
+
+
+def test_epochs_may_be_asked_for_in_any_order(beton, store):
+    loader = DistillLoader(beton, store, batch_size=20, num_workers=1)
+    for epoch in (4, 1, 1, 0, 7):
+        held = hold([batch._replace(images=batch.images.clone()) for batch in loader.epoch(epoch)])
+        assert np.array_equal(held.views, np.full(72, 1 + epoch % NUM_VIEWS))
+        assert np.array_equal(held.logits, spelled(held.sample_ids, held.views))
+    loader.close()
+
+
+def test_an_epoch_that_was_left_early_can_be_run_again(beton, store):
+    loader = DistillLoader(beton, store, batch_size=8, num_workers=1)
+    first = [batch.sample_ids.tolist() for batch in islice(loader.epoch(0), 2)]
+    held = hold([batch._replace(images=batch.images.clone()) for batch in loader.epoch(0)])
+    assert held.sample_ids[:16].tolist() == sum(first, [])
+    assert np.array_equal(held.logits, spelled(held.sample_ids, 1))
+    loader.close()
+
+
+def our_threads() -> list[str]:
+    return [t.name for t in threading.enumerate() if t.name.startswith("kdcache")]
+
+
+def test_leaving_a_loop_early_leaves_no_thread(beton, store):
+    loader = DistillLoader(beton, store, batch_size=4, num_workers=1)
+    for _batch in loader.epoch(0):
+        assert "kdcache-reader" in our_threads()
+        break
+    gc.collect()
+    assert "kdcache-reader" not in our_threads()
+    loader.close()
+    assert our_threads() == []
+
+
+def test_a_loader_that_is_dropped_without_a_word_leaves_no_thread(beton, store):
+    loader = DistillLoader(beton, store, batch_size=4, num_workers=1)
+    next(loader.epoch(0))
+    staging = [t for t in threading.enumerate() if t.name.startswith("kdcache-staging")]
+    del loader
+    gc.collect()
+    for thread in staging:
+        thread.join(timeout=10)
+    assert our_threads() == []
+
+
+def test_an_error_in_the_background_ends_the_loop_and_its_threads(beton, tmp_path):
+    damaged = write_spelled_store(tmp_path / "damaged.zarr", beton, num_views=2)
+    loader = DistillLoader(beton, damaged, batch_size=16, num_workers=1)
+    chunk = tmp_path / "damaged.zarr/views/2/rows/c/1/0"
+    chunk.write_bytes(b"\xff" + chunk.read_bytes()[1:])
+    assert len(list(loader.epoch(0))) == 5
+    with pytest.raises(CacheCorruptError, match="views/2/rows"):
+        next(loader.epoch(1))
+    loader.close()
+    assert our_threads() == []
+
+
+def test_without_augmented_views_an_epoch_shows_a_fresh_view_with_the_clean_rows(beton, tmp_path):
+    clean = write_spelled_store(tmp_path / "clean.zarr", beton, num_views=0)
+    loader = DistillLoader(beton, clean, [9, 4, 60, 33], batch_size=2, num_workers=1)
+    held = epochs(loader, range(5))
+    assert held.views.tolist() == [1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3, 4, 4, 4, 4, 5, 5, 5, 5]
+    assert np.array_equal(held.logits, spelled(held.sample_ids, 0))
+    last = held.views == 5
+    expected = pixels(beton, beton.manifest.policy, 0, 5, held.sample_ids[last], num_workers=1)
+    assert np.array_equal(held.images[last], expected)
+
+
+def test_without_a_store_an_epoch_shows_a_fresh_view_and_no_rows(beton):
+    loader = DistillLoader(beton, None, [9, 4, 60], batch_size=3, num_workers=1)
+    for epoch in range(5):
+        (batch,) = loader.epoch(epoch)
+        assert (batch.view, batch.rows, batch.weights) == (1 + epoch, None, None)
+    expected = pixels(beton, beton.manifest.policy, 0, 5, batch.sample_ids.numpy(), num_workers=1)
+    assert np.array_equal(batch.images.permute(0, 2, 3, 1).numpy(), expected)
+
+
+def test_without_a_store_views_may_be_given(beton):
+    views = Views(Policy.parse("pad-crop(9)"), 7, 16)
+    loader = DistillLoader(beton, None, [9, 4, 60], batch_size=3, views=views, num_workers=1)
+    (batch,) = loader.epoch(0)
+    ids = batch.sample_ids.numpy()
+    expected = pixels(beton, "pad-crop(9)", 7, 1, ids, image_size=16, num_workers=1)
+    assert np.array_equal(batch.images.permute(0, 2, 3, 1).numpy(), expected)
+
+
+def test_images_are_uint8_and_channels_last(beton, store):
+    loader = DistillLoader(beton, store, batch_size=8, num_workers=1)
+    batch = next(loader.epoch(0))
+    assert (batch.images.dtype, tuple(batch.images.shape)) == (torch.uint8, (8, 3, 32, 32))
+    assert batch.images.is_contiguous(memory_format=torch.channels_last)
+    assert (batch.labels.dtype, batch.sample_ids.dtype) == (torch.int64, torch.int64)
+    loader.close()
+
+
+@pytest.mark.parametrize(
+    "subset",
+    [Subset(np.array([3, 8, 40])), [40, 3, 8], range(3, 42, 37), np.array([40, 8], np.int32)],
+    ids=["Subset", "list", "range", "int32"],
+)
+def test_a_subset_may_be_given_in_many_forms(beton, store, subset):
+    loader = DistillLoader(str(beton.path), str(store.path), subset)
+    given = subset.sample_ids if isinstance(subset, Subset) else subset
+    assert loader.sample_ids.tolist() == sorted(given)
+
+
+def test_left_out_the_subset_is_what_the_store_has_rows_for(beton, tmp_path):
+    rows = np.array([2, 3, 50, 71])
+    partial = write_spelled_store(tmp_path / "partial.zarr", beton, num_views=2, sample_ids=rows)
+    held = epochs(DistillLoader(beton, partial, batch_size=3, num_workers=1), range(2))
+    assert sorted(held.sample_ids.tolist()) == sorted([*rows, *rows])
+    assert np.array_equal(held.logits, spelled(held.sample_ids, held.views))
+
+
+def test_a_subset_that_the_store_does_not_cover_is_refused(beton, tmp_path):
+    rows = np.array([2, 3, 50, 71])
+    partial = write_spelled_store(tmp_path / "partial.zarr", beton, num_views=2, sample_ids=rows)
+    with pytest.raises(CacheMismatchError, match=r"2 of 4 samples, the first is 49"):
+        DistillLoader(beton, partial, [2, 49, 50, 51])
+
+
+@pytest.mark.parametrize(
+    ("subset", "error", "value"),
+    [
+        ([3, 1, 3], ConfigError, "3 sample ids of which 2"),
+        ([3, 72], DatasetError, "sample id 72"),
+        ([-1, 3], DatasetError, "sample id -1"),
+        ([0.5, 3], ConfigError, "float64"),
+        ([True, False], ConfigError, "bool"),
+        ([], ConfigError, r"shape \(0,\)"),
+        ([[1, 2]], ConfigError, r"shape \(1, 2\)"),
+    ],
+    ids=["twice", "beyond", "negative", "float", "mask", "empty", "table"],
+)
+@pytest.mark.parametrize("with_store", [True, False], ids=["store", "no store"])
+def test_a_subset_of_anything_but_different_ids_is_refused(
+    beton, store, subset, error, value, with_store
+):
+    with pytest.raises(error, match=value):
+        DistillLoader(beton, store if with_store else None, subset)
+
+
+def test_a_store_of_other_data_is_refused(store, tmp_path):
+    folder = write_images(tmp_path / "other", count=8, classes=4, sides=(32, 32))
+    workspace = tmp_path / "workspace"
+    result = pack(
+        PackOptions(str(folder), workspace=workspace, val_fraction=0, num_workers=1, quiet=True)
+    )
+    found = store.manifest.data_fingerprint[:12]
+    with pytest.raises(CacheMismatchError, match=f"{found}.*{result['fingerprint'][:12]}"):
+        DistillLoader(workspace / "train.beton", store)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "value"),
+    [
+        (dict(batch_size=0), "batch_size is 0"),
+        (dict(rank=2, world_size=2), "rank is 2"),
+        (dict(rank=-1, world_size=2), "rank is -1"),
+        (dict(rank=2, world_size=3, subset=[5, 6]), "world_size is 3"),
+    ],
+)
+def test_an_argument_outside_its_range_is_refused(beton, store, arguments, value):
+    with pytest.raises(ConfigError, match=value):
+        DistillLoader(beton, store, **arguments)
+
+
+def test_views_beside_a_store_are_refused(beton, store):
+    with pytest.raises(ConfigError, match="views"):
+        DistillLoader(beton, store, views=store.manifest.views)
+
+
+def test_an_epoch_before_the_first_is_refused(beton, store):
+    loader = DistillLoader(beton, store)
+    with pytest.raises(ConfigError, match="epoch is -1"):
+        next(loader.epoch(-1))
+
+
+def test_two_loops_over_one_loader_are_refused(beton, store):
+    loader = DistillLoader(beton, store, batch_size=8, num_workers=1)
+    first = loader.epoch(0)
+    next(first)
+    with pytest.raises(ConfigError, match="already in use"):
+        next(loader.epoch(1))
+    first.close()
+    loader.close()

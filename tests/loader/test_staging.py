@@ -1,0 +1,106 @@
+"""Rows in the order of use, read ahead of it."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from kdcache.data.beton import open_beton
+from kdcache.errors import CacheCorruptError
+from kdcache.loader.staging import Rows, RowStage
+from kdcache.store.codec import codec_named
+from kdcache.store.logit_store import LogitStore
+from tests.spelled import spelled, write_spelled_store
+
+IDS = np.array([40, 3, 71, 0, 12])
+BACKGROUND = "kdcache-staging"
+
+
+class RecordingStore(LogitStore):
+    """A store that remembers who read which view."""
+
+    def rows(self, sample_ids, view):
+        vars(self).setdefault("reads", []).append((view, threading.current_thread().name))
+        return super().rows(sample_ids, view)
+
+
+@pytest.fixture
+def store(tiny_beton: Path, tmp_path: Path) -> RecordingStore:
+    write_spelled_store(tmp_path / "spelled.zarr", open_beton(tiny_beton), num_views=3)
+    return RecordingStore.open(tmp_path / "spelled.zarr")
+
+
+@pytest.fixture
+def stage(store: RecordingStore):
+    stage = RowStage(store)
+    yield stage
+    stage.close()
+
+
+def read_by(store: RecordingStore) -> list[tuple[int, str]]:
+    return [(view, name.partition("_")[0]) for view, name in store.reads]
+
+
+@pytest.mark.parametrize("codec", ["dense", "float32"])
+def test_rows_decode_to_the_logits_that_were_encoded(codec):
+    logits = spelled(IDS, 2)
+    rows = Rows(torch.from_numpy(codec_named(codec).encode(logits)), codec_named(codec))
+    assert rows.logits().dtype == torch.float32
+    assert torch.equal(rows.logits(), torch.from_numpy(logits))
+
+
+def test_rows_stay_encoded_until_they_are_used(stage):
+    rows = stage.take(0, 1, IDS)
+    assert (rows.dtype, tuple(rows.shape)) == (torch.float16, (5, 4))
+
+
+def test_rows_come_in_the_order_asked_for(stage):
+    for order in (IDS, IDS[::-1], np.sort(IDS)):
+        assert np.array_equal(stage.take(0, 3, order).float().numpy(), spelled(order, 3))
+
+
+def test_prefetched_rows_are_read_once_and_in_the_background(stage, store):
+    stage.prefetch(1, 2, IDS)
+    rows = stage.take(1, 2, IDS)
+    assert np.array_equal(rows.float().numpy(), spelled(IDS, 2))
+    assert read_by(store) == [(2, BACKGROUND)]
+
+
+def test_rows_that_were_not_prefetched_are_read_when_they_are_taken(stage, store):
+    stage.take(0, 1, IDS)
+    assert read_by(store) == [(1, "MainThread")]
+
+
+@pytest.mark.parametrize(("epoch", "view"), [(5, 2), (1, 3)], ids=["other epoch", "other view"])
+def test_rows_prefetched_for_something_else_are_not_handed_out(stage, epoch, view):
+    stage.prefetch(1, 2, IDS)
+    order = IDS[::-1]
+    assert np.array_equal(stage.take(epoch, view, order).float().numpy(), spelled(order, view))
+
+
+def test_prefetched_rows_are_handed_out_once(stage):
+    stage.prefetch(1, 2, IDS)
+    stage.take(1, 2, IDS)
+    order = IDS[::-1]
+    assert np.array_equal(stage.take(1, 2, order).float().numpy(), spelled(order, 2))
+
+
+def test_damage_found_in_the_background_is_raised_where_the_rows_are_taken(stage, store):
+    chunk = store.path / "views/2/rows/c/0/0"
+    content = bytearray(chunk.read_bytes())
+    content[3] ^= 1
+    chunk.write_bytes(content)
+    stage.prefetch(1, 2, IDS)
+    with pytest.raises(CacheCorruptError, match="views/2/rows"):
+        stage.take(1, 2, IDS)
+
+
+def test_a_closed_stage_leaves_no_thread(store):
+    stage = RowStage(store)
+    stage.prefetch(1, 2, IDS)
+    stage.close()
+    assert not [t for t in threading.enumerate() if t.name.startswith(BACKGROUND)]

@@ -1,0 +1,78 @@
+"""A store whose logits spell the sample id and the view, written without any teacher."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from kdcache.data.beton import Beton
+from kdcache.options import Codec
+from kdcache.store.codec import codec_named
+from kdcache.store.logit_store import LogitStore
+from kdcache.store.manifest import FORMAT_VERSION, StoreManifest
+from kdcache.store.writer import SCORE_TYPES, StoreWriter
+
+SHARD_ROWS = 7
+"""Divides none of the tests' data sets: every store ends in a shard that is not full."""
+
+
+def spelled(sample_ids: npt.ArrayLike, view: npt.ArrayLike) -> npt.NDArray[np.float32]:
+    """Return (n, 4) logits (id, view, -id, -view); every codec keeps them: small, mean zero."""
+    ids, views = np.broadcast_arrays(np.asarray(sample_ids), view)
+    return np.stack([ids, views, -ids, -views], axis=1).astype(np.float32)
+
+
+def write_spelled_store(
+    path: Path,
+    beton: Beton,
+    *,
+    num_views: int,
+    codec: Codec = "dense",
+    sample_ids: npt.NDArray[np.int64] | None = None,
+) -> LogitStore:
+    """Write a finished store for a beton's data.
+
+    Args:
+        path: of the store.
+        beton: the training images.
+        num_views: V.
+        codec: of the rows.
+        sample_ids: rows of the views from 1; all when left out.
+    """
+    data = beton.manifest
+    manifest = StoreManifest(
+        format_version=FORMAT_VERSION,
+        data_fingerprint=data.fingerprint,
+        samples=data.samples,
+        classes=4,
+        class_names=["id", "view", "-id", "-view"],
+        teacher="spelled",
+        teacher_arch="none",
+        teacher_digest="0" * 64,
+        policy=data.policy,
+        view_seed=0,
+        image_size=data.image_size,
+        mean=data.mean,
+        std=data.std,
+        codec=codec,
+        precision="fp32",
+        shard_rows=SHARD_ROWS,
+        batch_size=SHARD_ROWS,
+        device="cpu",
+        versions={},
+    )
+    rows = beton.sample_ids if sample_ids is None else sample_ids
+    writer = StoreWriter.create(path, manifest, labels=beton.labels, sample_ids=rows)
+    writer.add_views(num_views)
+    for view in range(num_views + 1):
+        for shard in writer.missing_shards(view):
+            ids = writer.sample_ids(view)[shard * SHARD_ROWS : (shard + 1) * SHARD_ROWS]
+            per_sample = {
+                name: np.zeros(len(ids), dtype) for name, dtype in SCORE_TYPES.items() if view == 0
+            }
+            encoded = codec_named(codec).encode(spelled(ids, view))
+            writer.write_shard(view, shard, encoded, per_sample)
+        writer.finish_view(view)
+    return LogitStore.open(path)

@@ -1,0 +1,81 @@
+"""Teachers for the tests of the store, named as `tests.store.teachers:NAME`."""
+
+from __future__ import annotations
+
+import os
+import time
+
+import torch
+from torch import Tensor, nn
+
+from tests.teachers import Projection
+
+SHAPES_SEEN: list[tuple[int, ...]] = []
+"""Shape of each batch that `counted` was asked about."""
+
+DELAY = "KDCACHE_TEST_DELAY"
+"""Environment variable: seconds that `slow` takes for a batch."""
+
+
+class Counted(Projection):
+    """Notes what it is asked."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map (B, 3, S, S) to (B, C)."""
+        SHAPES_SEEN.append(tuple(images.shape))
+        return super().forward(images)
+
+
+class Failing(Projection):
+    """Answers nan for one image, counted from the first it is asked about."""
+
+    bad: int | None = None
+
+    def __init__(self) -> None:
+        super().__init__(4, seed=1)
+        self.seen = 0
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map (B, 3, S, S) to (B, C)."""
+        logits = super().forward(images)
+        if self.bad is not None and 0 <= self.bad - self.seen < len(images):
+            logits[self.bad - self.seen, 1] = float("nan")
+        self.seen += len(images)
+        return logits
+
+
+class Slow(Projection):
+    """Takes its time."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map (B, 3, S, S) to (B, C)."""
+        time.sleep(float(os.environ.get(DELAY, "0")))
+        return super().forward(images)
+
+
+def counted() -> nn.Module:
+    """Return a teacher that fills `SHAPES_SEEN`."""
+    return Counted(4, seed=1)
+
+
+def failing() -> nn.Module:
+    """Return a teacher that fails where `Failing.bad` says."""
+    return Failing()
+
+
+def slow() -> nn.Module:
+    """Return a teacher that can be interrupted."""
+    return Slow(4, seed=1)
+
+
+def projection() -> nn.Module:
+    """Return another teacher under the name of `tests.teachers:projection`."""
+    return Projection(4, seed=3)
+
+
+def huge() -> nn.Module:
+    """Return a teacher whose logits no float16 can hold."""
+    model = Projection(4, seed=1)
+    with torch.no_grad():
+        model.weight *= 1e6
+    return model

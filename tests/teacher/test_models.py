@@ -1,0 +1,162 @@
+"""The models by name: shapes, stems, and the sizes that the papers state."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from kdcache.errors import ConfigError
+from kdcache.teacher.models import MODELS, BasicBlock, make_model
+
+IMAGENET_MODELS = ("resnet18", "resnet34", "resnet50", "mobilenet_v2")
+
+
+def num_parameters(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def size_after(model: nn.Module, name: str, image_size: int) -> tuple[int, ...]:
+    """Height and width that a submodule returns for an image, without any arithmetic."""
+    sizes: list[tuple[int, ...]] = []
+
+    def note(_module: nn.Module, _inputs: object, output: Tensor) -> None:
+        sizes.append(tuple(output.shape[2:]))
+
+    model.get_submodule(name).register_forward_hook(note)
+    model(torch.zeros(2, 3, image_size, image_size, device="meta"))
+    return sizes[0]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_model_gives_one_row_of_logits_for_each_image(name):
+    model = make_model(name, num_classes=7, image_size=32).eval()
+    with torch.inference_mode():
+        logits = model(torch.randn(2, 3, 32, 32))
+    assert logits.shape == (2, 7)
+    assert logits.isfinite().all()
+
+
+def test_the_small_models_take_any_image_size():
+    with torch.device("meta"):
+        model = make_model("resnet8", num_classes=7, image_size=8)
+        assert model(torch.zeros(2, 3, 9, 17)).shape == (2, 7)
+
+
+def test_an_unknown_name_lists_those_that_are_known():
+    with pytest.raises(ConfigError, match="'resnet19'") as error:
+        make_model("resnet19", num_classes=7, image_size=32)
+    assert all(name in str(error.value) for name in MODELS)
+
+
+@pytest.mark.parametrize("image_size", [32, 64])
+@pytest.mark.parametrize(
+    ("name", "last_of_stem"),
+    [
+        ("resnet18", "maxpool"),
+        ("resnet34", "maxpool"),
+        ("resnet50", "maxpool"),
+        ("mobilenet_v2", "features.0"),
+    ],
+)
+def test_the_stem_keeps_the_size_of_small_images(name, last_of_stem, image_size):
+    with torch.device("meta"):
+        model = make_model(name, num_classes=7, image_size=image_size)
+        assert size_after(model, last_of_stem, image_size) == (image_size, image_size)
+
+
+@pytest.mark.parametrize(
+    ("name", "last_of_stem", "image_size", "expected"),
+    [
+        ("resnet18", "maxpool", 224, 56),
+        ("resnet34", "maxpool", 224, 56),
+        ("resnet50", "maxpool", 224, 56),
+        ("mobilenet_v2", "features.0", 224, 112),
+        ("resnet50", "maxpool", 65, 17),
+        ("mobilenet_v2", "features.0", 65, 33),
+    ],
+)
+def test_the_stem_shrinks_large_images_as_published(name, last_of_stem, image_size, expected):
+    with torch.device("meta"):
+        model = make_model(name, num_classes=7, image_size=image_size)
+        assert size_after(model, last_of_stem, image_size) == (expected, expected)
+
+
+@pytest.mark.parametrize("name", IMAGENET_MODELS)
+def test_a_model_for_large_images_has_the_tensors_of_torchvision(name):
+    with torch.device("meta"):
+        ours = make_model(name, num_classes=1000, image_size=224).state_dict()
+        theirs = getattr(torchvision.models, name)().state_dict()
+    assert {key: value.shape for key, value in ours.items()} == {
+        key: value.shape for key, value in theirs.items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "in_paper"), [("resnet20", 0.27e6), ("resnet32", 0.46e6), ("resnet56", 0.85e6)]
+)
+def test_the_small_models_have_the_parameters_of_the_paper(name, in_paper):
+    # He et al. 2016, table 6. Counted here from section 4.2: a first convolution, 2n of each
+    # width, shortcuts without parameters, batch norms of two numbers a channel, and a classifier.
+    n = (int(name.removeprefix("resnet")) - 2) // 6
+    weights = 9 * 3 * 16
+    norms = 2 * 16
+    before = 16
+    for width in (16, 32, 64):
+        weights += 9 * before * width + (2 * n - 1) * 9 * width * width
+        norms += 2 * 2 * n * width
+        before = width
+    with torch.device("meta"):
+        model = make_model(name, num_classes=10, image_size=32)
+    assert num_parameters(model) == weights + norms + 64 * 10 + 10
+    assert num_parameters(model) == pytest.approx(in_paper, abs=0.005e6)
+
+
+@pytest.mark.parametrize("name", ["resnet8", "resnet20", "resnet32", "resnet56"])
+def test_the_depth_counts_the_layers_with_weights(name):
+    with torch.device("meta"):
+        model = make_model(name, num_classes=10, image_size=32)
+    layers = [m for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    assert len(layers) == int(name.removeprefix("resnet"))
+
+
+@pytest.mark.parametrize(("stage", "expected"), [(0, 32), (1, 16), (2, 8)])
+def test_the_small_models_halve_the_size_in_the_second_and_third_stage(stage, expected):
+    with torch.device("meta"):
+        model = make_model("resnet8", num_classes=10, image_size=32)
+        assert size_after(model, f"layers.{stage}", 32) == (expected, expected)
+
+
+def test_a_shortcut_without_parameters_skips_pixels_and_pads_channels_with_zeros():
+    block = BasicBlock(2, 6, stride=2).eval()
+    nn.init.zeros_(block.conv2.weight)
+    images = torch.randn(3, 2, 5, 5)
+    shortcut = torch.zeros(3, 6, 3, 3)
+    shortcut[:, 2:4] = images[:, :, ::2, ::2]
+    torch.testing.assert_close(block(images), shortcut.relu(), rtol=0, atol=0)  # added to zeros
+
+
+def test_a_block_adds_its_input_before_the_last_relu():
+    block = BasicBlock(4, 4, stride=1).eval()
+    images = torch.randn(3, 4, 6, 6)
+    hidden = block.bn2(block.conv2(block.bn1(block.conv1(images)).relu()))
+    # The same operations in the same order: nothing may differ.
+    torch.testing.assert_close(block(images), (hidden + images).relu(), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(("name", "last"), [("resnet18", "bn2"), ("resnet50", "bn3")])
+def test_the_blocks_of_a_deep_resnet_start_as_the_identity(name, last):
+    model = make_model(name, num_classes=7, image_size=224)
+    for stage in (model.layer1, model.layer4):
+        for block in stage:
+            assert not getattr(block, last).weight.any()
+
+
+def test_weights_are_drawn_from_the_generator_of_torch():
+    def first(seed: int) -> Tensor:
+        torch.manual_seed(seed)
+        return make_model("resnet8", num_classes=7, image_size=32).conv1.weight
+
+    assert torch.equal(first(1), first(1))
+    assert not torch.equal(first(1), first(2))

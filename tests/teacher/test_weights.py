@@ -1,0 +1,137 @@
+"""Weights on disk: what comes back, what is refused, and that nothing is ever executed."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from kdcache.errors import TeacherError
+from kdcache.teacher.weights import fill_model, load_weights, save_weights
+
+
+class Bomb:
+    """Unpickled, it makes a folder."""
+
+    def __init__(self, trace: Path) -> None:
+        self.trace = trace
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.trace),)
+
+
+def small_model() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(8, 5))
+
+
+def test_tensors_and_description_come_back_as_they_were(tmp_path):
+    tensors = {
+        "float32": torch.randn(3, 4),
+        "float16": torch.randn(5).half(),
+        "bfloat16": torch.randn(5).bfloat16(),
+        "count": torch.tensor(7),
+        "mask": torch.tensor([True, False]),
+        "transposed": torch.randn(3, 4).T,
+        "with a gradient": torch.randn(2, requires_grad=True),
+    }
+    about = {"arch": "resnet8", "classes": 4, "nested": {"lr": 0.1}, "none": None, "ü": ["ß"]}
+    save_weights(tmp_path / "folder" / "w.safetensors", tensors, about)
+    found, found_about = load_weights(tmp_path / "folder" / "w.safetensors")
+    assert found_about == about
+    assert found.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        torch.testing.assert_close(found[name], tensor.detach(), rtol=0, atol=0)
+
+
+def test_a_file_of_another_program_has_an_empty_description(tmp_path):
+    save_file({"a": torch.ones(2)}, tmp_path / "w.safetensors", metadata={"format": "pt"})
+    save_file({"a": torch.ones(2)}, tmp_path / "v.safetensors")
+    assert load_weights(tmp_path / "w.safetensors")[1] == {}
+    assert load_weights(tmp_path / "v.safetensors")[1] == {}
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"gone\.safetensors"):
+        load_weights(tmp_path / "gone.safetensors")
+
+
+@pytest.mark.parametrize("size", [0, 5, 20, -1])
+def test_a_truncated_file_is_refused(tmp_path, size):
+    path = tmp_path / "cut.safetensors"
+    save_weights(path, {"a": torch.randn(100)}, {})
+    path.write_bytes(path.read_bytes()[:size])
+    with pytest.raises(TeacherError, match=r"cut\.safetensors is not readable as safetensors"):
+        load_weights(path)
+
+
+@pytest.mark.parametrize("write", [torch.save, None], ids=["torch.save", "pickle"])
+@pytest.mark.parametrize("name", ["teacher.pt", "teacher.safetensors"])
+def test_a_pickle_is_refused_and_never_executed(tmp_path, name, write):
+    bomb = Bomb(tmp_path / "executed")
+    if write:
+        write(bomb, tmp_path / name)
+    else:
+        (tmp_path / name).write_bytes(pickle.dumps(bomb))
+    with pytest.raises(TeacherError, match=rf"{name} .*safetensors\.torch\.save_file"):
+        load_weights(tmp_path / name)
+    assert not bomb.trace.exists()
+
+
+def test_the_bomb_of_these_tests_goes_off_when_it_is_unpickled(tmp_path):
+    bomb = Bomb(tmp_path / "executed")
+    pickle.loads(pickle.dumps(bomb))  # noqa: S301  (written on the line itself)
+    assert bomb.trace.exists()
+
+
+def test_a_failed_save_leaves_the_file_that_was_there(tmp_path):
+    path = tmp_path / "w.safetensors"
+    save_weights(path, {"a": torch.ones(2)}, {"epoch": 1})
+    with pytest.raises(TypeError, match="not JSON serializable"):
+        save_weights(path, {"a": torch.zeros(2)}, {"epoch": object()})
+    assert load_weights(path)[1] == {"epoch": 1}
+    assert [file.name for file in tmp_path.iterdir()] == ["w.safetensors"]
+
+
+def test_a_model_is_filled_with_every_tensor():
+    source, target = small_model(), small_model()
+    source[1].running_mean += 3
+    source[1].num_batches_tracked += 7
+    fill_model(target, source.state_dict(), path=Path("w"))
+    for name, tensor in source.state_dict().items():
+        torch.testing.assert_close(target.state_dict()[name], tensor, rtol=0, atol=0)
+
+
+def test_tensors_that_do_not_fit_are_named_with_both_shapes():
+    tensors = small_model().state_dict()
+    tensors["3.weight"] = torch.zeros(9, 8)
+    tensors["3.other"] = torch.zeros(2)
+    del tensors["0.bias"]
+    with pytest.raises(TeacherError) as error:
+        fill_model(small_model(), tensors, path=Path("folder/w.safetensors"))
+    message = str(error.value)
+    assert "folder/w.safetensors" in message
+    assert "0.bias is missing, expected (4,)" in message
+    assert "3.other is (2,), expected no such tensor" in message
+    assert "3.weight is (9, 8), expected (5, 8)" in message
+    assert "(3 differences in all)" in message
+
+
+def test_no_more_than_three_differences_are_listed():
+    with pytest.raises(TeacherError, match=r"\(9 differences in all\)") as error:
+        fill_model(small_model(), {}, path=Path("w"))
+    assert str(error.value).count("missing") == 3
+
+
+def test_a_model_that_does_not_fit_is_left_as_it_was():
+    model = small_model()
+    before = model[0].weight.clone()
+    tensors = {name: torch.zeros_like(tensor) for name, tensor in model.state_dict().items()}
+    del tensors["3.bias"]
+    with pytest.raises(TeacherError, match=r"3\.bias is missing"):
+        fill_model(model, tensors, path=Path("w"))
+    assert torch.equal(model[0].weight, before)

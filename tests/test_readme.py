@@ -1,0 +1,73 @@
+"""The README tells the present: its commands run, its example runs, its tree is the tree."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from kdcache.cli import COMMANDS, main
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    """Return the README's code blocks in a language."""
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+COMMAND_LINES = [
+    line for block in blocks("sh") for line in block.splitlines() if line.startswith("kdcache ")
+]
+
+
+def test_the_commands_and_the_example_run_as_written(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("KDCACHE_WORKSPACE", raising=False)
+    for line in COMMAND_LINES:
+        arguments = line.split()[1:]
+        # As written, but one epoch: the walk is under test, not the models.
+        short = ["--epochs", "1"] if arguments[0].startswith("train") else []
+        assert main([*arguments, *short]) == 0, line
+    (example,) = blocks("python")
+    exec(compile(example, "README.md", "exec"), {"__name__": "readme"})  # noqa: S102
+
+
+def test_every_command_stands_in_the_readme():
+    assert {line.split()[1] for line in COMMAND_LINES} == set(COMMANDS)
+
+
+def test_the_make_targets_exist():
+    targets = re.findall(r"^make (\w+)", "\n".join(blocks("sh")), flags=re.MULTILINE)
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert targets == ["demo", "test"]
+    assert all(re.search(rf"^{target}:", makefile, flags=re.MULTILINE) for target in targets)
+
+
+def test_the_file_tree_names_what_is_there():
+    tree = re.findall(r"^  (\S+)\s{2,}", README, flags=re.MULTILINE)
+    assert tree
+    assert [name for name in tree if not (ROOT / "kdcache" / name).exists()] == []
+
+
+@pytest.mark.parametrize("script", re.findall(r"^python (benchmarks/\S+)", README, re.MULTILINE))
+def test_the_benchmarks_exist(script):
+    assert (ROOT / script).exists()
+
+
+def test_epoch_throughput_runs_tiny():
+    process = subprocess.run(
+        [sys.executable, "benchmarks/epoch_throughput.py", "--tiny"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert process.returncode == 0, process.stderr
+    rates = re.findall(r"^(\D+?)\s+([\d,.]+)\s+[\d.]+%", process.stdout, flags=re.MULTILINE)
+    assert len(rates) == 4
+    assert all(float(rate.replace(",", "")) > 0 for _, rate in rates)
