@@ -249,6 +249,9 @@ class TrainOptions(CommonOptions):
     num_workers: int | None = None
     """Threads that read and decode; all cores when left out."""
 
+    pixels: Literal["check", "warn"] = "check"
+    """warn: go on where this machine decodes other pixels than the teacher saw."""
+
     out: Path | None = None
     """Run folder, instead of a new runs/STUDENT-SUBSET-sSEED in the workspace."""
 

@@ -211,7 +211,7 @@ class Beton:
             DatasetError: if an id is not in this beton.
         """
         ids = np.asarray(sample_ids)
-        if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer):
+        if ids.ndim != 1 or (len(ids) and not np.issubdtype(ids.dtype, np.integer)):
             raise DatasetError(
                 f"sample ids are {ids.dtype} of shape {ids.shape}, expected integers in one row"
             )

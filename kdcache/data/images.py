@@ -18,6 +18,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps
 
+from kdcache.data.restart import add_restart_markers
+
 JPEG_QUALITY = 90
 """FFCV's own default."""
 
@@ -46,7 +48,8 @@ def store_image(
 ) -> StoredImage:
     """Decode an image file and encode it for the beton.
 
-    A JPEG that needs no change keeps its own bytes: no second loss.
+    A JPEG that needs no change keeps its pixels: no second loss. All JPEGs get restart markers,
+    with which the decoder reads the rows of a crop alone.
 
     Args:
         content: an encoded image file.
@@ -67,10 +70,10 @@ def store_image(
     if write_mode == "raw":
         stored = rgb.tobytes()
     elif kept and _reader_accepts(content, rgb.height, rgb.width):
-        stored = content
+        stored = add_restart_markers(content) or content
     else:
         file = io.BytesIO()
-        rgb.save(file, "JPEG", quality=JPEG_QUALITY)
+        rgb.save(file, "JPEG", quality=JPEG_QUALITY, restart_marker_rows=1)
         stored = file.getvalue()
     return StoredImage(
         content=stored,

@@ -270,7 +270,7 @@ def _stored_images(
                 "memory may have run out. Try fewer with --num-workers, or --max-resolution"
             ) from error
         finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+            pool.shutdown(cancel_futures=True)
 
 
 _worker_task: tuple[Split, Literal["raw", "jpg"], int | None]

@@ -21,7 +21,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from ffcv.loader import Loader, OrderOption
+from ffcv.loader import loader as loader_module
+from ffcv.memory_managers.os_cache import OSCacheContext, OSCacheManager
 from ffcv.pipeline import PipelineSpec
+from ffcv.reader import Reader
 from torch import Tensor
 
 from kdcache.data.beton import Beton, open_beton
@@ -54,6 +57,7 @@ class PixelReader:
         batch_size: most samples of one batch.
         num_workers: threads; all that this process may use when left out, and never more.
         batches_ahead: batches that are decoded before they are asked for.
+        views_per_sample: most views that `read_views` yields of each image; it decodes each once.
     """
 
     def __init__(
@@ -64,6 +68,7 @@ class PixelReader:
         batch_size: int,
         num_workers: int | None = None,
         batches_ahead: int = 2,
+        views_per_sample: int = 1,
     ) -> None:
         if batch_size < 1:
             raise ConfigError(f"batch_size is {batch_size}, expected a number above 0")
@@ -71,11 +76,9 @@ class PixelReader:
         self.views = views
         self.batch_size = batch_size
         self.num_workers = clamp_workers(num_workers)
-        largest = self.beton.sizes.max(axis=0)
-        self._decoder = ViewDecoder(
-            views, self.beton.sample_ids, (int(largest[0]), int(largest[1]))
-        )
-        with _torch_threads_kept():
+        self.views_per_sample = views_per_sample
+        self._decoder = ViewDecoder(views, self.beton, views_per_sample=views_per_sample)
+        with _ffcv_contained():
             self._loader = Loader(
                 str(self.beton.path),
                 batch_size=batch_size,
@@ -108,6 +111,22 @@ class PixelReader:
             DatasetError: if a position is outside the beton or an image cannot be decoded.
             ConfigError: if this reader is already reading: use one reader for each loop.
         """
+        for views in self.read_views(batches, [view]):
+            yield views[0]
+
+    def read_views(
+        self, batches: Sequence[npt.NDArray[np.int64]], views: Sequence[int]
+    ) -> Iterator[list[Pixels]]:
+        """Yield several views of the samples at the given positions, as `read` yields one.
+
+        Args:
+            batches: positions in the beton, at most `batch_size` in each.
+            views: view numbers, at most `views_per_sample`.
+        """
+        if not 0 < len(views) <= self.views_per_sample:
+            raise ConfigError(
+                f"views are {len(views)}, expected 1 to {self.views_per_sample} at once"
+            )
         for positions in batches:
             self._check(positions)
         if not self._in_use.acquire(blocking=False):
@@ -116,12 +135,14 @@ class PixelReader:
                 "Finish the other loop, or open a second reader"
             )
         try:
-            yield from self._run(batches, view)
+            yield from self._run(batches, views)
         finally:
             self._in_use.release()
 
-    def _run(self, batches: Sequence[npt.NDArray[np.int64]], view: int) -> Iterator[Pixels]:
-        self._decoder.show(view)
+    def _run(
+        self, batches: Sequence[npt.NDArray[np.int64]], views: Sequence[int]
+    ) -> Iterator[list[Pixels]]:
+        self._decoder.show(views)
         free: queue.SimpleQueue[int | None] = queue.SimpleQueue()
         ready: queue.SimpleQueue[Any] = queue.SimpleQueue()
         for slot in range(self._slots):
@@ -135,11 +156,12 @@ class PixelReader:
                 slot = _take(ready, thread)
                 self._raise_undecoded(positions)
                 images = torch.from_numpy(self._buffers[slot][: len(positions)])
-                yield Pixels(
-                    images=images.permute(0, 3, 1, 2),
-                    labels=torch.from_numpy(self.beton.labels[positions]),
-                    sample_ids=torch.from_numpy(self.beton.sample_ids[positions]),
-                )
+                labels = torch.from_numpy(self.beton.labels[positions])
+                sample_ids = torch.from_numpy(self.beton.sample_ids[positions])
+                yield [
+                    Pixels(images[:, place].permute(0, 3, 1, 2), labels, sample_ids)
+                    for place in range(len(views))
+                ]
                 free.put(slot)
         finally:
             free.put(None)
@@ -255,11 +277,34 @@ def _take(ready: queue.SimpleQueue[Any], thread: threading.Thread) -> int:
         return int(item)
 
 
+class _MappedFile(OSCacheManager):
+    """FFCV's memory map alone.
+
+    FFCV would fill Python dicts with every page (3 s and 119 MB for a million samples), and
+    compile a reading function whose types it changes for the whole process afterwards, so that
+    functions compiled before cannot be found again. Our decoder reads the map by itself.
+    """
+
+    def __init__(self, reader: Reader) -> None:
+        self.reader = reader
+        self.ptrs = self.sizes = np.empty(0, dtype=np.uint64)
+        self.context = OSCacheContext(self)
+
+    def compile_reader(self) -> None:
+        """Compile nothing."""
+
+
 @contextmanager
-def _torch_threads_kept() -> Iterator[None]:
-    """Undo the global change of torch's thread count that FFCV makes."""
+def _ffcv_contained() -> Iterator[None]:
+    """Make a Loader without what it does to the rest of the process.
+
+    It sets torch's thread count, and takes its memory manager from a name in its module.
+    """
     threads = torch.get_num_threads()
+    original = loader_module.OSCacheManager
+    loader_module.OSCacheManager = _MappedFile
     try:
         yield
     finally:
+        loader_module.OSCacheManager = original
         torch.set_num_threads(threads)

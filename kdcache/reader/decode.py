@@ -9,25 +9,33 @@ whatever is large (tables by position) reaches the compiled code by address.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import ctypes
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numba
 import numpy as np
 import numpy.typing as npt
-from ffcv.libffcv import imdecode, resize_crop
+from ffcv import libffcv
 from ffcv.pipeline.allocation_query import AllocationQuery
-from ffcv.pipeline.compiler import Compiler
 from ffcv.pipeline.operation import Operation
 from ffcv.pipeline.state import State
+from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
-from kdcache.data.views import Views, view_box
+from kdcache.data.beton import Beton
+from kdcache.data.views import PolicyNumbers, Views, view_box
+from kdcache.reader.jpeg import cut_rows
 
 _JPEG = 0
 """FFCV's number of that write mode."""
+
+U8 = npt.NDArray[np.uint8]
+
+SCALES = (1, 2, 4, 8)
+"""libjpeg-turbo decodes at 1/2, 1/4 and 1/8 for less than it costs to decode and shrink."""
 
 
 @intrinsic
@@ -40,113 +48,377 @@ def _address_to_pointer(typing_context: Any, address: Any) -> Any:  # noqa: ARG0
     return types.voidptr(types.uintp), generate
 
 
+@intrinsic
+def _call_c(typing_context: Any, address: Any, arguments: Any) -> Any:  # noqa: ARG001
+    """Call the C function at an address with a tuple of int64; return its int32.
+
+    numba keeps no compiled function on disk that names a C function itself; one that is told the
+    address it keeps, which saves several seconds in each process.
+    """
+    signature = types.int32(types.uintp, arguments)
+
+    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:  # noqa: ARG001
+        count = len(signature.args[1])
+        kind = ir.FunctionType(ir.IntType(32), [ir.IntType(64)] * count)
+        function = builder.inttoptr(values[0], kind.as_pointer())
+        return builder.call(function, cgutils.unpack_tuple(builder, values[1], count))
+
+    return signature, generate
+
+
 class ViewDecoder(Operation):
     """FFCV decoder of the images' views.
 
     Args:
         views: policy, seed and image size.
-        sample_ids: (N,) int64 by position.
-        largest: height and width of the largest stored image.
+        beton: the file whose images are decoded.
+        views_per_sample: most views of each image that one call makes, from one decoding of it.
     """
 
     def __init__(
-        self, views: Views, sample_ids: npt.NDArray[np.int64], largest: tuple[int, int]
+        self,
+        views: Views,
+        beton: Beton,
+        *,
+        views_per_sample: int = 1,
     ) -> None:
         super().__init__()
         self._views = views
-        self._sample_ids = np.ascontiguousarray(sample_ids, dtype=np.uint64)
-        self._view = np.zeros(1, dtype=np.uint64)
-        self.status = np.zeros(len(sample_ids), dtype=np.int32)
+        self._sample_ids = beton.sample_ids.astype(np.uint64)
+        self._functions = np.array(
+            [
+                ctypes.cast(function, ctypes.c_void_p).value
+                for function in (libffcv.lib.imdecode, libffcv.lib.resize)
+            ],
+            dtype=np.int64,
+        )
+        self._numbers = np.array(views.policy.numbers(), dtype=np.float64)
+        self._lengths = beton.lengths.copy()
+        self._shown = np.zeros(views_per_sample, dtype=np.uint64)
+        self._num_shown = np.ones(1, dtype=np.int64)
+        self.status = np.zeros(len(beton), dtype=np.int32)
         """(N,) what libjpeg-turbo last said of each image, by position; 0 is well."""
         # One scratch image per thread, not FFCV's one per batch slot: it stays in the cache.
-        self._scratch_bytes = 3 * largest[0] * largest[1]
         threads = numba.config.NUMBA_NUM_THREADS
-        self._decoded = np.empty((threads, self._scratch_bytes), dtype=np.uint8)
-        self._padded = np.empty((threads, self._scratch_bytes), dtype=np.uint8)
+        scratch_bytes = 3 * int(beton.sizes.max(axis=0).prod(dtype=np.int64))
+        self._decoded = np.empty((threads, scratch_bytes), dtype=np.uint8)
+        self._padded = np.empty((threads, scratch_bytes), dtype=np.uint8)
+        self._cut = np.empty((threads, int(beton.lengths.max()) + 8), dtype=np.uint8)
+        self._boxes = np.empty((threads, views_per_sample, 5), dtype=np.int64)
 
-    def show(self, view: int) -> None:
-        """Decode this view from now on; no batch may be under way."""
-        self._view[0] = view
+    @property
+    def scratch_bytes(self) -> int:
+        """Memory of all threads together."""
+        return self._decoded.nbytes + self._padded.nbytes + self._cut.nbytes
+
+    def show(self, views: Sequence[int]) -> None:
+        """Decode these views from now on; no batch may be under way."""
+        self._num_shown[0] = len(views)
+        self._shown[: len(views)] = views
 
     def declare_state_and_memory(self, previous_state: State) -> tuple[State, AllocationQuery]:
-        """Say what one decoded image takes: (S, S, 3) uint8."""
-        shape = (self._views.image_size, self._views.image_size, 3)
+        """Say what one sample takes: (views, S, S, 3) uint8."""
+        shape = (len(self._shown), self._views.image_size, self._views.image_size, 3)
         dtype = np.dtype("<u1")
         state = replace(previous_state, jit_mode=True, shape=shape, dtype=dtype)
         return state, AllocationQuery(shape, dtype)
 
     def generate_code(self) -> Callable[..., Any]:
-        """Return the function that FFCV compiles."""
-        numbers = self._views.policy.numbers()
+        """Return the function that FFCV compiles: `decode_batch` with everything it needs."""
+        count, num_views = len(self._sample_ids), len(self._shown)
+        scratch_shape, cut_shape = self._decoded.shape, self._cut.shape
+        box_shape = self._boxes.shape
         seed = np.uint64(self._views.seed)
-        count = len(self._sample_ids)
-        threads, scratch_bytes = self._decoded.shape
-        view_address = self._view.ctypes.data
+        numbers_address = self._numbers.ctypes.data
+        num_numbers = len(self._numbers)
         ids_address = self._sample_ids.ctypes.data
+        lengths_address = self._lengths.ctypes.data
         status_address = self.status.ctypes.data
+        shown_address = self._shown.ctypes.data
+        num_shown_address = self._num_shown.ctypes.data
         decoded_address = self._decoded.ctypes.data
         padded_address = self._padded.ctypes.data
-        read = self.memory_read
-        decode_jpeg = Compiler.compile(imdecode)
-        resize = Compiler.compile(resize_crop)
-        iterate = Compiler.get_iterator()
+        cut_address = self._cut.ctypes.data
+        boxes_address = self._boxes.ctypes.data
+        functions_address = self._functions.ctypes.data
 
         def decode(positions, destination, metadata, storage):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
-            view = numba.carray(_address_to_pointer(view_address), 1, np.uint64)[0]
-            ids = numba.carray(_address_to_pointer(ids_address), count, np.uint64)
-            status = numba.carray(_address_to_pointer(status_address), count, np.int32)
-            scratch = (threads, scratch_bytes)
-            decoded = numba.carray(_address_to_pointer(decoded_address), scratch, np.uint8)
-            padded = numba.carray(_address_to_pointer(padded_address), scratch, np.uint8)
-            for place in iterate(len(positions)):
-                position = positions[place]
-                stored = metadata[position]
-                height, width = np.int64(stored["height"]), np.int64(stored["width"])
-                content = read(stored["data_ptr"], storage)
-                thread = numba.get_thread_id()
-                if stored["mode"] == _JPEG:
-                    flat = decoded[thread, : 3 * height * width]
-                    status[position] = decode_jpeg(
-                        content, flat, height, width, height, width, 0, 0, 1, 1, False, False
-                    )
-                    image = flat.reshape(height, width, 3)
-                else:
-                    image = content.reshape(height, width, 3)
-                top, left, box_height, box_width, flip = view_box(
-                    numbers, seed, view, ids[position], height, width
-                )
-                output = destination[place]
-                if box_height == output.shape[0] and box_width == output.shape[1]:
-                    copy_box(image, top, left, flip, output)
-                    continue
-                if (
-                    top >= 0
-                    and left >= 0
-                    and top + box_height <= height
-                    and left + box_width <= width
-                ):
-                    resize(image, top, top + box_height, left, left + box_width, output)
-                else:
-                    window = padded[thread, : 3 * box_height * box_width]
-                    window = window.reshape(box_height, box_width, 3)
-                    copy_box(image, top, left, 0, window)
-                    resize(window, 0, box_height, 0, box_width, output)
-                if flip:
-                    mirror(output)
+            to = _address_to_pointer
+            num_shown = numba.carray(to(num_shown_address), 1, np.int64)[0]
+            decode_batch(
+                positions,
+                metadata,
+                storage[0],
+                numba.carray(to(ids_address), count, np.uint64),
+                numba.carray(to(lengths_address), count, np.int64),
+                numba.carray(to(status_address), count, np.int32),
+                numba.carray(to(numbers_address), num_numbers, np.float64),
+                seed,
+                numba.carray(to(shown_address), num_views, np.uint64)[:num_shown],
+                numba.carray(to(decoded_address), scratch_shape, np.uint8),
+                numba.carray(to(padded_address), scratch_shape, np.uint8),
+                numba.carray(to(cut_address), cut_shape, np.uint8),
+                numba.carray(to(boxes_address), box_shape, np.int64),
+                numba.carray(to(functions_address), 2, np.int64),
+                destination,
+            )
             return destination[: len(positions)]
 
-        # FFCV's way to ask for threads.
-        decode.is_parallel = True  # type: ignore[attr-defined]
         return decode
+
+
+@numba.njit(parallel=True, nogil=True, cache=True)
+def decode_batch(
+    positions: npt.NDArray[np.uint64],
+    metadata: npt.NDArray[Any],
+    file: U8,
+    ids: npt.NDArray[np.uint64],
+    lengths: npt.NDArray[np.int64],
+    status: npt.NDArray[np.int32],
+    numbers: npt.NDArray[np.float64],
+    seed: np.uint64,
+    shown: npt.NDArray[np.uint64],
+    decoded: U8,
+    padded: U8,
+    cut: U8,
+    boxes: npt.NDArray[np.int64],
+    functions: npt.NDArray[np.int64],
+    destination: U8,
+) -> None:
+    """Decode V views of each sample of a batch, samples side by side in threads.
+
+    One flat list of arguments: numba's parallel loops take no tuples of arrays.
+
+    Args:
+        positions: (B,) in the beton; trusted, they were checked before.
+        metadata: (N,) FFCV's records of the images.
+        file: the beton's bytes.
+        ids: (N,) sample id by position.
+        lengths: (N,) bytes of each stored image.
+        status: (N,) decoder status, written.
+        numbers: a PolicyNumbers as one row.
+        seed: of the views.
+        shown: (V,) view numbers.
+        decoded: (threads, bytes) scratch for decoded pixels.
+        padded: (threads, bytes) scratch for a padded box.
+        cut: (threads, bytes) scratch for a part of a file.
+        boxes: (threads, V, 5) scratch.
+        functions: addresses of FFCV's `imdecode` and `resize`; in an array, because numba compiles
+            anew for each value of a number that it knows.
+        destination: (at least B, V, S, S, 3), written.
+    """
+    imdecode, resize = functions[0], functions[1]
+    for place in numba.prange(len(positions)):
+        thread = numba.get_thread_id()
+        position = positions[place]
+        stored = metadata[position]
+        height, width = np.int64(stored["height"]), np.int64(stored["width"])
+        start = np.int64(stored["data_ptr"])
+        content = file[start : start + lengths[position]]
+        drawn = boxes[thread, : len(shown)]
+        draw_boxes(numbers, seed, shown, ids[position], height, width, drawn)
+        if stored["mode"] == _JPEG:
+            status[position] = _render_jpeg(
+                content,
+                height,
+                width,
+                drawn,
+                decoded[thread],
+                padded[thread],
+                cut[thread],
+                imdecode,
+                resize,
+                destination[place],
+            )
+        else:
+            image = content.reshape(height, width, 3)
+            for v in range(len(shown)):
+                render(image, drawn[v], 0, 1, padded[thread], resize, destination[place, v])
+
+
+@numba.njit(nogil=True, cache=True)
+def draw_boxes(
+    numbers: npt.NDArray[np.float64],
+    seed: np.uint64,
+    shown: npt.NDArray[np.uint64],
+    sample_id: np.uint64,
+    height: int,
+    width: int,
+    boxes: npt.NDArray[np.int64],
+) -> None:
+    """Write the box of each view, (V, 5): top, left, height, width, flip."""
+    policy = PolicyNumbers(
+        np.int64(numbers[0]),
+        np.int64(numbers[1]),
+        numbers[2],
+        numbers[3],
+        numbers[4],
+        numbers[5],
+        numbers[6],
+        numbers[7],
+        numbers[8] > 0,
+    )
+    for v in range(len(shown)):
+        box = view_box(policy, seed, shown[v], sample_id, height, width)
+        for i in range(5):
+            boxes[v, i] = box[i]
+
+
+@numba.njit(nogil=True, cache=True)
+def _render_jpeg(
+    content: U8,
+    height: int,
+    width: int,
+    boxes: npt.NDArray[np.int64],
+    decoded: U8,
+    padded: U8,
+    cut: U8,
+    imdecode: int,
+    resize: int,
+    outputs: U8,
+) -> int:
+    """Decode a JPEG once for each scale among its boxes, and render every view.
+
+    Args:
+        content: a whole JPEG.
+        height: of the image.
+        width: of the image.
+        boxes: (V, 5) top, left, height, width, flip.
+        decoded: scratch for pixels.
+        padded: scratch for a padded box.
+        cut: scratch for a part of the file.
+        imdecode: address of FFCV's function.
+        resize: address of FFCV's function.
+        outputs: (V, S, S, 3), written whole.
+
+    Returns:
+        0, or what libjpeg-turbo said last.
+    """
+    status = 0
+    for scale in SCALES:
+        first, end = height, 0
+        for v in range(len(boxes)):
+            if choose_scale(boxes[v], height, width, outputs.shape[1]) == scale:
+                first = min(first, max(boxes[v, 0], 0))
+                end = max(end, min(boxes[v, 0] + boxes[v, 2], height))
+        if first >= end:
+            continue
+        length, first, held = cut_rows(content, first, end, cut)
+        address, size_bytes = cut.ctypes.data, length
+        if length == 0:
+            held, address, size_bytes = height, content.ctypes.data, len(content)
+        rows, columns = (held + scale - 1) // scale, (width + scale - 1) // scale
+        # FFCV's order: file, its size, height, width, output, the same size again (no crop), the
+        # crop's place, the scale, no crop by transformation, no mirroring.
+        status |= _call_c(
+            imdecode,
+            (
+                np.int64(address),
+                np.int64(size_bytes),
+                np.int64(held),
+                width,
+                np.int64(decoded.ctypes.data),
+                np.int64(held),
+                width,
+                np.int64(0),
+                np.int64(0),
+                np.int64(1),
+                np.int64(scale),
+                np.int64(0),
+                np.int64(0),
+            ),
+        )
+        image = decoded[: 3 * rows * columns].reshape(rows, columns, 3)
+        for v in range(len(boxes)):
+            if choose_scale(boxes[v], height, width, outputs.shape[1]) == scale:
+                render(image, boxes[v], first, scale, padded, resize, outputs[v])
+    return status
+
+
+@numba.njit(nogil=True, cache=True)
+def _resize(
+    function: int, image: U8, top: int, left: int, rows: int, columns: int, output: U8
+) -> None:
+    """Resize a box inside an image to the output's size, by area (OpenCV's INTER_AREA)."""
+    # FFCV's order: unused, image, its size, first and end row, first and end column, output, size.
+    _call_c(
+        function,
+        (
+            np.int64(0),
+            np.int64(image.ctypes.data),
+            np.int64(image.shape[0]),
+            np.int64(image.shape[1]),
+            np.int64(top),
+            np.int64(top + rows),
+            np.int64(left),
+            np.int64(left + columns),
+            np.int64(output.ctypes.data),
+            np.int64(output.shape[0]),
+            np.int64(output.shape[1]),
+        ),
+    )
+
+
+@numba.njit(cache=True, nogil=True)
+def choose_scale(box: npt.NDArray[np.int64], height: int, width: int, size: int) -> int:
+    """Return the largest scale at which a box still has the output's size; 1 where it is padded.
+
+    It depends on the box and the sizes alone, so a view's pixels do not depend on other views.
+    """
+    if box[0] < 0 or box[1] < 0 or box[0] + box[2] > height or box[1] + box[3] > width:
+        return 1
+    scale = 1
+    while scale < SCALES[-1] and min(box[2], box[3]) >= 2 * scale * size:
+        scale *= 2
+    return scale
+
+
+@numba.njit(nogil=True, cache=True)
+def render(
+    image: U8,
+    box: npt.NDArray[np.int64],
+    first: int,
+    scale: int,
+    padded: U8,
+    resize: int,
+    output: U8,
+) -> None:
+    """Cut a box out of an image, resize it, mirror it.
+
+    Args:
+        image: (rows, columns, 3) of the stored image from row `first` on, at 1 / scale.
+        box: top, left, height, width, flip, in pixels of the stored image.
+        first: row of the stored image where `image` begins, a multiple of the scale.
+        scale: 1, or one at which the box lies inside.
+        padded: scratch for a box with padding.
+        resize: address of FFCV's function.
+        output: (S, S, 3), written whole.
+    """
+    top, left = (box[0] - first) // scale, box[1] // scale
+    rows, columns, flip = box[2] // scale, box[3] // scale, box[4]
+    if rows == output.shape[0] and columns == output.shape[1]:
+        copy_box(image, top, left, flip, output)
+        return
+    is_inside = (
+        top >= 0 and left >= 0 and top + rows <= image.shape[0] and left + columns <= image.shape[1]
+    )
+    if is_inside:
+        _resize(resize, image, top, left, rows, columns, output)
+    else:
+        window = padded[: 3 * rows * columns].reshape(rows, columns, 3)
+        copy_box(image, top, left, 0, window)
+        _resize(resize, window, 0, 0, rows, columns, output)
+    if flip:
+        mirror(output)
 
 
 @numba.njit(cache=True, nogil=True)
 def copy_box(
-    image: npt.NDArray[np.uint8],
+    image: U8,
     top: int,
     left: int,
     flip: int,
-    output: npt.NDArray[np.uint8],
+    output: U8,
 ) -> None:
     """Copy a box of the output's size, zeros where it lies outside the image.
 
@@ -171,7 +443,7 @@ def copy_box(
 
 
 @numba.njit(cache=True, nogil=True)
-def mirror(image: npt.NDArray[np.uint8]) -> None:
+def mirror(image: U8) -> None:
     """Mirror (height, width, 3) left and right, in place."""
     width = image.shape[1]
     for row in range(image.shape[0]):

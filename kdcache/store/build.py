@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +23,7 @@ from kdcache.files import exclusive_lock
 from kdcache.options import BuildLogitsOptions
 from kdcache.progress import logger, progress_bar
 from kdcache.reader.batches import PixelReader
+from kdcache.reader.probe import probe_pixels
 from kdcache.store.codec import codec_named
 from kdcache.store.layout import read_manifest
 from kdcache.store.manifest import (
@@ -39,6 +41,9 @@ from kdcache.workspace import Workspace
 
 LARGEST_SHARD_ROWS = 4096
 """4096 rows of 1000 float16 are 8 MiB: few files, and little is lost when a build is killed."""
+
+VIEWS_AT_ONCE = 8
+"""Views of one block of rows whose answers are kept in memory together."""
 
 FEWEST_SHARDS = 16
 """Small data sets get smaller shards, so that progress is kept there too."""
@@ -72,6 +77,7 @@ def build_logits(options: BuildLogitsOptions) -> dict[str, Any]:
     path = workspace.store(teacher.name)
     with exclusive_lock(path.with_name(f".{path.name}.lock"), purpose="build-logits"):
         wanted = _wanted_manifest(options, beton, teacher, device, path)
+        writer, work = _open_writer(path, wanted, beton, options)
         logger.info(
             "teacher %s (%s, sha256 %s), %d views of %s samples, %s, codec %s",
             teacher.name,
@@ -82,7 +88,6 @@ def build_logits(options: BuildLogitsOptions) -> dict[str, Any]:
             wanted.policy,
             wanted.codec,
         )
-        writer, work = _open_writer(path, wanted, beton, options)
         forwards = sum(len(shard.rows) for shard in work)
         if work:
             _run_teacher(writer, work, beton, teacher, device, options.num_workers)
@@ -160,7 +165,13 @@ def _open_writer(
         writer = StoreWriter(path)
         require_equal(writer.manifest, wanted, IDENTITY, path=str(path), remedy=remedy)
     else:
-        writer = StoreWriter.create(path, wanted, labels=beton.labels, sample_ids=beton.sample_ids)
+        writer = StoreWriter.create(
+            path,
+            wanted,
+            labels=beton.labels,
+            sample_ids=beton.sample_ids,
+            pixel_probe=probe_pixels(beton, wanted.views, num_workers=options.num_workers),
+        )
     writer.add_views(options.views)
     size = writer.manifest.shard_rows
     work = [
@@ -190,43 +201,66 @@ def _run_teacher(
         device=device,
         precision=manifest.precision,
     )
+    groups = _view_groups(work)
     reader = PixelReader(
-        beton, manifest.views, batch_size=manifest.batch_size, num_workers=num_workers
+        beton,
+        manifest.views,
+        batch_size=manifest.batch_size,
+        num_workers=num_workers,
+        views_per_sample=max(len(views) for _, views in groups),
     )
     total = sum(len(shard.rows) for shard in work)
     with progress_bar(total=total, unit="image", description="teacher") as bar:
-        for view in sorted({shard.view for shard in work}):
-            shards = [shard for shard in work if shard.view == view]
-            for shard, logits, labels in _answers(shards, view, reader, forward, bar):
+        for rows, views in groups:
+            for shard, logits, labels in _answers(rows, views, reader, forward, bar):
                 _commit(writer, shard, logits, labels)
 
 
+def _view_groups(work: list[_Shard]) -> list[tuple[_Shard, list[int]]]:
+    """Return one shard of each block of rows, with the views that are made of it together.
+
+    Views of the same rows come from one decoding of each image.
+    """
+    blocks: dict[bytes, list[_Shard]] = {}
+    for shard in work:
+        blocks.setdefault(shard.rows.tobytes(), []).append(shard)
+    return [
+        (block[0], [shard.view for shard in block[first : first + VIEWS_AT_ONCE]])
+        for block in blocks.values()
+        for first in range(0, len(block), VIEWS_AT_ONCE)
+    ]
+
+
 def _answers(
-    shards: list[_Shard],
-    view: int,
+    block: _Shard,
+    views: list[int],
     reader: PixelReader,
     forward: TeacherForward,
     bar: tqdm,
 ) -> Iterator[tuple[_Shard, Tensor, Tensor]]:
-    """Yield each shard of a view with its logits (n, C) and labels (n,), on the device."""
+    """Yield the shard of each view with its logits (n, C) and labels (n,), on the device."""
     size = reader.batch_size
-    batches: list[npt.NDArray[np.int64]] = []
-    for shard in shards:
-        positions = reader.beton.positions(shard.rows)
-        # The last batch is padded: every forward has one shape, so resumed bytes are equal bytes.
-        padded = np.concatenate([positions, np.repeat(positions[-1:], -len(positions) % size)])
-        batches += np.split(padded, len(padded) // size)
-    answers = reader.read(batches, view)
-    for shard in shards:
-        logits: list[Tensor] = []
-        labels: list[Tensor] = []
-        for first in range(0, len(shard.rows), size):
-            batch = next(answers)
-            real = min(size, len(shard.rows) - first)
-            logits.append(forward(batch.images)[:real].clone())
-            labels.append(batch.labels[:real])
-            bar.update(real)
-        yield shard, torch.cat(logits), torch.cat(labels).to(forward.device)
+    positions = reader.beton.positions(block.rows)
+    count = len(positions)
+    # The last batch is padded: every forward has one shape, so resumed bytes are equal bytes.
+    padded = np.concatenate([positions, np.repeat(positions[-1:], -count % size)])
+    batches = np.split(padded, len(padded) // size)
+    logits: list[list[Tensor]] = [[] for _ in views]
+    labels: list[Tensor] = []
+    # Closed here: where the teacher fails, the error would keep the reader's thread alive.
+    with closing(reader.read_views(batches, views)) as batches_read:  # type: ignore[type-var]
+        for number, pixels in enumerate(batches_read):
+            real = min(size, count - number * size)
+            labels.append(pixels[0].labels[:real])
+            for answers, seen in zip(logits, pixels, strict=True):
+                answers.append(forward(seen.images)[:real].clone())
+                bar.update(real)
+    for view, answers in zip(views, logits, strict=True):
+        yield (
+            block._replace(view=view),
+            torch.cat(answers),
+            torch.cat(labels).to(forward.device),
+        )
 
 
 def _commit(writer: StoreWriter, shard: _Shard, logits: Tensor, labels: Tensor) -> None:

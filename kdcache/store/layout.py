@@ -4,6 +4,7 @@ NAME.zarr/
   zarr.json                    group; the manifest is its attribute `kdcache`
   labels                       (N,) int64
   sample_ids                   (M,) int64, rows of the views from 1: all N, or a subset, sorted
+  pixel_probe                  (n, 16) uint8, digests of a few views' pixels
   scores/NAME                  (N,) float32, higher = harder
   stats/NAME                   (N,)
   views/V/rows                 (N or M, width) encoded logits; one chunk a shard, with its CRC-32C

@@ -54,6 +54,7 @@ class LogitStore:
         manifest: what it was made from.
         labels: (N,) int64 by sample id.
         sample_ids: (M,) int64, sorted: the rows of the views from 1.
+        pixel_probe: (n, 16) digests of `kdcache.reader.probe`, empty where it was not taken.
         num_views: V, the augmented views besides view 0.
         scores: name -> (N,) float32 by sample id, higher = harder.
         stats: name -> (N,) by sample id.
@@ -66,6 +67,7 @@ class LogitStore:
         self._group = group
         self.labels: npt.NDArray[np.int64] = _read_whole(group, "labels", path)
         self.sample_ids: npt.NDArray[np.int64] = _read_whole(group, "sample_ids", path)
+        self.pixel_probe: npt.NDArray[np.uint8] = np.asarray(group["pixel_probe"][:])  # type: ignore[index]
         self.num_views = len(views_started(group)) - 1
         self.scores: Mapping[str, npt.NDArray[Any]] = ArrayMapping(
             group["scores"],  # type: ignore[arg-type]

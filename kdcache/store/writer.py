@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -61,6 +62,7 @@ class StoreWriter:
         *,
         labels: npt.NDArray[np.int64],
         sample_ids: npt.NDArray[np.int64],
+        pixel_probe: npt.NDArray[np.uint8] | None = None,
     ) -> StoreWriter:
         """Make an empty store, replacing one that is there; it appears with all its arrays.
 
@@ -69,12 +71,19 @@ class StoreWriter:
             manifest: what it is made from.
             labels: (N,) by sample id.
             sample_ids: (M,) sorted, rows of the views from 1.
+            pixel_probe: (n, 16) digests of `kdcache.reader.probe`; without, pixels go unchecked.
         """
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f".{path.name}.new.partial")
         shutil.rmtree(partial, ignore_errors=True)
         group = zarr.create_group(partial, attributes={MANIFEST_ATTRIBUTE: manifest.to_json()})
-        for name, values in (("labels", labels), ("sample_ids", sample_ids)):
+        probe = np.zeros((0, 16), dtype=np.uint8) if pixel_probe is None else pixel_probe
+        given: dict[str, npt.NDArray[Any]] = {
+            "labels": labels,
+            "sample_ids": sample_ids,
+            "pixel_probe": probe,
+        }
+        for name, values in given.items():
             group.create_array(name, data=values, compressors=[Crc32cCodec()])
         for name, dtype in SCORE_TYPES.items():
             _create_sharded(group, name, (manifest.samples,), dtype, manifest)
@@ -89,6 +98,8 @@ class StoreWriter:
         for view in range(num_views + 1):
             if rows_name(view) in self._group:
                 continue
+            # Groups first, one by one: where there is an array nothing around it is missing.
+            self._group.require_group("views").require_group(str(view))
             rows = self.manifest.samples if view == 0 else self._group["sample_ids"].shape[0]  # type: ignore[union-attr]
             _create_sharded(self._group, rows_name(view), (rows, width), codec.dtype, self.manifest)
 

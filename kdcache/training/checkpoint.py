@@ -85,7 +85,8 @@ class Checkpoint:
                 self._optimizer.state[parameter]["momentum_buffer"] = buffer
         torch.set_rng_state(tensors["generator"])
         self._schedule.last_epoch = about["schedule_steps"] - 1
-        self._schedule._step_count = about["schedule_steps"]  # noqa: SLF001  (as its load_state_dict)
+        # As its load_state_dict; at 1 torch would warn that the optimiser has not stepped yet.
+        self._schedule._step_count = about["schedule_steps"] + 1  # noqa: SLF001
         self._schedule.step()
         self._scaler.load_state_dict(about["scaler"])
         return Progress(**about["progress"])

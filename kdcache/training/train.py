@@ -21,6 +21,7 @@ from kdcache.files import read_json, write_json
 from kdcache.loader.distill import DistillLoader, require_same_data
 from kdcache.options import Precision, TrainOptions, TrainTeacherOptions
 from kdcache.progress import logger
+from kdcache.reader.probe import probe_pixels
 from kdcache.rng import torch_seed
 from kdcache.selection.subset import Subset
 from kdcache.store.logit_store import LogitStore
@@ -99,6 +100,8 @@ def train(options: TrainOptions) -> dict[str, Any]:
         "views": store.num_views if store and distils else None,
     }
     # Before anything is written: it refuses what does not fit together.
+    if store and distils:
+        _check_pixels(beton, store, options)
     loader = DistillLoader(
         beton,
         store if distils else None,
@@ -290,6 +293,28 @@ def _open_store(workspace: Workspace, options: TrainOptions, beton: Beton) -> Lo
     store = LogitStore.open(workspace.require_store(options.teacher))
     require_same_data(beton, store)
     return store
+
+
+def _check_pixels(beton: Beton, store: LogitStore, options: TrainOptions) -> None:
+    """Compare a few views with those that the teacher answered for."""
+    is_other_data = store.manifest.data_fingerprint != beton.manifest.fingerprint
+    if is_other_data or not len(store.pixel_probe):
+        return  # of other data the loader speaks
+    found = probe_pixels(beton, store.manifest.views, num_workers=options.num_workers)
+    differ = int((found != store.pixel_probe).any(axis=1).sum())
+    if not differ:
+        return
+    message = (
+        f"{differ} of {len(found)} probed views are decoded to other pixels than those that the "
+        f"teacher of {store.path} answered for, expected none: libjpeg-turbo or OpenCV are of "
+        "another build here"
+    )
+    if options.pixels == "warn":
+        logger.warning("%s", message)
+        return
+    raise CacheMismatchError(
+        f"{message}. Run kdcache build-logits --overwrite here, or go on with --pixels warn"
+    )
 
 
 def _data_views(beton: Beton) -> Views:

@@ -145,6 +145,7 @@ class Trainer:
         self._model.train()
         totals = torch.zeros(3, device=self._device)
         images = 0
+        lr = 0.0
         started = time.perf_counter()
         total = len(self._loader.sample_ids)
         with (
@@ -156,6 +157,7 @@ class Trainer:
             ) as bar,
         ):
             for batch in self._loader.epoch(epoch):
+                lr = float(self._schedule.get_last_lr()[0])
                 parts = self._step(batch)
                 size = len(batch.labels)
                 totals += size * _as_vector(parts)
@@ -171,6 +173,7 @@ class Trainer:
             "loss": loss,
             "cross_entropy": cross_entropy,
             "distillation": distillation if self._loader.store else None,
+            "lr": lr,
             "images": images,
             "seconds": time.perf_counter() - started,
         }
@@ -214,7 +217,7 @@ class Trainer:
             "distillation": metrics["distillation"],
             "top1": accuracy.top1 if accuracy else None,
             "top5": accuracy.top5 if accuracy else None,
-            "lr": self._schedule.get_last_lr()[0],
+            "lr": metrics["lr"],
             "images_per_second": metrics["images"] / metrics["seconds"],
             "seconds": metrics["seconds"],
         }

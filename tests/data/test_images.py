@@ -7,13 +7,20 @@ import io
 import numpy as np
 import pytest
 from ffcv.libffcv import imdecode
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from kdcache.data.images import store_image, to_rgb
 
-RNG = np.random.default_rng(0)
-GREY = RNG.integers(0, 256, (11, 7), dtype=np.uint8)
-RGB = RNG.integers(0, 256, (11, 7, 3), dtype=np.uint8)
+
+def noise(*shape, top=256, dtype=np.uint8):
+    """Return seeded random values."""
+    return np.random.default_rng(0).integers(0, top, shape, dtype=dtype)
+
+
+GREY = noise(11, 7)
+RGB = noise(11, 7, 3)
 ORIENTATION = 0x0112
 
 
@@ -23,10 +30,11 @@ def encode(image, file_format="PNG", **options):
     return file.getvalue()
 
 
-def ffcv_status(content, height, width):
-    """Return what the reader's decoder says of a JPEG; 0 is well."""
+def ffcv_decode(content, height, width):
+    """Return what the reader's decoder says of a JPEG, 0 is well, and the pixels."""
     pixels = np.zeros((height, width, 3), dtype=np.uint8)
-    return imdecode(np.frombuffer(content, dtype=np.uint8), pixels, height, width, height, width)
+    source = np.frombuffer(content, dtype=np.uint8)
+    return imdecode(source, pixels, height, width, height, width), pixels
 
 
 def stored_pixels(content, max_resolution=None):
@@ -38,7 +46,7 @@ def stored_pixels(content, max_resolution=None):
 
 def photo(width=80, height=60, mode="RGB"):
     """Return a smooth image, as JPEG likes them."""
-    coarse = Image.fromarray(RNG.integers(0, 256, (5, 5, 3), dtype=np.uint8))
+    coarse = Image.fromarray(noise(5, 5, 3))
     return coarse.resize((width, height), Image.Resampling.BICUBIC).convert(mode)
 
 
@@ -48,21 +56,21 @@ def grey(values):
 
 def with_alpha(mode):
     """Return an image of `mode` and its colours; the alpha is anything."""
-    alpha = Image.fromarray(RNG.integers(0, 256, GREY.shape, dtype=np.uint8))
+    alpha = Image.fromarray(GREY[::-1].copy())
     image = Image.fromarray(GREY if mode == "LA" else RGB).convert(mode)
     image.putalpha(alpha)
     return image
 
 
 def palette_image():
-    palette = RNG.integers(0, 256, (256, 3), dtype=np.uint8)
+    palette = noise(256, 3)
     image = Image.frombytes("P", GREY.shape[::-1], GREY.tobytes())
     image.putpalette(palette.tobytes())
     return image, palette[GREY]
 
 
 def wide_grey(mode):
-    values = RNG.integers(0, 2**16, GREY.shape, dtype=np.uint16)
+    values = noise(*GREY.shape, top=2**16, dtype=np.uint16)
     return Image.fromarray(values.astype(np.int32) if mode == "I" else values), grey(values >> 8)
 
 
@@ -144,7 +152,7 @@ def test_floating_point_grey_is_clipped_to_a_byte():
 
 
 def test_cmyk_is_ink_on_white():
-    inks = RNG.integers(0, 256, (11, 7, 4), dtype=np.uint8)
+    inks = noise(11, 7, 4)
     image = Image.frombytes("CMYK", (7, 11), inks.tobytes())
     white = 255 - inks.astype(float)
     expected = white[..., :3] * white[..., 3:] / 255
@@ -153,9 +161,8 @@ def test_cmyk_is_ink_on_white():
 
 
 def test_ycbcr_becomes_rgb_as_in_jpeg():
-    values = RNG.integers(0, 256, (11, 7, 3), dtype=np.uint8)
-    image = Image.frombytes("YCbCr", (7, 11), values.tobytes())
-    y, cb, cr = np.moveaxis(values.astype(float), 2, 0)
+    image = Image.frombytes("YCbCr", (7, 11), RGB.tobytes())
+    y, cb, cr = np.moveaxis(RGB.astype(float), 2, 0)
     cb, cr = cb - 128, cr - 128
     expected = [y + 1.402 * cr, y - 0.344136 * cb - 0.714136 * cr, y + 1.772 * cb]
     expected = np.stack(expected, axis=2).clip(0, 255)
@@ -164,9 +171,8 @@ def test_ycbcr_becomes_rgb_as_in_jpeg():
 
 
 def test_hsv_becomes_rgb():
-    values = RNG.integers(0, 256, (11, 7, 3), dtype=np.uint8)
-    image = Image.frombytes("HSV", (7, 11), values.tobytes())
-    expected = [colorsys.hsv_to_rgb(*pixel) for pixel in values.reshape(-1, 3) / 255]
+    image = Image.frombytes("HSV", (7, 11), RGB.tobytes())
+    expected = [colorsys.hsv_to_rgb(*pixel) for pixel in RGB.reshape(-1, 3) / 255]
     # Pillow's hue has 256 steps, of which six sectors are cut.
     difference = np.asarray(to_rgb(image)).reshape(-1, 3) - np.array(expected) * 255
     assert abs(difference).max() <= 3
@@ -228,22 +234,45 @@ def test_exif_data_that_cannot_be_read_turn_nothing():
 @pytest.mark.parametrize(
     "options",
     [
-        {},
-        {"quality": 30, "subsampling": 2},
-        {"progressive": True},
-        {"exif": exif(1)},
-        {"exif": exif(0)},
-        {"exif": b"Exif\0\0not exif at all"},
-        {"icc_profile": b"any"},
+        pytest.param({}, id="usual"),
+        pytest.param({"quality": 30, "subsampling": 2}, id="coarse"),
+        pytest.param({"quality": 95, "subsampling": 0}, id="fine"),
+        pytest.param({"optimize": True}, id="optimised"),
+        pytest.param({"progressive": True}, id="progressive"),
+        pytest.param({"restart_marker_blocks": 3}, id="with restarts"),
+        pytest.param({"exif": exif(1)}, id="upright"),
+        pytest.param({"exif": exif(0)}, id="of unknown orientation"),
+        pytest.param({"exif": b"Exif\0\0not exif at all"}, id="damaged EXIF"),
+        pytest.param({"icc_profile": b"any"}, id="with a profile"),
     ],
-    ids=str,
 )
 @pytest.mark.parametrize("max_resolution", [None, 80, 81])
-def test_a_jpeg_that_needs_no_change_keeps_its_bytes(options, max_resolution):
+def test_a_jpeg_that_needs_no_change_keeps_its_pixels(options, max_resolution):
     content = encode(photo(80, 60), "JPEG", **options)
     stored = store_image(content, write_mode="jpg", max_resolution=max_resolution)
-    assert stored.content == content
     assert (stored.is_jpeg, stored.height, stored.width) == (True, 60, 80)
+    status, pixels = ffcv_decode(stored.content, 60, 80)
+    assert status == 0
+    assert np.array_equal(pixels, ffcv_decode(content, 60, 80)[1])
+    decoded = [np.asarray(Image.open(io.BytesIO(file))) for file in (stored.content, content)]
+    assert np.array_equal(*decoded)
+
+
+@given(
+    width=st.integers(1, 70),
+    height=st.integers(1, 70),
+    quality=st.integers(5, 100),
+    subsampling=st.sampled_from(["4:4:4", "4:2:2", "4:2:0"]),
+    smooth=st.booleans(),
+)
+@settings(deadline=None, max_examples=100)
+def test_a_jpeg_of_any_size_keeps_its_pixels(width, height, quality, subsampling, smooth):
+    image = photo(width, height) if smooth else Image.fromarray(noise(height, width, 3))
+    content = encode(image, "JPEG", quality=quality, subsampling=subsampling)
+    stored = store_image(content, write_mode="jpg", max_resolution=None)
+    status, pixels = ffcv_decode(stored.content, height, width)
+    assert status == 0
+    assert np.array_equal(pixels, ffcv_decode(content, height, width)[1])
 
 
 @pytest.mark.parametrize(
@@ -271,11 +300,11 @@ def test_a_jpeg_that_libjpeg_grumbles_at_is_encoded_again(place):
     content = encode(photo(80, 60), "JPEG")
     marker = b"\xff\xd9" if place == "before its end" else b"\xff\xda"
     at = content.rindex(marker)
-    grumbling = content[:at] + b"\x12\x34\x56" + content[at:]
+    grumbling = content[:at] + bytes(range(1, 41)) + content[at:]
     stored = store_image(grumbling, write_mode="jpg", max_resolution=None)
     assert stored.content != grumbling
-    assert ffcv_status(grumbling, 60, 80) != 0
-    assert ffcv_status(stored.content, 60, 80) == 0
+    assert ffcv_decode(grumbling, 60, 80)[0] != 0
+    assert ffcv_decode(stored.content, 60, 80)[0] == 0
     expected = np.asarray(Image.open(io.BytesIO(content))).astype(int)
     assert abs(np.asarray(Image.open(io.BytesIO(stored.content))) - expected).mean() < 3
 

@@ -21,7 +21,8 @@ def die_before(point: str) -> None:
     """Kill this process before a file appears under a path that ends so."""
 
     def watch(event: str, arguments: tuple[object, ...]) -> None:
-        if event != "os.rename" or not str(arguments[1]).endswith(point):
+        # zarr renames, or links where a file must not be there yet.
+        if event not in {"os.rename", "os.link"} or not str(arguments[1]).endswith(point):
             return
         partial = Path(str(arguments[0]))
         if partial.is_file():

@@ -145,14 +145,6 @@ def test_a_block_adds_its_input_before_the_last_relu():
     torch.testing.assert_close(block(images), (hidden + images).relu(), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize(("name", "last"), [("resnet18", "bn2"), ("resnet50", "bn3")])
-def test_the_blocks_of_a_deep_resnet_start_as_the_identity(name, last):
-    model = make_model(name, num_classes=7, image_size=224)
-    for stage in (model.layer1, model.layer4):
-        for block in stage:
-            assert not getattr(block, last).weight.any()
-
-
 def test_weights_are_drawn_from_the_generator_of_torch():
     def first(seed: int) -> Tensor:
         torch.manual_seed(seed)

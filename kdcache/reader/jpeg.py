@@ -1,0 +1,88 @@
+"""The rows of a JPEG that a box needs, as a JPEG of their own.
+
+The packer ends each row of MCUs with a restart marker, so a row can be decoded without the rows
+before it. One more row on each side makes the result equal, bit for bit, to the same rows of the
+whole image: chroma is interpolated from neighbouring rows.
+"""
+
+from __future__ import annotations
+
+import numba
+import numpy as np
+import numpy.typing as npt
+
+_SOF0, _SOF1, _SOS, _DRI = 0xC0, 0xC1, 0xDA, 0xDD
+
+
+@numba.njit(cache=True, nogil=True)
+def cut_rows(
+    content: npt.NDArray[np.uint8], top: int, end: int, cut: npt.NDArray[np.uint8]
+) -> tuple[int, int, int]:
+    """Write a JPEG that holds the pixel rows [top, end) and a few around them.
+
+    Args:
+        content: a whole JPEG.
+        top: first pixel row needed, in [0, height).
+        end: one past the last, in (top, height].
+        cut: at least as long as `content`, written from its start.
+
+    Returns:
+        Bytes written, the first pixel row that the cut holds, and how many it holds; 0 bytes where
+        the whole image is needed, or the JPEG has no marker at the end of each row.
+    """
+    frame = interval = 0
+    place = 2
+    while True:
+        marker = content[place + 1]
+        length = (np.int64(content[place + 2]) << 8) | content[place + 3]
+        if marker in (_SOF0, _SOF1):
+            frame = place
+        elif marker == _DRI:
+            interval = (np.int64(content[place + 4]) << 8) | content[place + 5]
+        place += 2 + length
+        if marker == _SOS:
+            break
+        if place + 4 > len(content) or content[place] != 0xFF:
+            return 0, 0, 0
+    if frame == 0 or interval == 0:
+        return 0, 0, 0
+    height = (np.int64(content[frame + 5]) << 8) | content[frame + 6]
+    width = (np.int64(content[frame + 7]) << 8) | content[frame + 8]
+    horizontal = vertical = 1
+    if content[frame + 9] > 1:
+        for component in range(content[frame + 9]):
+            sampling = np.int64(content[frame + 11 + 3 * component])
+            horizontal = max(horizontal, sampling >> 4)
+            vertical = max(vertical, sampling & 15)
+    row_height = 8 * vertical
+    rows = (height + row_height - 1) // row_height
+    if interval != (width + 8 * horizontal - 1) // (8 * horizontal):
+        return 0, 0, 0
+    first = max(0, top // row_height - 1)
+    last = min(rows, (end + row_height - 1) // row_height + 1)
+    if first == 0 and last == rows:
+        return 0, 0, 0
+    cut[:place] = content[:place]
+    held = min(height, last * row_height) - first * row_height
+    cut[frame + 5] = held >> 8
+    cut[frame + 6] = held & 255
+    written = place
+    row = 0
+    start = place
+    while row < last:
+        # To the marker that ends this row; stuffed bytes are FF 00.
+        while place + 1 < len(content):
+            if content[place] == 0xFF and content[place + 1] != 0:
+                break
+            place += 1
+        if row >= first:
+            size = place - start
+            cut[written : written + size] = content[start:place]
+            written += size
+            cut[written] = 0xFF
+            cut[written + 1] = 0xD0 + ((row - first) & 7) if row < last - 1 else 0xD9
+            written += 2
+        place += 2
+        start = place
+        row += 1
+    return written, first * row_height, held

@@ -1,0 +1,59 @@
+"""Proof that this machine decodes the pixels that the teacher saw.
+
+Another build of libjpeg-turbo or OpenCV may round otherwise. A store keeps digests of a few views;
+`kdcache train` makes them again before it starts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+import numpy.typing as npt
+
+from kdcache.data.beton import Beton
+from kdcache.data.views import Views
+from kdcache.reader.batches import PixelReader
+from kdcache.rng import generator
+
+PROBE_VIEWS = (0, 1, 2, 3)
+"""Each probed sample is seen in all of these; they need not be in the store."""
+
+PROBE_SAMPLES = 16
+
+
+def probe_ids(sample_ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Return the sample ids that are probed, at most `PROBE_SAMPLES`, sorted."""
+    count = min(PROBE_SAMPLES, len(sample_ids))
+    return np.sort(generator(0, "pixel-probe").choice(sample_ids, count, replace=False))
+
+
+def probe_pixels(
+    beton: Beton, views: Views, *, num_workers: int | None = None
+) -> npt.NDArray[np.uint8]:
+    """Return the digests of the probed pixels.
+
+    Args:
+        beton: the images.
+        views: policy, seed and image size.
+        num_workers: threads; all that this process may use when left out.
+
+    Returns:
+        (n, 16) uint8: blake2b of each (sample, view), samples in the order of `probe_ids`, the
+        views of a sample together.
+    """
+    ids = probe_ids(beton.sample_ids)
+    reader = PixelReader(
+        beton,
+        views,
+        batch_size=len(ids),
+        num_workers=num_workers,
+        views_per_sample=len(PROBE_VIEWS),
+    )
+    digests = [
+        hashlib.blake2b(image.permute(1, 2, 0).numpy().tobytes(), digest_size=16).digest()
+        for seen in reader.read_views([beton.positions(ids)], PROBE_VIEWS)
+        for of_sample in zip(*(view.images for view in seen), strict=True)
+        for image in of_sample
+    ]
+    return np.frombuffer(b"".join(digests), dtype=np.uint8).reshape(-1, 16)

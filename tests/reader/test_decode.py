@@ -1,0 +1,151 @@
+from __future__ import annotations
+
+import io
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from scipy import ndimage
+
+from kdcache.reader.decode import copy_box, mirror
+from tests.reader.reference import (
+    boxes_of,
+    cut,
+    decode,
+    read_all,
+    scale_of,
+    stored_bytes,
+    view_of,
+)
+
+VIEWS = [0, 1, 2, 7]
+
+
+# --- the parts ---
+
+
+@given(st.data())
+@settings(deadline=None, max_examples=200)
+def test_a_box_is_cut_out_of_an_image_framed_with_zeros(data):
+    sides = st.integers(1, 12)
+    height, width, rows, columns = (data.draw(sides) for _ in range(4))
+    top = data.draw(st.integers(-15, 15))
+    left = data.draw(st.integers(-15, 15))
+    flip = data.draw(st.integers(0, 1))
+    image = np.arange(1, height * width * 3 + 1).reshape(height, width, 3).astype(np.uint8)
+    output = np.full((rows, columns, 3), 77, dtype=np.uint8)
+    copy_box(image, top, left, flip, output)
+    expected = cut(image, top, left, rows, columns)
+    assert np.array_equal(output, expected[:, ::-1] if flip else expected)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 3), (3, 1, 3), (2, 5, 3), (4, 6, 3)], ids=str)
+def test_mirroring_exchanges_left_and_right(shape):
+    image = np.arange(np.prod(shape), dtype=np.uint8).reshape(shape)
+    mirrored = image.copy()
+    mirror(mirrored)
+    assert np.array_equal(mirrored, image[:, ::-1])
+
+
+# --- the whole, against an independent reference ---
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_a_crop_with_padding_is_exact(crop_reader, view):
+    images, labels, sample_ids = read_all(crop_reader, view)
+    boxes = boxes_of(crop_reader, view)
+    expected = [view_of(crop_reader, box, position) for position, box in enumerate(boxes)]
+    assert np.array_equal(images, expected)
+    assert np.array_equal(labels, crop_reader.beton.labels)
+    assert np.array_equal(sample_ids, crop_reader.beton.sample_ids)
+
+
+def test_views_are_different_pictures_and_the_clean_one_is_the_image(crop_reader):
+    clean, first, second = (read_all(crop_reader, view)[0] for view in (0, 1, 2))
+    whole = [decode(crop_reader.beton, position) for position in range(len(clean))]
+    assert np.array_equal(clean, whole)
+    for one, other in [(clean, first), (first, second)]:
+        assert (one != other).any(axis=(1, 2, 3)).mean() > 0.9
+
+
+def test_the_corner_of_a_crop_is_black_where_padding_shows(crop_reader):
+    images = read_all(crop_reader, 1)[0]
+    boxes = boxes_of(crop_reader, 1)
+    above = np.flatnonzero(boxes[:, 0] == -4)
+    assert len(above) > 0
+    for position in above:
+        assert not images[position, :4].any()
+        assert images[position, 4:].any()
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_a_crop_of_another_size_is_padded_then_resized(make_reader, mixed_beton, view):
+    reader = make_reader(mixed_beton, "pad-crop(4, flip)", 24)
+    images = read_all(reader, view)[0]
+    expected = [view_of(reader, box, i) for i, box in enumerate(boxes_of(reader, view))]
+    assert np.array_equal(images, expected)
+
+
+def test_a_raw_box_is_resized_as_ffcv_and_opencv_resize_it(make_reader, mixed_beton):
+    reader = make_reader(mixed_beton, "rrc", 12)
+    boxes = boxes_of(reader, 3)
+    images = read_all(reader, 3)[0]
+    assert np.array_equal(images, [view_of(reader, box, i) for i, box in enumerate(boxes)])
+    for position, (top, left, height, width, flip) in enumerate(boxes):
+        box = decode(reader.beton, position)[top : top + height, left : left + width]
+        expected = cv2.resize(box, (12, 12), interpolation=cv2.INTER_AREA).astype(int)
+        # Another build of OpenCV may round the other way.
+        assert abs(images[position] - (expected[:, ::-1] if flip else expected)).max() <= 1
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_a_jpegs_box_is_the_whole_jpegs_box(photo_reader, view):
+    # The reader decodes some rows, at the scale that the box allows; the whole image has the same.
+    images = read_all(photo_reader, view)[0]
+    sizes = photo_reader.beton.sizes
+    boxes = boxes_of(photo_reader, view)
+    scales = [scale_of(box, size, 12) for box, size in zip(boxes, sizes, strict=True)]
+    for position, (box, scale) in enumerate(zip(boxes, scales, strict=True)):
+        expected = view_of(photo_reader, box, position, scale)
+        assert np.array_equal(images[position], expected), (position, box, scale)
+
+
+def test_the_photos_need_every_scale(photo_reader):
+    scales = {
+        scale_of(box, size, 12)
+        for view in VIEWS
+        for box, size in zip(boxes_of(photo_reader, view), photo_reader.beton.sizes, strict=True)
+    }
+    assert scales == {1, 2, 4, 8}
+
+
+@pytest.mark.parametrize("image_size", [12, 64])
+def test_a_jpegs_view_looks_as_pillow_shows_it(make_reader, photo_beton, image_size):
+    reader = make_reader(photo_beton, "rrc", image_size)
+    images = read_all(reader, 1)[0].astype(int)
+    for position, (top, left, height, width, flip) in enumerate(boxes_of(reader, 1)):
+        with Image.open(io.BytesIO(stored_bytes(reader.beton, position))) as image:
+            box = np.asarray(image)[top : top + height, left : left + width]
+        expected = cv2.resize(box, (image_size, image_size), interpolation=cv2.INTER_AREA)
+        expected = (expected[:, ::-1] if flip else expected).astype(int)
+        # libjpeg's fast transform is off by a few levels. A box at 1 / scale begins at a multiple
+        # of the scale, so it may be moved, by less than a pixel of the output.
+        lowest = ndimage.minimum_filter(expected, size=(3, 3, 1))
+        highest = ndimage.maximum_filter(expected, size=(3, 3, 1))
+        assert (images[position] >= lowest - 6).all()
+        assert (images[position] <= highest + 6).all()
+        if image_size == 64:  # larger than half of any box: nothing is scaled
+            assert abs(images[position] - expected).mean() < 2.5
+
+
+@pytest.mark.parametrize("view", [0, 1])
+def test_a_jpegs_padding_is_black(make_reader, photo_beton, view):
+    reader = make_reader(photo_beton, "pad-crop(20, flip)", 32)
+    boxes, sizes = boxes_of(reader, view), reader.beton.sizes
+    images = read_all(reader, view)[0]
+    for position, (box, size) in enumerate(zip(boxes, sizes, strict=True)):
+        expected = view_of(reader, box, position, scale_of(box, size, 32))
+        assert np.array_equal(images[position], expected), (position, box)

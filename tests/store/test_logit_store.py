@@ -1,0 +1,247 @@
+"""Reading a store: its formats, any order of ids, and every kind of damage."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import zarr
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kdcache.errors import CacheCorruptError, CacheIncompleteError, CacheMismatchError
+from kdcache.store.logit_store import LogitStore
+from tests.store.conftest import create, manifest, write_everything
+
+NUM_SAMPLES, NUM_CLASSES, NUM_VIEWS = 72, 4, 3
+A_FILE_OF_EACH_KIND = [
+    "views/0/rows/c/3/0",
+    "views/2/rows/c/8/0",
+    "scores/el2n/c/0",
+    "stats/top1/c/8",
+    "labels/c/0",
+    "sample_ids/c/0",
+]
+
+
+def read_everything(path: Path) -> None:
+    store = LogitStore.open(path)
+    for view in range(store.num_views + 1):
+        store.logits(store.sample_ids, view)
+    for mapping in (store.scores, store.stats):
+        for name in mapping:
+            _ = mapping[name]
+
+
+def test_a_store_has_the_stated_formats(tiny_store):
+    assert tiny_store.num_views == NUM_VIEWS
+    assert (tiny_store.labels.shape, tiny_store.labels.dtype) == ((NUM_SAMPLES,), np.int64)
+    assert tiny_store.sample_ids.tolist() == list(range(NUM_SAMPLES))
+    assert tiny_store.sample_ids.dtype == np.int64
+    scores = ["cross_entropy", "el2n", "entropy", "least_confidence", "margin"]
+    assert list(tiny_store.scores) == scores
+    for name in scores:
+        values = tiny_store.scores[name]
+        assert (values.shape, values.dtype) == ((NUM_SAMPLES,), np.float32)
+    stats = {name: values.dtype for name, values in tiny_store.stats.items()}
+    assert stats == {
+        "correct": np.bool_,
+        "logit_std": np.float32,
+        "logsumexp": np.float32,
+        "top1": np.int64,
+    }
+    assert all(values.shape == (NUM_SAMPLES,) for values in tiny_store.stats.values())
+    assert (len(tiny_store.scores), len(tiny_store.stats)) == (5, 4)
+
+
+def test_the_manifest_says_what_the_store_was_made_from(tiny_store):
+    found = tiny_store.manifest
+    assert (found.samples, found.classes) == (NUM_SAMPLES, NUM_CLASSES)
+    assert found.class_names == ["class_0", "class_1", "class_2", "class_3"]
+    assert (found.teacher, found.teacher_arch) == ("projection", "tests.teachers:projection")
+    assert (found.codec, found.precision, found.device) == ("float32", "fp32", "cpu")
+    assert (found.batch_size, found.shard_rows) == (8, 8)
+    assert found.versions["torch"] == torch.__version__.partition("+")[0]
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    ids=st.lists(st.integers(0, NUM_SAMPLES - 1), max_size=30),
+    view=st.integers(0, NUM_VIEWS),
+    dtype=st.sampled_from([np.int64, np.int32, np.uint64, np.uint8]),
+)
+def test_rows_come_in_the_order_of_the_ids_that_ask_for_them(tiny_store, ids, view, dtype):
+    whole = tiny_store.logits(np.arange(NUM_SAMPLES), view)
+    asked = tiny_store.logits(np.array(ids, dtype=dtype), view)
+    assert (asked.shape, asked.dtype) == ((len(ids), NUM_CLASSES), np.float32)
+    np.testing.assert_array_equal(asked, whole[np.array(ids, dtype=np.int64)])
+
+
+def test_ids_may_be_a_list(tiny_store):
+    np.testing.assert_array_equal(
+        tiny_store.logits([5, 3], 1), tiny_store.logits(np.array([5, 3]), 1)
+    )
+
+
+def test_each_view_has_rows_of_its_own(tiny_store):
+    views = [tiny_store.logits(np.arange(NUM_SAMPLES), view) for view in range(NUM_VIEWS + 1)]
+    for place, view in enumerate(views):
+        for other in views[:place]:
+            assert (np.abs(view - other).max(axis=1) > 1e-3).mean() > 0.9
+
+
+def test_a_dense_store_is_read_as_float32(tmp_path):
+    writer = create(tmp_path / "s.zarr", manifest(samples=4, codec="dense"), views=0)
+    values = np.array([[1, 2, 3], [0.1, 0.2, 0.3], [-1, 0, 1], [9, 9, 9]], np.float16)
+    write_everything(writer)
+    writer.write_shard(0, 0, values, {})
+    store = LogitStore.open(tmp_path / "s.zarr")
+    assert store.rows([3, 1], 0).dtype == np.float16
+    actual = store.logits([3, 1], 0)
+    assert actual.dtype == np.float32
+    np.testing.assert_array_equal(actual, values[[3, 1]].astype(np.float32))
+
+
+@pytest.mark.parametrize("view", [0, 2])
+@pytest.mark.parametrize(
+    ("ids", "found"),
+    [
+        ([3, 99, 72, 5], "2 of 4 samples, the first is sample 99"),
+        ([0, -1], "1 of 2 samples, the first is sample -1"),
+        ([72], "1 of 1 samples, the first is sample 72"),
+    ],
+)
+def test_ids_that_the_store_does_not_have_are_named(tiny_store, ids, found, view):
+    with pytest.raises(CacheMismatchError, match=f"no row of view {view} for {found}"):
+        tiny_store.logits(ids, view)
+
+
+def test_ids_outside_a_subset_are_absent_from_its_views_alone(tmp_path):
+    ids = np.array([2, 7, 11], dtype=np.int64)
+    write_everything(create(tmp_path / "s.zarr", manifest(), sample_ids=ids, views=1))
+    store = LogitStore.open(tmp_path / "s.zarr")
+    assert store.logits([3], 0)[0, 0] == 3
+    with pytest.raises(CacheMismatchError, match="sample 3; expected ids among its 3 rows"):
+        store.logits([2, 3, 11], 1)
+
+
+@pytest.mark.parametrize("view", [-1, 4, 100])
+def test_a_view_that_the_store_does_not_have_is_named(tiny_store, view):
+    with pytest.raises(CacheMismatchError, match=rf"view is {view}, .* 0 to 3\. .*--views {view}"):
+        tiny_store.logits([0], view)
+
+
+@pytest.mark.parametrize(
+    ("ids", "found"),
+    [([0.0, 1.0], r"float64 of shape \(2,\)"), ([[0, 1]], r"int64 of shape \(1, 2\)")],
+)
+def test_ids_that_are_no_row_of_integers_are_refused(tiny_store, ids, found):
+    with pytest.raises(ValueError, match=found):
+        tiny_store.logits(ids, 0)
+
+
+def test_an_unknown_score_lists_the_known(tiny_store):
+    with pytest.raises(KeyError, match="'forgetting', expected one of cross_entropy, el2n"):
+        tiny_store.scores["forgetting"]
+    assert "forgetting" not in tiny_store.scores
+    assert "el2n" in tiny_store.scores
+
+
+def test_a_path_may_be_text_and_must_exist(tiny_store, tmp_path):
+    assert LogitStore.open(str(tiny_store.path)).num_views == NUM_VIEWS
+    with pytest.raises(FileNotFoundError, match=r"gone\.zarr does not exist.*build-logits"):
+        LogitStore.open(tmp_path / "gone.zarr")
+
+
+def test_a_folder_that_is_no_store_is_refused(tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CacheCorruptError, match="empty is no Zarr group"):
+        LogitStore.open(tmp_path / "empty")
+    zarr.create_group(tmp_path / "foreign.zarr")
+    with pytest.raises(CacheCorruptError, match=r"foreign\.zarr has no manifest"):
+        LogitStore.open(tmp_path / "foreign.zarr")
+
+
+def test_a_store_of_another_format_is_refused(store_path):
+    about = json.loads((store_path / "zarr.json").read_text())
+    about["attributes"]["kdcache"]["format_version"] = 99
+    (store_path / "zarr.json").write_text(json.dumps(about))
+    with pytest.raises(CacheMismatchError, match=r"format_version of .* is 99, expected 1"):
+        LogitStore.open(store_path)
+
+
+def test_an_unfinished_store_is_refused(store_path):
+    (store_path / "views/2/complete").unlink()
+    with pytest.raises(CacheIncompleteError, match=r"holds 3 of 4 views, .* again"):
+        LogitStore.open(store_path)
+
+
+def test_a_store_without_views_is_refused(tmp_path):
+    create(tmp_path / "s.zarr", manifest(), views=0)
+    shutil.rmtree(tmp_path / "s.zarr/views")
+    with pytest.raises(CacheIncompleteError, match="holds 0 of 0 views"):
+        LogitStore.open(tmp_path / "s.zarr")
+
+
+@pytest.mark.parametrize("name", A_FILE_OF_EACH_KIND)
+def test_a_shard_that_is_gone_is_named(store_path, name):
+    (store_path / name).unlink()
+    array, _, shard = name.partition("/c/")
+    shard = shard.partition("/")[0]
+    with pytest.raises(CacheCorruptError, match=rf"{array} lacks shard {shard} \(1 of"):
+        LogitStore.open(store_path)
+
+
+def test_several_shards_that_are_gone_are_counted(store_path):
+    for shard in (7, 2, 4):
+        shutil.rmtree(store_path / f"views/1/rows/c/{shard}")
+    with pytest.raises(CacheCorruptError, match=r"views/1/rows lacks shard 2 \(3 of 9 shards\)"):
+        LogitStore.open(store_path)
+
+
+@pytest.mark.parametrize("place", [0, -1])
+@pytest.mark.parametrize("name", A_FILE_OF_EACH_KIND)
+def test_a_flipped_bit_is_found_when_it_is_read(store_path, name, place):
+    content = bytearray((store_path / name).read_bytes())
+    content[place] ^= 1
+    (store_path / name).write_bytes(content)
+    array = name.partition("/c/")[0]
+    with pytest.raises(CacheCorruptError, match=rf"{array} holds bytes that differ"):
+        read_everything(store_path)
+
+
+@pytest.mark.parametrize("size", [0, 2, 100])
+def test_a_shard_that_was_cut_is_found_when_it_is_read(store_path, size):
+    os.truncate(store_path / "views/1/rows/c/4/0", size)
+    store = LogitStore.open(store_path)
+    with pytest.raises(CacheCorruptError, match="views/1/rows"):
+        store.logits([34], 1)
+
+
+def test_damage_in_one_shard_does_not_reach_the_others(store_path, tiny_store):
+    (store_path / "views/1/rows/c/4/0").write_bytes(b"x" * 132)
+    store = LogitStore.open(store_path)
+    others = [*range(32), *range(40, NUM_SAMPLES)]
+    np.testing.assert_array_equal(store.logits(others, 1), tiny_store.logits(others, 1))
+    with pytest.raises(CacheCorruptError, match="views/1/rows"):
+        store.logits([39], 1)
+
+
+def test_leftovers_of_a_killed_process_do_not_disturb_a_reader(store_path):
+    for name in ("views/1/rows/c/4/0.abc.partial", "scores/el2n/c/2.abc.partial"):
+        (store_path / name).write_bytes(b"half")
+    read_everything(store_path)
+
+
+def test_a_reader_changes_nothing(store_path):
+    def state() -> list[tuple[str, int]]:
+        return sorted((str(file), file.stat().st_mtime_ns) for file in store_path.rglob("*"))
+
+    before = state()
+    read_everything(store_path)
+    assert state() == before

@@ -1,0 +1,496 @@
+"""The command line's contract: exit status, one JSON object on stdout, one line on stderr."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+
+from kdcache.cli import COMMANDS, app, main
+from kdcache.files import read_json, write_json
+from kdcache.progress import logger
+from kdcache.selection.subset import Subset
+from kdcache.store.logit_store import LogitStore
+from kdcache.workspace import Workspace
+from tests.conftest import kdcache
+from tests.workspaces import copy_workspace
+
+COMMON = {"--workspace", "--json", "--quiet"}
+MODEL = {"--image-size", "--policy", "--view-seed", "--device", "--precision", "--batch-size"}
+OPTIONS = {
+    "pack": {
+        *("--source", "--write-mode", "--max-resolution", "--val-fraction", "--seed"),
+        *("--num-workers", "--overwrite"),
+    },
+    "train-teacher": {
+        *("--model", "--epochs", "--lr", "--seed", "--num-workers", "--overwrite"),
+        *MODEL,
+    },
+    "build-logits": {
+        *("--teacher", "--arch", "--views", "--codec", "--num-workers", "--overwrite"),
+        *MODEL,
+    },
+    "select": {
+        *("--method", "--score", "--keep", "--balance", "--seed", "--teacher", "--out"),
+        "--overwrite",
+    },
+    "train": {
+        *("--subset", "--teacher", "--model", "--epochs", "--batch-size", "--lr", "--alpha"),
+        *("--temperature", "--kd", "--no-kd", "--seed", "--device", "--precision"),
+        *("--num-workers", "--out", "--resume"),
+    },
+}
+"""Frozen: an option that is added, renamed or lost is a change for every user and recipe."""
+
+
+class Answer(NamedTuple):
+    """What a command left."""
+
+    status: int
+    out: str
+    err: str
+
+
+@pytest.fixture(autouse=True)
+def _messages_restored() -> Iterator[None]:
+    before = logger.handlers, logger.level, logger.propagate
+    yield
+    logger.handlers, logger.propagate = before[0], before[2]
+    logger.setLevel(before[1])
+
+
+@pytest.fixture
+def ask(capsys: pytest.CaptureFixture[str]) -> Callable[..., Answer]:
+    """Run a command in this process."""
+
+    def ask(*arguments: object) -> Answer:
+        capsys.readouterr()
+        status = main([str(argument) for argument in arguments])
+        return Answer(status, *capsys.readouterr())
+
+    return ask
+
+
+class Walk(NamedTuple):
+    """The whole way, every command with --json."""
+
+    workspace: Path
+    answers: dict[str, Answer]
+
+    def result(self, command: str) -> dict[str, Any]:
+        return json.loads(self.answers[command].out)
+
+
+@pytest.fixture(scope="module")
+def walk(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Walk:
+    workspace = tmp_path_factory.mktemp("walk") / "workspace"
+    with pytest.MonkeyPatch.context() as patch:
+        # Options that make it short; what they stand for is left to its default.
+        patch.setenv("KDCACHE_WORKSPACE", str(workspace))
+        commands = {
+            "pack": [tiny_folder, "--val-fraction", "0.25"],
+            "train-teacher": ["--model", "resnet8", "--epochs", "1"],
+            "build-logits": ["--views", "2"],
+            "select": [],
+            "train": ["--epochs", "2"],
+        }
+        answers = {}
+        for command, arguments in commands.items():
+            workers = [] if command == "select" else ["--num-workers", "1"]
+            with pytest.MonkeyPatch.context() as streams:
+                out, err = _Text(), _Text()
+                streams.setattr(sys, "stdout", out)
+                streams.setattr(sys, "stderr", err)
+                status = main([command, *map(str, arguments), *workers, "--json"])
+            answers[command] = Answer(status, out.text, err.text)
+    return Walk(workspace, answers)
+
+
+class _Text:
+    """A text stream that keeps what is written."""
+
+    def __init__(self) -> None:
+        self.text = ""
+
+    def write(self, text: str) -> None:
+        self.text += text
+
+    def flush(self) -> None:
+        pass
+
+    def isatty(self) -> bool:
+        return False
+
+
+@pytest.fixture
+def workspace(walk: Walk, tmp_path: Path) -> Path:
+    """A copy of the walk's workspace, to write to."""
+    return copy_workspace(walk.workspace, tmp_path / "workspace")
+
+
+def refused(answer: Answer, status: int, *values: str) -> None:
+    """The contract of every failure: its status, nothing on stdout, one line on stderr."""
+    assert answer.out == ""
+    assert answer.err.count("\n") == 1
+    assert answer.err.startswith("kdcache: ")
+    for value in values:
+        assert value in answer.err
+    assert answer.status == status
+
+
+# What can be asked
+
+
+def test_the_options_of_every_command_are_frozen():
+    found = {
+        command: {
+            name
+            for argument in app[command].assemble_argument_collection()
+            for name in argument.names
+        }
+        for command in COMMANDS
+    }
+    assert found == {command: options | COMMON for command, options in OPTIONS.items()}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_explains_every_option(ask, command):
+    answer = ask(command, "--help")
+    assert (answer.status, answer.err) == (0, "")
+    for option in OPTIONS[command] | COMMON:
+        assert option in answer.out
+    assert COMMANDS[command][0].__doc__.split("\n")[0] in " ".join(answer.out.split())
+
+
+def test_help_lists_every_command_in_the_order_of_the_walk(ask):
+    answer = ask("--help")
+    places = [answer.out.index(f" {command} ") for command in COMMANDS]
+    assert places == sorted(places)
+    assert ask("--version").out == "0.1.0\n"
+
+
+def test_help_comes_at_once():
+    seconds = []
+    for _ in range(3):
+        started = time.perf_counter()
+        done = subprocess.run(
+            [sys.executable, "-m", "kdcache", "--help"], capture_output=True, check=True
+        )
+        seconds.append(time.perf_counter() - started)
+        assert done.stderr == b""
+    print(f"kdcache --help takes {min(seconds):.2f} s, the aim is 0.5 s")  # noqa: T201
+    # Four times the aim: torch alone would take longer, a busy machine does not.
+    assert min(seconds) < 2.0
+
+
+# What comes back
+
+
+@pytest.mark.parametrize(
+    ("command", "keys"),
+    [
+        ("pack", {"fingerprint", "train", "val", "skipped"}),
+        ("train-teacher", {"top1", "path", "seconds"}),
+        (
+            "build-logits",
+            {"samples", "views", "teacher_forwards", "bytes", "seconds", "path"},
+        ),
+        ("select", {"method", "keep", "kept", "of", "path"}),
+        (
+            "train",
+            {
+                *("top1", "top1_best", "top5", "samples", "teacher_forwards", "path"),
+                *("images_per_second", "seconds", "resumed_from_epoch"),
+            },
+        ),
+    ],
+)
+def test_a_result_is_one_json_object_on_stdout(walk, command, keys):
+    answer = walk.answers[command]
+    assert answer.status == 0
+    assert answer.out.count("\n") == 1
+    assert answer.out.endswith("\n")
+    assert json.loads(answer.out).keys() == keys
+
+
+def test_results_say_what_was_done(walk):
+    packed = walk.result("pack")
+    assert packed["train"].keys() == packed["val"].keys() == {"samples", "classes", "path"}
+    assert (packed["train"]["samples"], packed["val"]["samples"], packed["skipped"]) == (72, 24, 0)
+    assert packed["fingerprint"] == read_json(walk.workspace / "train.json")["fingerprint"]
+
+    built = walk.result("build-logits")
+    assert (built["samples"], built["views"], built["teacher_forwards"]) == (72, 2, 72 * 3)
+    stored = [file for file in Path(built["path"]).rglob("*") if file.is_file()]
+    assert built["bytes"] == sum(file.stat().st_size for file in stored)
+    assert LogitStore.open(built["path"]).num_views == 2
+
+    selected = walk.result("select")
+    subset = Subset.load(selected.pop("path"))
+    assert selected == {"method": "medium", "keep": 0.7, "kept": 50, "of": 72}
+    assert len(subset) == 50
+
+    trained = walk.result("train")
+    assert (trained["samples"], trained["teacher_forwards"]) == (50, 0)
+    assert trained["resumed_from_epoch"] == 0
+    for accuracy in ("top1", "top1_best", "top5"):
+        assert 0 <= trained[accuracy] <= 100
+    assert trained["top1"] <= trained["top1_best"]
+    assert trained["images_per_second"] > 0
+
+
+def test_every_path_is_absolute_and_there(walk):
+    packed = walk.result("pack")
+    paths = [packed["train"]["path"], packed["val"]["path"]]
+    paths += [
+        walk.result(command)["path"]
+        for command in ("train-teacher", "build-logits", "select", "train")
+    ]
+    for path in paths:
+        assert Path(path).is_absolute()
+        assert Path(path).exists()
+
+
+def test_each_command_says_what_it_uses(walk):
+    said = {command: answer.err for command, answer in walk.answers.items()}
+    assert "train: 72 images as raw" in said["pack"]
+    assert "teacher resnet8 on 72 samples" in said["train-teacher"]
+    assert "teacher resnet8 (resnet8, sha256 " in said["build-logits"]
+    assert "resnet8.zarr by cross_entropy" in said["select"]
+    for used in ("student resnet8 on 50 of 72", "2 epochs", "alpha 0.9", "T 4", "V = 2"):
+        assert used in said["train"]
+
+
+def test_run_again_a_command_says_that_it_is_up_to_date(ask, workspace, tiny_folder):
+    options = ("--workspace", workspace)
+    for command in (
+        ("pack", tiny_folder, "--val-fraction", "0.25"),
+        ("train-teacher", "--model", "resnet8", "--epochs", "1"),
+        ("build-logits", "--views", "2"),
+        ("select",),
+    ):
+        answer = ask(*command, *options)
+        assert (answer.status, answer.err.count("up to date")) == (0, 1), answer
+
+
+def test_without_json_the_result_is_a_short_readable_summary(ask, workspace):
+    answer = ask("select", "--workspace", workspace)
+    lines = dict(line.split(maxsplit=1) for line in answer.out.splitlines())
+    assert lines.keys() == {"method", "keep", "kept", "of", "path"}
+    assert (lines["method"], lines["keep"], lines["kept"]) == ("medium", "0.70", "50")
+
+
+def test_quiet_says_nothing_on_stderr(ask, workspace):
+    options = ("--workspace", workspace, "--quiet", "--json", "--num-workers", "1")
+    for command in (
+        ("train", "--epochs", "1"),
+        ("build-logits", "--views", "3", "--codec", "float32", "--overwrite"),
+    ):
+        answer = ask(*command, *options)
+        assert (answer.status, answer.err) == (0, "")
+        assert json.loads(answer.out)
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("arguments", "values"),
+    [
+        (["select", "--keep", "0"], ["--keep is 0.0", "(0, 1]"]),
+        (["select", "--keep", "30"], ["--keep is 30.0", "(0, 1]"]),
+        (["select", "--keep", "-0.5"], ["--keep is -0.5", "(0, 1]"]),
+        (["select", "--keep", "nan"], ["--keep is nan"]),
+        (["select", "--keep", "most"], ["--keep", '"most"']),
+        (["select", "--method", "best"], ["best", "random", "easy", "hard", "medium"]),
+        (
+            ["select", "--score", "loss"],
+            ["loss", "cross_entropy", "entropy", "margin", "least_confidence", "el2n"],
+        ),
+        (["select", "--balance", "fair"], ["fair", "proportional", "class", "none"]),
+        (["train", "--alpha", "1.1"], ["--alpha is 1.1", "[0, 1]"]),
+        (["train", "--alpha", "-0.1"], ["--alpha is -0.1", "[0, 1]"]),
+        (["train", "--temperature", "0"], ["--temperature is 0.0", "above 0"]),
+        (["train", "--temperature", "-4"], ["--temperature is -4.0", "above 0"]),
+        (["train", "--epochs", "0"], ["--epochs is 0", "above 0"]),
+        (["train", "--batch-size", "-1"], ["--batch-size is -1", "above 0"]),
+        (["train", "--lr", "0"], ["--lr is 0.0", "above 0"]),
+        (["train", "--seed", "-1"], ["--seed is -1", "at least 0"]),
+        (["train", "--device", "tpu"], ["tpu", "auto", "cpu", "cuda"]),
+        (["train", "--model", "resnet9"], ["--model is resnet9", "resnet8", "mobilenet_v2"]),
+        (["train-teacher", "--model", "vgg"], ["--model is vgg", "resnet50"]),
+        (["build-logits", "--views", "-1"], ["--views is -1", "at least 0"]),
+        (["build-logits", "--codec", "zip"], ["zip", "dense", "float32"]),
+        (["pack", "digits", "--val-fraction", "1"], ["--val-fraction is 1.0", "[0, 1)"]),
+        (["pack", "digits", "--write-mode", "png"], ["png", "auto", "raw", "jpg"]),
+        (["pack", "digits", "--num-workers", "0"], ["--num-workers is 0", "above 0"]),
+        (["pack"], ["--source"]),
+        (["pack", "no/such/source"], ["no/such/source", "digits"]),
+        (["train", "--bogus"], ["--bogus"]),
+        (["train", "--no-json"], ["--no-json"]),
+        (["select", "surplus"], ["surplus"]),
+        (["distil"], ["distil", "build-logits"]),
+    ],
+    ids=lambda value: " ".join(value) if value[0] in {*COMMANDS, "distil"} else "",
+)
+def test_what_is_asked_wrongly_is_refused(ask, tmp_path, monkeypatch, arguments, values):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("KDCACHE_WORKSPACE", str(tmp_path / "workspace"))
+    refused(ask(*arguments), 2, *values)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["train-teacher", "--model", "resnet8"],
+        ["build-logits"],
+        ["build-logits", "--teacher", "resnet50"],
+        ["build-logits", "--teacher", "tests.teachers:projection"],
+        ["train"],
+    ],
+    ids=" ".join,
+)
+def test_where_nothing_is_packed_pack_is_named(ask, tmp_path, command):
+    answer = ask(*command, "--workspace", tmp_path / "empty")
+    refused(answer, 1, str(tmp_path / "empty"), "kdcache pack SOURCE")
+
+
+def test_an_empty_source_cannot_be_packed(ask, tmp_path):
+    (tmp_path / "images").mkdir()
+    answer = ask("pack", tmp_path / "images", "--workspace", tmp_path / "workspace")
+    refused(answer, 1, f"{tmp_path / 'images'} holds no")
+    assert not (tmp_path / "workspace").exists()
+
+
+def test_where_nothing_is_built_build_logits_is_named(ask, workspace):
+    (workspace / "workspace.json").unlink()
+    for command in (["select"], ["train", "--subset", "full"]):
+        answer = ask(*command, "--workspace", workspace)
+        refused(answer, 2, "no store was built yet", "kdcache build-logits")
+    answer = ask("select", "--teacher", "resnet34", "--workspace", workspace)
+    refused(answer, 2, "--teacher is resnet34", "kdcache build-logits --teacher resnet34")
+
+
+def test_where_nothing_is_selected_both_remedies_are_named(ask, workspace):
+    memory = read_json(workspace / "workspace.json")
+    del memory["subset"]
+    write_json(workspace / "workspace.json", memory)
+    answer = ask("train", "--workspace", workspace)
+    refused(answer, 2, "--subset", "kdcache select", "--subset full")
+
+
+def test_a_subset_that_is_not_there_is_named(ask, workspace):
+    answer = ask("train", "--subset", "hard-0.5", "--workspace", workspace)
+    refused(answer, 2, "--subset is hard-0.5", "kdcache select")
+
+
+def test_left_out_the_teacher_is_the_only_one_there_is(ask, workspace):
+    folder = workspace / "teachers"
+    shutil.copy(folder / "resnet8.safetensors", folder / "other.safetensors")
+    answer = ask("build-logits", "--workspace", workspace)
+    refused(answer, 2, "--teacher is not given", "other, resnet8")
+    shutil.rmtree(folder)
+    answer = ask("build-logits", "--workspace", workspace)
+    refused(answer, 2, "--teacher is not given", "kdcache train-teacher", "module:callable")
+
+
+def test_a_teacher_that_is_not_there_is_refused(ask, workspace):
+    answer = ask("build-logits", "--teacher", "resnet34", "--workspace", workspace)
+    refused(answer, 2, "--teacher is resnet34", "kdcache train-teacher --model resnet34")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+@pytest.mark.parametrize("command", ["train-teacher", "build-logits", "train"])
+def test_cuda_is_refused_where_there_is_none(ask, workspace, command):
+    answer = ask(command, "--device", "cuda", "--workspace", workspace)
+    refused(answer, 2, "--device is cuda", "--device cpu")
+
+
+def test_a_subset_of_other_data_is_refused(ask, workspace):
+    Subset(np.arange(9), {"data_fingerprint": "e" * 64}).save(workspace / "subsets/other.npz")
+    answer = ask("train", "--subset", "other", "--workspace", workspace)
+    refused(answer, 1, "other.npz", "e" * 12)
+
+
+def test_a_store_of_other_data_is_refused(ask, workspace):
+    content = read_json(workspace / "train.json")
+    write_json(workspace / "train.json", content | {"fingerprint": "f" * 64})
+    answer = ask("train", "--subset", "full", "--workspace", workspace)
+    refused(answer, 1, "resnet8.zarr", "f" * 12)
+    answer = ask("build-logits", "--teacher", "resnet8", "--views", "2", "--workspace", workspace)
+    refused(answer, 1, "resnet8.zarr", "data_fingerprint", "--overwrite")
+
+
+def test_a_store_with_a_missing_shard_is_refused(ask, workspace):
+    (workspace / "stores/resnet8.zarr/views/1/rows/c/0/0").unlink()
+    for command in ("select", "train"):
+        answer = ask(command, "--workspace", workspace)
+        refused(answer, 1, "views/1/rows lacks shard 0", "kdcache build-logits")
+
+
+def test_a_run_that_is_there_is_refused(ask, workspace):
+    run_dir = workspace / "runs/resnet8-medium-0.7-s0"
+    answer = ask("train", "--epochs", "2", "--out", run_dir, "--workspace", workspace)
+    refused(answer, 2, f"--out is {run_dir}", "--resume")
+    answer = ask("train", "--epochs", "3", "--resume", "--workspace", workspace)
+    refused(answer, 1, "epochs is 3, there 2")
+
+
+def test_a_workspace_that_is_a_file_is_refused(ask, tmp_path, tiny_folder):
+    (tmp_path / "file").write_text("")
+    answer = ask("pack", tiny_folder, "--val-fraction", "0", "--workspace", tmp_path / "file")
+    refused(answer, 1, str(tmp_path / "file"))
+
+
+def test_interrupted_it_says_how_to_go_on(ask, workspace, monkeypatch):
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Workspace, "require_store", interrupt)
+    refused(ask("select", "--workspace", workspace), 1, "interrupted", "again")
+
+
+def test_a_fault_of_our_own_keeps_its_traceback(workspace, monkeypatch):
+    def fault(*_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(Workspace, "require_store", fault)
+    with pytest.raises(ZeroDivisionError):
+        main(["select", "--workspace", str(workspace)])
+
+
+# As a process
+
+
+def test_a_process_ends_with_the_status_and_keeps_the_streams_apart(workspace):
+    done = kdcache("select", "--keep", "0.5", "--json", workspace=workspace)
+    assert done.returncode == 0
+    assert json.loads(done.stdout)["kept"] == 36
+    assert "hard" not in done.stderr
+    assert "medium of" in done.stderr
+    failed = kdcache("select", "--keep", "7", "--json", workspace=workspace)
+    refused(Answer(failed.returncode, failed.stdout, failed.stderr), 2, "--keep is 7.0")
+
+
+def test_messages_do_not_reach_the_root_logger(ask, workspace):
+    """A program that uses kdcache and logs of its own would print them twice."""
+    seen: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: seen.append(record.getMessage())
+    logging.getLogger().addHandler(handler)
+    try:
+        ask("select", "--workspace", workspace)
+    finally:
+        logging.getLogger().removeHandler(handler)
+    assert seen == []
