@@ -15,6 +15,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import psutil
 import torch
 
 RESULTS = Path(__file__).parent / "results"
@@ -130,8 +131,13 @@ def _synchronise() -> None:
 
 
 def _cpu_seconds() -> float:
-    used = os.times()
-    return used.user + used.system + used.children_user + used.children_system
+    """Return the processor time of this process, of workers that run, and of those that ended."""
+    ended = os.times()
+    total = time.process_time() + ended.children_user + ended.children_system
+    for worker in psutil.Process().children(recursive=True):
+        used = worker.cpu_times()
+        total += used.user + used.system
+    return total
 
 
 def _cpu_model() -> str:

@@ -22,6 +22,7 @@ WriteMode = Literal["auto", "raw", "jpg"]
 Codec = Literal["dense", "float32"]
 Method = Literal["random", "easy", "hard", "medium"]
 Score = Literal["cross_entropy", "entropy", "margin", "least_confidence", "el2n"]
+Order = Literal["random", "block-random", "sequential"]
 Balance = Literal["proportional", "class", "none"]
 
 _FLAG = Parameter(negative="")
@@ -248,6 +249,9 @@ class TrainOptions(CommonOptions):
 
     num_workers: int | None = None
     """Threads that read and decode; all cores when left out."""
+
+    order: Order = "random"
+    """block-random: neighbours of the file close together, for data larger than memory."""
 
     pixels: Literal["check", "warn"] = "check"
     """warn: go on where this machine decodes other pixels than the teacher saw."""

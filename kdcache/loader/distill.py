@@ -16,6 +16,7 @@ from kdcache.data.beton import Beton, open_beton
 from kdcache.data.views import Policy, Views
 from kdcache.errors import CacheMismatchError, ConfigError
 from kdcache.loader.staging import Rows, RowStage
+from kdcache.options import Order
 from kdcache.reader.batches import PixelReader
 from kdcache.reader.order import batch_bounds, epoch_order
 from kdcache.selection.subset import Subset
@@ -59,6 +60,9 @@ class DistillLoader:
         rank: of this process, in [0, world_size); each rank gets its own share of every epoch.
         world_size: number of processes.
         num_workers: threads that read and decode; all that this process may use when left out.
+        order: of the samples in an epoch, see `kdcache.reader.order`.
+        memory_budget_bytes: of buffers and staged rows; half of the machine's when left out. Rows
+            beyond it go to a memory-mapped temporary file, buffers beyond it are refused.
         views: how pixels are made where there is no store; the manifest's when left out.
 
     Raises:
@@ -78,6 +82,8 @@ class DistillLoader:
         world_size: int = 1,
         *,
         num_workers: int | None = None,
+        order: Order = "random",
+        memory_budget_bytes: int | None = None,
         views: Views | None = None,
     ) -> None:
         self.beton = beton if isinstance(beton, Beton) else open_beton(beton)
@@ -87,6 +93,7 @@ class DistillLoader:
         self.device = torch.device(device)
         self.rank = rank
         self.world_size = world_size
+        self.order = order
         if self.store is None:
             self.views = views or _manifest_views(self.beton)
             self._stage = None
@@ -95,7 +102,7 @@ class DistillLoader:
                 raise ConfigError("views are given beside a store, expected the store to set them")
             require_same_data(self.beton, self.store)
             self.views = self.store.manifest.views
-            self._stage = RowStage(self.store)
+            self._stage = RowStage(self.store, memory_budget_bytes=memory_budget_bytes)
         self.sample_ids = self._checked_ids(subset)
         if not len(self._order(0)):
             raise ConfigError(
@@ -103,7 +110,11 @@ class DistillLoader:
                 "of the subset: each rank needs one"
             )
         self._reader = PixelReader(
-            self.beton, self.views, batch_size=batch_size, num_workers=num_workers
+            self.beton,
+            self.views,
+            batch_size=batch_size,
+            num_workers=num_workers,
+            memory_budget_bytes=memory_budget_bytes,
         )
 
     def __len__(self) -> int:
@@ -155,6 +166,7 @@ class DistillLoader:
             epoch=epoch,
             rank=self.rank,
             world_size=self.world_size,
+            order=self.order,
         )
 
     def _row_view(self, epoch: int) -> int:

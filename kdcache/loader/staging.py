@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import tempfile
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from kdcache.reader.batches import default_memory_budget
 from kdcache.store.codec import Codec
 from kdcache.store.logit_store import LogitStore
+
+BLOCK_ROWS = 1 << 15
+"""Rows that are read at once."""
 
 
 class Rows(NamedTuple):
@@ -32,10 +37,13 @@ class RowStage:
 
     Args:
         store: where they come from.
+        memory_budget_bytes: two epochs' rows beyond it lie in memory-mapped temporary files; half
+            of the machine's memory when left out.
     """
 
-    def __init__(self, store: LogitStore) -> None:
+    def __init__(self, store: LogitStore, *, memory_budget_bytes: int | None = None) -> None:
         self._store = store
+        self._budget = memory_budget_bytes or default_memory_budget()
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="kdcache-staging")
         self._next: tuple[int, int, Future[Tensor]] | None = None
 
@@ -55,4 +63,22 @@ class RowStage:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def _read(self, view: int, sample_ids: npt.NDArray[np.int64]) -> Tensor:
-        return torch.from_numpy(self._store.rows(sample_ids, view))
+        codec, manifest = self._store.codec, self._store.manifest
+        shape = (len(sample_ids), codec.width(manifest.classes))
+        needed_bytes = 2 * shape[0] * shape[1] * np.dtype(codec.dtype).itemsize
+        rows = _in_memory(shape, codec) if needed_bytes <= self._budget else _on_disk(shape, codec)
+        # By id, so that each shard is read once, and block by block, so that memory stays bounded.
+        by_id = np.argsort(sample_ids, kind="stable")
+        for block in np.split(by_id, np.arange(BLOCK_ROWS, len(by_id), BLOCK_ROWS)):
+            rows[block] = self._store.rows(sample_ids[block], view)
+        return torch.from_numpy(rows)
+
+
+def _in_memory(shape: tuple[int, int], codec: Codec) -> npt.NDArray[Any]:
+    return np.empty(shape, dtype=codec.dtype)
+
+
+def _on_disk(shape: tuple[int, int], codec: Codec) -> npt.NDArray[Any]:
+    with tempfile.TemporaryFile(prefix="kdcache-rows-") as file:
+        # The map keeps the file alive; the system removes it with the map.
+        return np.memmap(file, dtype=codec.dtype, mode="w+", shape=shape)

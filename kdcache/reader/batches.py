@@ -23,7 +23,7 @@ import torch
 from ffcv.loader import Loader, OrderOption
 from ffcv.loader import loader as loader_module
 from ffcv.memory_managers.os_cache import OSCacheContext, OSCacheManager
-from ffcv.pipeline import PipelineSpec
+from ffcv.pipeline import Compiler, PipelineSpec
 from ffcv.reader import Reader
 from torch import Tensor
 
@@ -58,6 +58,11 @@ class PixelReader:
         num_workers: threads; all that this process may use when left out, and never more.
         batches_ahead: batches that are decoded before they are asked for.
         views_per_sample: most views that `read_views` yields of each image; it decodes each once.
+        memory_budget_bytes: most that the buffers may take; half of the machine's memory when left
+            out.
+
+    Raises:
+        ConfigError: if the buffers would take more than the budget, or an argument is out of range.
     """
 
     def __init__(
@@ -69,6 +74,7 @@ class PixelReader:
         num_workers: int | None = None,
         batches_ahead: int = 2,
         views_per_sample: int = 1,
+        memory_budget_bytes: int | None = None,
     ) -> None:
         if batch_size < 1:
             raise ConfigError(f"batch_size is {batch_size}, expected a number above 0")
@@ -78,6 +84,8 @@ class PixelReader:
         self.num_workers = clamp_workers(num_workers)
         self.views_per_sample = views_per_sample
         self._decoder = ViewDecoder(views, self.beton, views_per_sample=views_per_sample)
+        self._slots = batches_ahead + 1
+        self._require_memory(memory_budget_bytes or default_memory_budget())
         with _ffcv_contained():
             self._loader = Loader(
                 str(self.beton.path),
@@ -92,11 +100,25 @@ class PixelReader:
                 },
                 drop_last=False,
             )
-            self._slots = batches_ahead + 1
             memory = self._loader.graph.allocate_memory(batch_size, self._slots)
         (self._buffers,) = memory["operation"].values()
         (((self._stage, _),), _) = self._loader.code
         self._in_use = threading.Lock()
+
+    @property
+    def memory_bytes(self) -> int:
+        """Memory of all buffers: batches, and one scratch image for each thread."""
+        pixels = 3 * self.views.image_size**2 * self.views_per_sample * self.batch_size
+        return self._slots * pixels + self._decoder.scratch_bytes
+
+    def _require_memory(self, budget_bytes: int) -> None:
+        if self.memory_bytes > budget_bytes:
+            height, width = self.beton.sizes.max(axis=0)
+            raise ConfigError(
+                f"the reader's buffers would take {self.memory_bytes:,} bytes, expected at most "
+                f"{budget_bytes:,}; batch size {self.batch_size}, images of up to {height} x "
+                f"{width}. Use a smaller --batch-size, or pack with --max-resolution"
+            )
 
     def read(self, batches: Sequence[npt.NDArray[np.int64]], view: int) -> Iterator[Pixels]:
         """Yield one view of the samples at the given positions.
@@ -257,6 +279,11 @@ def pixels(
     )
 
 
+def default_memory_budget() -> int:
+    """Return half of this machine's memory, in bytes."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+
+
 def clamp_workers(num_workers: int | None) -> int:
     """Return a number of threads that numba accepts here; all it may use for None."""
     available = min(len(os.sched_getaffinity(0)), numba.config.NUMBA_NUM_THREADS)
@@ -298,13 +325,16 @@ class _MappedFile(OSCacheManager):
 def _ffcv_contained() -> Iterator[None]:
     """Make a Loader without what it does to the rest of the process.
 
-    It sets torch's thread count, and takes its memory manager from a name in its module.
+    It sets torch's thread count, takes its memory manager from a name in its module, and compiles
+    what is compiled already.
     """
     threads = torch.get_num_threads()
     original = loader_module.OSCacheManager
     loader_module.OSCacheManager = _MappedFile
+    Compiler.set_enabled(False)
     try:
         yield
     finally:
+        Compiler.set_enabled(True)
         loader_module.OSCacheManager = original
         torch.set_num_threads(threads)

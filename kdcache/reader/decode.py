@@ -3,8 +3,8 @@
 It runs inside FFCV's compiled, multi-threaded pipeline, for teacher pass, student and evaluation
 alike. A pixel depends on stored bytes, box and output size alone.
 
-numba freezes what a closure captures, so whatever changes between epochs (the view number) and
-whatever is large (tables by position) reaches the compiled code by address.
+The loop over a batch is compiled once per machine and kept on disk; FFCV's own compiler, which
+starts anew in each process and for each loader, is not asked.
 """
 
 from __future__ import annotations
@@ -36,16 +36,6 @@ U8 = npt.NDArray[np.uint8]
 
 SCALES = (1, 2, 4, 8)
 """libjpeg-turbo decodes at 1/2, 1/4 and 1/8 for less than it costs to decode and shrink."""
-
-
-@intrinsic
-def _address_to_pointer(typing_context: Any, address: Any) -> Any:  # noqa: ARG001  (numba's form)
-    """Turn an integer address into a pointer that `numba.carray` accepts."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:  # noqa: ARG001
-        return builder.inttoptr(arguments[0], cgutils.voidptr_t)
-
-    return types.voidptr(types.uintp), generate
 
 
 @intrinsic
@@ -95,7 +85,6 @@ class ViewDecoder(Operation):
         self._numbers = np.array(views.policy.numbers(), dtype=np.float64)
         self._lengths = beton.lengths.copy()
         self._shown = np.zeros(views_per_sample, dtype=np.uint64)
-        self._num_shown = np.ones(1, dtype=np.int64)
         self.status = np.zeros(len(beton), dtype=np.int32)
         """(N,) what libjpeg-turbo last said of each image, by position; 0 is well."""
         # One scratch image per thread, not FFCV's one per batch slot: it stays in the cache.
@@ -113,53 +102,39 @@ class ViewDecoder(Operation):
 
     def show(self, views: Sequence[int]) -> None:
         """Decode these views from now on; no batch may be under way."""
-        self._num_shown[0] = len(views)
-        self._shown[: len(views)] = views
+        self._shown = np.array(views, dtype=np.uint64)
 
     def declare_state_and_memory(self, previous_state: State) -> tuple[State, AllocationQuery]:
         """Say what one sample takes: (views, S, S, 3) uint8."""
-        shape = (len(self._shown), self._views.image_size, self._views.image_size, 3)
+        shape = (self._boxes.shape[1], self._views.image_size, self._views.image_size, 3)
         dtype = np.dtype("<u1")
         state = replace(previous_state, jit_mode=True, shape=shape, dtype=dtype)
         return state, AllocationQuery(shape, dtype)
 
     def generate_code(self) -> Callable[..., Any]:
-        """Return the function that FFCV compiles: `decode_batch` with everything it needs."""
-        count, num_views = len(self._sample_ids), len(self._shown)
-        scratch_shape, cut_shape = self._decoded.shape, self._cut.shape
-        box_shape = self._boxes.shape
-        seed = np.uint64(self._views.seed)
-        numbers_address = self._numbers.ctypes.data
-        num_numbers = len(self._numbers)
-        ids_address = self._sample_ids.ctypes.data
-        lengths_address = self._lengths.ctypes.data
-        status_address = self.status.ctypes.data
-        shown_address = self._shown.ctypes.data
-        num_shown_address = self._num_shown.ctypes.data
-        decoded_address = self._decoded.ctypes.data
-        padded_address = self._padded.ctypes.data
-        cut_address = self._cut.ctypes.data
-        boxes_address = self._boxes.ctypes.data
-        functions_address = self._functions.ctypes.data
+        """Return the function that FFCV calls for each batch."""
 
-        def decode(positions, destination, metadata, storage):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
-            to = _address_to_pointer
-            num_shown = numba.carray(to(num_shown_address), 1, np.int64)[0]
+        def decode(
+            positions: npt.NDArray[np.uint64],
+            destination: U8,
+            metadata: npt.NDArray[Any],
+            storage: tuple[U8, ...],
+        ) -> U8:
             decode_batch(
                 positions,
                 metadata,
                 storage[0],
-                numba.carray(to(ids_address), count, np.uint64),
-                numba.carray(to(lengths_address), count, np.int64),
-                numba.carray(to(status_address), count, np.int32),
-                numba.carray(to(numbers_address), num_numbers, np.float64),
-                seed,
-                numba.carray(to(shown_address), num_views, np.uint64)[:num_shown],
-                numba.carray(to(decoded_address), scratch_shape, np.uint8),
-                numba.carray(to(padded_address), scratch_shape, np.uint8),
-                numba.carray(to(cut_address), cut_shape, np.uint8),
-                numba.carray(to(boxes_address), box_shape, np.int64),
-                numba.carray(to(functions_address), 2, np.int64),
+                self._sample_ids,
+                self._lengths,
+                self.status,
+                self._numbers,
+                np.uint64(self._views.seed),
+                self._shown,
+                self._decoded,
+                self._padded,
+                self._cut,
+                self._boxes,
+                self._functions,
                 destination,
             )
             return destination[: len(positions)]
@@ -305,7 +280,8 @@ def _render_jpeg(
             continue
         length, first, held = cut_rows(content, first, end, cut)
         address, size_bytes = cut.ctypes.data, length
-        if length == 0:
+        if length == 0 or first + held > height:  # a damaged JPEG may say that it is larger
+            first = 0
             held, address, size_bytes = height, content.ctypes.data, len(content)
         rows, columns = (held + scale - 1) // scale, (width + scale - 1) // scale
         # FFCV's order: file, its size, height, width, output, the same size again (no crop), the
@@ -394,8 +370,12 @@ def render(
         resize: address of FFCV's function.
         output: (S, S, 3), written whole.
     """
-    top, left = (box[0] - first) // scale, box[1] // scale
-    rows, columns, flip = box[2] // scale, box[3] // scale, box[4]
+    # Each edge where it lies nearest, so that a box at 1 / scale is not moved.
+    half = scale // 2
+    top, left = (box[0] - first + half) // scale, (box[1] + half) // scale
+    rows = (box[0] - first + box[2] + half) // scale - top
+    columns = (box[1] + box[3] + half) // scale - left
+    flip = box[4]
     if rows == output.shape[0] and columns == output.shape[1]:
         copy_box(image, top, left, flip, output)
         return

@@ -40,9 +40,11 @@ def cut_rows(
         elif marker == _DRI:
             interval = (np.int64(content[place + 4]) << 8) | content[place + 5]
         place += 2 + length
+        if place + 4 > len(content):
+            return 0, 0, 0
         if marker == _SOS:
             break
-        if place + 4 > len(content) or content[place] != 0xFF:
+        if content[place] != 0xFF:
             return 0, 0, 0
     if frame == 0 or interval == 0:
         return 0, 0, 0
@@ -75,6 +77,8 @@ def cut_rows(
             if content[place] == 0xFF and content[place + 1] != 0:
                 break
             place += 1
+        if place + 1 >= len(content):
+            return 0, 0, 0  # damaged; the decoder of the whole image will say so
         if row >= first:
             size = place - start
             cut[written : written + size] = content[start:place]

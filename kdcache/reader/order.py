@@ -6,11 +6,24 @@ import numpy as np
 import numpy.typing as npt
 
 from kdcache.errors import ConfigError
+from kdcache.options import Order
 from kdcache.rng import generator
+
+BLOCK_SAMPLES = 64
+"""Neighbours in the file that block-random order reads together: about one 8 MiB page of photos."""
+
+WINDOW_BLOCKS = 64
+"""Blocks that are mixed with each other: 4,096 samples."""
 
 
 def epoch_order(
-    sample_ids: npt.NDArray[np.int64], *, seed: int, epoch: int, rank: int = 0, world_size: int = 1
+    sample_ids: npt.NDArray[np.int64],
+    *,
+    seed: int,
+    epoch: int,
+    rank: int = 0,
+    world_size: int = 1,
+    order: Order = "random",
 ) -> npt.NDArray[np.int64]:
     """Return one rank's sample ids in the order of an epoch.
 
@@ -18,15 +31,34 @@ def epoch_order(
     one.
 
     Args:
-        sample_ids: (n,) unique.
+        sample_ids: (n,) unique, in the order of the file.
         seed: of the draw named ("order", epoch).
         epoch: from 0.
         rank: in [0, world_size).
         world_size: number of ranks.
+        order: `random`; `block-random` (mixed within windows of random blocks of neighbours, for
+            data larger than memory); `sequential` (the order of the file).
     """
     if not 0 <= rank < world_size:
         raise ConfigError(f"rank is {rank}, expected a number in [0, {world_size})")
-    return generator(seed, "order", epoch).permutation(sample_ids)[rank::world_size]
+    rng = generator(seed, "order", epoch)
+    if order == "random":
+        return rng.permutation(sample_ids)[rank::world_size]
+    ordered = sample_ids if order == "sequential" else _mix_blocks(sample_ids, rng)
+    # Neighbours stay with one rank: each reads its own part of the file.
+    return np.array_split(ordered, world_size)[rank]
+
+
+def _mix_blocks(
+    sample_ids: npt.NDArray[np.int64], rng: np.random.Generator
+) -> npt.NDArray[np.int64]:
+    blocks = np.split(sample_ids, np.arange(BLOCK_SAMPLES, len(sample_ids), BLOCK_SAMPLES))
+    drawn = [blocks[number] for number in rng.permutation(len(blocks))]
+    windows = [
+        rng.permutation(np.concatenate(drawn[first : first + WINDOW_BLOCKS]))
+        for first in range(0, len(drawn), WINDOW_BLOCKS)
+    ]
+    return np.concatenate(windows)
 
 
 def batch_bounds(num_samples: int, batch_size: int) -> npt.NDArray[np.int64]:

@@ -67,7 +67,7 @@ class LogitStore:
         self._group = group
         self.labels: npt.NDArray[np.int64] = _read_whole(group, "labels", path)
         self.sample_ids: npt.NDArray[np.int64] = _read_whole(group, "sample_ids", path)
-        self.pixel_probe: npt.NDArray[np.uint8] = np.asarray(group["pixel_probe"][:])  # type: ignore[index]
+        self.pixel_probe: npt.NDArray[np.uint8] = _read_whole(group, "pixel_probe", path)
         self.num_views = len(views_started(group)) - 1
         self.scores: Mapping[str, npt.NDArray[Any]] = ArrayMapping(
             group["scores"],  # type: ignore[arg-type]
@@ -184,7 +184,8 @@ def _require_whole(group: zarr.Group, path: Path) -> None:
             f"{path} holds {len(views) - len(unfinished)} of {len(views)} views, expected all. "
             "Run kdcache build-logits again with the same arguments; it continues"
         )
-    names = ["labels", "sample_ids", *(rows_name(view) for view in views)]
+    written_first = ["labels", "sample_ids", "pixel_probe"]
+    names = [*written_first, *(rows_name(view) for view in views)]
     for folder in ("scores", "stats"):
         names += [f"{folder}/{name}" for name in group[folder].array_keys()]  # type: ignore[union-attr]
     for name in names:
@@ -194,7 +195,7 @@ def _require_whole(group: zarr.Group, path: Path) -> None:
         if missing:
             remedy = (
                 "with --overwrite"
-                if name in {"labels", "sample_ids"}
+                if name in written_first
                 else "again with the same arguments; it fills the gap"
             )
             raise CacheCorruptError(

@@ -88,6 +88,7 @@ def train(options: TrainOptions) -> dict[str, Any]:
         "seed": options.seed,
         **asdict(settings),
         "kd": distils,
+        "order": options.order,
         "policy": str(views.policy),
         "view_seed": views.seed,
         "image_size": views.image_size,
@@ -110,6 +111,7 @@ def train(options: TrainOptions) -> dict[str, Any]:
         seed=options.seed,
         device=device,
         num_workers=options.num_workers,
+        order=options.order,
         views=None if distils else views,
     )
     subset_name = "full" if subset_path is None else subset_path.stem

@@ -69,7 +69,11 @@ def scale_of(box, sizes, size):
 def view_of(reader, box, position, scale=1):
     """Return the pixels of one view: decode, cut the box out, resize, mirror."""
     size = reader.views.image_size
-    top, left, height, width = (int(number) // scale for number in box[:4])
+    top, left, height, width = (int(number) for number in box[:4])
+    # The nearest rows and columns of the smaller image; halves count upwards.
+    top, end = (int(np.floor(edge / scale + 0.5)) for edge in (top, top + height))
+    left, right = (int(np.floor(edge / scale + 0.5)) for edge in (left, left + width))
+    height, width = end - top, right - left
     window = cut(decode(reader.beton, position, scale), top, left, height, width)
     if (height, width) != (size, size):
         window = resize(window, size)

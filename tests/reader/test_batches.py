@@ -200,39 +200,73 @@ def test_an_error_in_the_thread_arrives_in_the_loop(tiny_beton, tmp_path):
     assert reader_threads() == []
 
 
-@pytest.mark.timeout(120)
-def test_a_damaged_jpeg_is_an_error_that_names_its_sample(photo_beton, tmp_path):
-    path = copy_into(tmp_path, photo_beton)
+def overwritten(content, offset, values):
+    """Return a copy of a file with some bytes replaced."""
+    changed = content.copy()
+    changed[offset : offset + len(values)] = list(values)
+    return changed
+
+
+def find(content, marker):
+    """Return where a JPEG's segment begins."""
+    return content.tobytes().index(bytes([0xFF, marker]))
+
+
+DAMAGE = {
+    1: ("no second half", lambda file: overwritten(file, len(file) // 2, bytes(len(file) // 2))),
+    3: ("zeros", lambda file: overwritten(file, 0, bytes(len(file)))),
+    8: ("no tables", lambda file: overwritten(file, 200, bytes(len(file) - 200))),
+    11: (
+        "scan header beyond the end",
+        lambda file: overwritten(file, find(file, 0xDA) + 2, b"\xff\xff"),
+    ),
+    15: ("a taller image", lambda file: overwritten(file, find(file, 0xC0) + 5, b"\xff\xff")),
+    20: ("another start", lambda file: overwritten(file, 0, b"GIF")),
+}
+"""Position -> what is wrong with its JPEG, and how it is made so."""
+
+
+@pytest.fixture(scope="module")
+def damaged_reader(photo_beton, tmp_path_factory):
+    """A reader of `photo_beton` with some of its JPEGs damaged."""
+    path = copy_into(tmp_path_factory.mktemp("damaged"), photo_beton)
     beton = open_beton(path)
-    damage = {
-        3: lambda content: content[: len(content) // 2],
-        11: lambda content: content[:0],
-        20: lambda content: content[:200],
-    }
-    for position, shorten in damage.items():
-        content = stored_bytes(beton, position)
-        kept = shorten(content).copy()
-        content[:] = 0
-        content[: len(kept)] = kept
-        with path.open("r+b") as file:
+    with path.open("r+b") as file:
+        for position, (_, damage) in DAMAGE.items():
             file.seek(int(beton.pointers[position]))
-            file.write(content.tobytes())
-    reader = PixelReader(path, Views(Policy.parse("rrc"), 5, 16), batch_size=8, num_workers=2)
-    for position in damage:
-        with pytest.raises(
-            DatasetError, match=rf"sample {position} \(and 0 more .*cannot be decoded"
-        ):
-            list(reader.read([np.array([position - 1, position])], 0))
-        assert reader_threads() == []
+            file.write(damage(stored_bytes(beton, position)).tobytes())
+    return PixelReader(path, Views(Policy.parse("rrc"), 5, 12), batch_size=8, num_workers=2)
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("position", DAMAGE, ids=lambda position: DAMAGE[position][0])
+def test_a_damaged_jpeg_is_an_error_that_names_its_sample(damaged_reader, position):
+    message = rf"sample {position} \(and 0 more of its batch\) in .*train\.beton cannot be decoded"
+    batches = damaged_reader.read([np.array([0, position, 23])], 0)
+    with pytest.raises(DatasetError, match=message):
+        next(batches)
+    assert reader_threads() == []
+
+
+def test_the_first_of_several_damaged_jpegs_is_named(damaged_reader):
+    batches = damaged_reader.read([np.array([0, 20, 3, 5, 11])], 0)
     with pytest.raises(DatasetError, match=r"sample 20 \(and 2 more of its batch\)"):
-        list(reader.read([np.array([0, 1]), np.array([20, 3, 5, 11])], 0))
-    # Batches before the damaged one arrive, and whole images can be read afterwards.
-    seen = []
-    with pytest.raises(DatasetError, match="sample 3 "):
-        seen += [batch.sample_ids for batch in reader.read(batches_of(np.arange(24), 2), 0)]
-    whole = np.setdiff1d(np.arange(24), list(damage))
-    images = read_all(reader, 0, batches_of(whole, 8))[0]
-    assert np.array_equal(images, pixels(photo_beton, "rrc", 5, 0, whole, image_size=16))
+        next(batches)
+
+
+def test_batches_before_a_damaged_jpeg_arrive(damaged_reader):
+    batches = damaged_reader.read(batches_of([0, 2, 4, 5, 6, 8, 9, 10], 2), 0)
+    assert next(batches).sample_ids.tolist() == [0, 2]
+    assert next(batches).sample_ids.tolist() == [4, 5]
+    with pytest.raises(DatasetError, match="sample 8 "):
+        next(batches)
+
+
+def test_whole_jpegs_are_read_beside_damaged_ones(damaged_reader, photo_reader):
+    whole = np.setdiff1d(np.arange(24), list(DAMAGE))
+    for view in (0, 1):
+        images = read_all(damaged_reader, view, batches_of(whole, 8))[0]
+        assert np.array_equal(images, read_all(photo_reader, view)[0][whole])
 
 
 @pytest.mark.parametrize(

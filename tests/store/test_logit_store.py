@@ -26,6 +26,7 @@ A_FILE_OF_EACH_KIND = [
     "stats/top1/c/8",
     "labels/c/0",
     "sample_ids/c/0",
+    "pixel_probe/c/0/0",
 ]
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import zarr
 from torch import nn
 
 from kdcache.data.beton import open_beton
@@ -459,6 +460,19 @@ def test_a_store_of_other_data_is_refused_before_anything_is_written(workspace, 
             train(options(workspace, subset="full", **changes))
         assert files(workspace) == before
     assert messages == []
+
+
+def test_a_store_of_other_pixels_is_refused_unless_asked_otherwise(workspace, messages):
+    store = workspace / "stores/projection.zarr"
+    probe = zarr.open_group(store, mode="r+")["pixel_probe"]
+    probe[3] = 255 - probe[3]
+    before = files(workspace)
+    with pytest.raises(CacheMismatchError, match=r"1 of 64 probed views.*--pixels warn"):
+        train(options(workspace))
+    assert files(workspace) == before
+    train(options(workspace, pixels="warn", epochs=1, out=workspace / "other-pixels"))
+    assert any("1 of 64 probed views" in message for message in messages)
+    train(options(workspace, kd=False, epochs=1, out=workspace / "no-kd"))
 
 
 def test_a_subset_of_other_data_is_refused(workspace):
