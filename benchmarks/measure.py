@@ -93,8 +93,8 @@ def environment() -> dict[str, Any]:
     packages = ("kdcache", "torch", "torchvision", "ffcv", "numba", "numpy", "zarr")
     return {
         "date": datetime.now(UTC).date().isoformat(),
-        "commit": _git("rev-parse", "--short", "HEAD"),
-        "dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        "commit": _git("rev-parse", "--short", "HEAD") or "unknown",
+        "dirty": _git("status", "--porcelain", "--untracked-files=no") != "",
         "cpu": _cpu_model(),
         "cores": len(os.sched_getaffinity(0)),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
@@ -155,7 +155,7 @@ def _git(*arguments: str) -> str:
         text=True,
         check=False,
     )
-    return process.stdout.strip() or "unknown"
+    return process.stdout.strip()
 
 
 def _version(package: str) -> str | None:

@@ -47,7 +47,7 @@ OPTIONS = {
     "train": {
         *("--subset", "--teacher", "--model", "--epochs", "--batch-size", "--lr", "--alpha"),
         *("--temperature", "--kd", "--no-kd", "--seed", "--device", "--precision"),
-        *("--num-workers", "--pixels", "--out", "--resume"),
+        *("--num-workers", "--order", "--pixels", "--out", "--resume"),
     },
 }
 """Frozen: an option that is added, renamed or lost is a change for every user and recipe."""

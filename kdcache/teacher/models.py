@@ -87,6 +87,9 @@ _TORCHVISION: dict[str, Callable[[nn.Module], nn.Module]] = {
     "resnet50": _small_resnet,
     "mobilenet_v2": _small_mobilenet,
 }
+CIFAR_MODELS = tuple(_CIFAR_DEPTHS)
+"""Models made for images of 32 px."""
+
 MODELS = (*_CIFAR_DEPTHS, *_TORCHVISION)
 """Every name that `make_model` takes."""
 

@@ -9,6 +9,8 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import OneCycleLR
 
+from kdcache.teacher.models import CIFAR_MODELS
+
 MOMENTUM = 0.9
 WEIGHT_DECAY = 5e-4
 """As in the CIFAR recipes of the literature."""
@@ -16,9 +18,11 @@ WEIGHT_DECAY = 5e-4
 WARM_UP_SHARE = 0.15
 """Share of all steps in which the learning rate rises."""
 
-STUDENT_LR_PER_128 = 0.1
-TEACHER_LR_PER_128 = 0.02
-"""Deep models on small sets do not recover from their first steps at a student's rate."""
+_LR_PER_128 = 0.1
+"""Of the CIFAR models."""
+
+_LARGE_MODEL_LR_PER_128 = 0.02
+"""Of ImageNet's models: on small sets they do not recover from first steps at a higher rate."""
 
 _SMALL_SET = 5_000
 
@@ -50,8 +54,9 @@ def default_batch_size(num_samples: int) -> int:
     return 32 if num_samples < _SMALL_SET else 128
 
 
-def default_lr(batch_size: int, *, per_128: float) -> float:
-    """Return a rate in proportion to the batch, `per_128` for 128 samples."""
+def default_lr(batch_size: int, model_name: str) -> float:
+    """Return a peak rate in proportion to the batch."""
+    per_128 = _LR_PER_128 if model_name in CIFAR_MODELS else _LARGE_MODEL_LR_PER_128
     return per_128 * batch_size / 128
 
 

@@ -30,8 +30,6 @@ from kdcache.teacher.models import MODELS, make_model
 from kdcache.teacher.weights import load_weights, save_weights
 from kdcache.training.evaluate import Evaluator
 from kdcache.training.optim import (
-    STUDENT_LR_PER_128,
-    TEACHER_LR_PER_128,
     default_batch_size,
     default_epochs,
     default_lr,
@@ -76,7 +74,7 @@ def train(options: TrainOptions) -> dict[str, Any]:
             least_epochs=STUDENT_LEAST_EPOCHS,
             least_steps=STUDENT_LEAST_STEPS,
         ),
-        lr=options.lr or default_lr(batch_size, per_128=STUDENT_LR_PER_128),
+        lr=options.lr or default_lr(batch_size, model_name),
         alpha=options.alpha,
         temperature=options.temperature,
         precision=_precision(options.precision, device),
@@ -177,7 +175,7 @@ def train_teacher(options: TrainTeacherOptions) -> dict[str, Any]:
             least_epochs=TEACHER_LEAST_EPOCHS,
             least_steps=TEACHER_LEAST_STEPS,
         ),
-        lr=options.lr or default_lr(batch_size, per_128=TEACHER_LR_PER_128),
+        lr=options.lr or default_lr(batch_size, options.model),
         alpha=0.0,
         temperature=1.0,
         precision=_precision(options.precision, device),

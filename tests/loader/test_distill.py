@@ -136,7 +136,6 @@ def answers(beton: Beton) -> Answers:
 class Case(NamedTuple):
     """How a loader is made; every rank of it is read."""
 
-    codec: str
     subset: npt.ArrayLike | None
     batch_size: int
     world_size: int
@@ -145,19 +144,20 @@ class Case(NamedTuple):
 
 EVERY_ID = np.arange(72)
 CASES = {
-    "all": Case("dense", None, batch_size=16, world_size=1, num_workers=2),
-    "a third, backwards": Case("float32", EVERY_ID[::-3], 5, world_size=1, num_workers=2),
-    "one sample": Case("dense", [71], batch_size=128, world_size=1, num_workers=1),
-    "two ranks": Case("float32", EVERY_ID[5:50], 16, world_size=2, num_workers=1),
-    "three ranks": Case("dense", EVERY_ID[:65], 8, world_size=3, num_workers=1),
+    "all": Case(None, batch_size=16, world_size=1, num_workers=2),
+    "a third, backwards": Case(EVERY_ID[::-3], batch_size=5, world_size=1, num_workers=2),
+    "one sample": Case([71], batch_size=128, world_size=1, num_workers=1),
+    "two ranks": Case(EVERY_ID[5:50], batch_size=16, world_size=2, num_workers=1),
+    "three ranks": Case(EVERY_ID[:65], batch_size=8, world_size=3, num_workers=2),
 }
 
 
+@pytest.mark.parametrize("codec", ["float32", "dense"])
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 def test_every_row_is_the_teachers_answer_to_the_pixels_beside_it(
-    beton, tiny_store, dense_store, answers, case
+    beton, tiny_store, dense_store, answers, case, codec
 ):
-    store = tiny_store if case.codec == "float32" else dense_store
+    store = tiny_store if codec == "float32" else dense_store
     shares = []
     for rank in range(case.world_size):
         loader = DistillLoader(
@@ -176,7 +176,7 @@ def test_every_row_is_the_teachers_answer_to_the_pixels_beside_it(
         expected = answers.logits[held.views, held.sample_ids]
         # float32 sums of 3,072 products of about 0.03 each; another view or sample differs by 1.
         rounding = np.full_like(expected, 1e-4)
-        if case.codec == "dense":
+        if codec == "dense":
             expected = expected - expected.mean(axis=1, keepdims=True)
             rounding += abs(expected) * 2**-11 + 2**-25
         assert (abs(held.logits - expected) <= rounding).all()
@@ -187,16 +187,17 @@ def test_every_row_is_the_teachers_answer_to_the_pixels_beside_it(
     assert max(share.shape[1] for share in shares) - min(share.shape[1] for share in shares) <= 1
 
 
-@settings(max_examples=6, deadline=None, derandomize=True)
+@settings(max_examples=25, deadline=None, derandomize=True)
 @given(
     subset=st.lists(st.integers(0, 71), min_size=3, max_size=72, unique=True),
     seed=st.integers(0, 2**32),
     batch_size=st.integers(1, 40),
     ranks=st.integers(1, 3).flatmap(lambda n: st.tuples(st.integers(0, n - 1), st.just(n))),
     codec=st.sampled_from(["dense", "float32"]),
+    order=st.sampled_from(["random", "block-random", "sequential"]),
 )
 def test_every_row_spells_the_sample_id_and_the_view_beside_it(
-    beton, spelled_stores, subset, seed, batch_size, ranks, codec
+    beton, spelled_stores, subset, seed, batch_size, ranks, codec, order
 ):
     rank, world_size = ranks
     loader = DistillLoader(
@@ -208,6 +209,7 @@ def test_every_row_spells_the_sample_id_and_the_view_beside_it(
         rank=rank,
         world_size=world_size,
         num_workers=1,
+        order=order,
     )
     held = epochs(loader, range(5))
     assert np.array_equal(held.logits, spelled(held.sample_ids, held.views))
@@ -228,11 +230,18 @@ def test_an_epoch_is_in_a_new_order_that_the_seed_alone_decides(beton, store):
     assert orders(seed=5)[0] != first
 
 
+def test_in_sequential_order_an_epoch_follows_the_file(beton, store):
+    loader = DistillLoader(beton, store, [40, 3, 8, 71, 5], 2, order="sequential", num_workers=1)
+    assert epochs(loader, range(1)).sample_ids.tolist() == [3, 5, 8, 40, 71]
+
+
 @pytest.mark.parametrize(
     ("num_samples", "batch_size", "expected"),
     [
         (33, 16, [11, 11, 11]),
         (32, 16, [16, 16]),
+        (17, 16, [8, 9]),
+        (1, 16, [1]),
         (5, 2, [1, 2, 2]),
     ],
 )

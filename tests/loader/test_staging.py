@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from kdcache.errors import CacheCorruptError
 from kdcache.loader.staging import Rows, RowStage
 from kdcache.store.codec import codec_named
 from kdcache.store.logit_store import LogitStore
-from tests.spelled import spelled, write_spelled_store
+from tests.spelled import SHARD_ROWS, spelled, write_spelled_store
 
 IDS = np.array([40, 3, 71, 0, 12])
 BACKGROUND = "kdcache-staging"
@@ -28,10 +29,15 @@ class RecordingStore(LogitStore):
         return super().rows(sample_ids, view)
 
 
+@pytest.fixture(scope="module")
+def store_path(tiny_beton: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("staging") / "spelled.zarr"
+    return write_spelled_store(path, open_beton(tiny_beton), num_views=3).path
+
+
 @pytest.fixture
-def store(tiny_beton: Path, tmp_path: Path) -> RecordingStore:
-    write_spelled_store(tmp_path / "spelled.zarr", open_beton(tiny_beton), num_views=3)
-    return RecordingStore.open(tmp_path / "spelled.zarr")
+def store(store_path: Path) -> RecordingStore:
+    return RecordingStore.open(store_path)
 
 
 @pytest.fixture
@@ -70,6 +76,43 @@ def test_prefetched_rows_are_read_once_and_in_the_background(stage, store):
     assert read_by(store) == [(2, BACKGROUND)]
 
 
+@pytest.mark.parametrize("budget_bytes", [None, 2 * 5 * 4 * 2, 2 * 5 * 4 * 2 - 1])
+def test_rows_beyond_the_memory_budget_lie_in_a_file(store, budget_bytes):
+    """Two epochs' rows count, of 5 samples with 4 numbers of 2 bytes each."""
+    stage = RowStage(store, memory_budget_bytes=budget_bytes)
+    rows = stage.take(0, 1, IDS)
+    assert is_mapped_from_a_file(rows.data_ptr()) is (budget_bytes == 79)
+    assert np.array_equal(rows.float().numpy(), spelled(IDS, 1))
+    stage.close()
+
+
+def is_mapped_from_a_file(address: int) -> bool:
+    """Return what the kernel says of an address of this process."""
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        span, _, _, _, inode, *_ = line.split()
+        start, end = (int(number, 16) for number in span.split("-"))
+        if start <= address < end:
+            return inode != "0"
+    raise AssertionError(f"{address:x} is not mapped")
+
+
+@pytest.mark.parametrize("block_rows", [1, 2, 5, 100])
+def test_rows_read_block_by_block_are_in_the_order_asked_for(stage, monkeypatch, block_rows):
+    monkeypatch.setattr("kdcache.loader.staging.BLOCK_ROWS", block_rows)
+    assert np.array_equal(stage.take(0, 3, IDS).float().numpy(), spelled(IDS, 3))
+
+
+def test_each_shard_is_read_once_however_the_order_jumps(store, monkeypatch):
+    monkeypatch.setattr("kdcache.loader.staging.BLOCK_ROWS", SHARD_ROWS)
+    asked: list[list[int]] = []
+    read = store.rows
+    store.rows = lambda ids, view: asked.append(ids.tolist()) or read(ids, view)
+    stage = RowStage(store)
+    stage.take(0, 1, np.random.default_rng(0).permutation(72))
+    stage.close()
+    assert asked == [list(range(72))[first : first + SHARD_ROWS] for first in range(0, 72, 7)]
+
+
 def test_rows_that_were_not_prefetched_are_read_when_they_are_taken(stage, store):
     stage.take(0, 1, IDS)
     assert read_by(store) == [(1, "MainThread")]
@@ -89,14 +132,17 @@ def test_prefetched_rows_are_handed_out_once(stage):
     assert np.array_equal(stage.take(1, 2, order).float().numpy(), spelled(order, 2))
 
 
-def test_damage_found_in_the_background_is_raised_where_the_rows_are_taken(stage, store):
-    chunk = store.path / "views/2/rows/c/0/0"
+def test_damage_found_in_the_background_is_raised_where_the_rows_are_taken(store_path, tmp_path):
+    damaged = Path(shutil.copytree(store_path, tmp_path / "damaged.zarr"))
+    chunk = damaged / "views/2/rows/c/0/0"
     content = bytearray(chunk.read_bytes())
     content[3] ^= 1
     chunk.write_bytes(content)
+    stage = RowStage(LogitStore.open(damaged))
     stage.prefetch(1, 2, IDS)
     with pytest.raises(CacheCorruptError, match="views/2/rows"):
         stage.take(1, 2, IDS)
+    stage.close()
 
 
 def test_a_closed_stage_leaves_no_thread(store):

@@ -9,8 +9,6 @@ from torch import nn
 from kdcache.teacher.models import make_model
 from kdcache.training.optim import (
     MOMENTUM,
-    STUDENT_LR_PER_128,
-    TEACHER_LR_PER_128,
     WARM_UP_SHARE,
     WEIGHT_DECAY,
     default_batch_size,
@@ -89,9 +87,9 @@ def test_small_sets_get_small_batches(num_samples, expected):
 
 
 def test_the_rate_is_in_proportion_to_the_batch():
-    assert default_lr(128, per_128=STUDENT_LR_PER_128) == 0.1
-    assert default_lr(32, per_128=STUDENT_LR_PER_128) == 0.025
-    assert default_lr(256, per_128=TEACHER_LR_PER_128) == 0.04
+    assert default_lr(128, "resnet8") == 0.1
+    assert default_lr(32, "resnet56") == 0.025
+    assert default_lr(256, "resnet50") == 0.04
 
 
 @pytest.mark.parametrize(
