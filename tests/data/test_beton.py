@@ -83,6 +83,16 @@ def edit_manifest(path, **fields):
     manifest_path(path).write_text(json.dumps(content | fields))
 
 
+def edit_size(path, side, pixels):
+    """Change height or width of one image in a beton's table."""
+    reader = Reader(str(path))
+    metadata = reader.metadata.copy()
+    metadata["f0"][side][7] = pixels
+    with path.open("r+b") as file:
+        file.seek(HeaderType.itemsize + reader.field_descriptors.nbytes)
+        file.write(metadata.tobytes())
+
+
 # --- an ordinary beton ---
 
 
@@ -321,12 +331,15 @@ def test_a_table_that_does_not_fit_its_images_is_refused(beton, column):
 @pytest.mark.parametrize("side", ["height", "width"])
 @pytest.mark.parametrize("pixels", [0, 15, 17])
 def test_a_size_that_does_not_fit_its_image_is_refused(beton, side, pixels):
-    reader = Reader(str(beton))
-    metadata = reader.metadata.copy()
-    metadata["f0"][side][7] = pixels
-    with beton.open("r+b") as file:
-        file.seek(HeaderType.itemsize + reader.field_descriptors.nbytes)
-        file.write(metadata.tobytes())
+    edit_size(beton, side, pixels)
+    with pytest.raises(DatasetError, match="a table that does not fit its images"):
+        open_beton(beton)
+
+
+@pytest.mark.parametrize("side", ["height", "width"])
+def test_a_jpeg_without_a_size_is_refused(photo_beton, tmp_path, side):
+    beton = copy_into(tmp_path, photo_beton)
+    edit_size(beton, side, 0)
     with pytest.raises(DatasetError, match="a table that does not fit its images"):
         open_beton(beton)
 

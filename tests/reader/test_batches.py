@@ -90,6 +90,25 @@ def test_no_batches_are_an_empty_epoch(crop_reader):
     assert reader_threads() == []
 
 
+@pytest.mark.parametrize("name", ["crop_reader", "photo_reader"])
+def test_views_decoded_together_are_those_decoded_alone(request, name):
+    reader = request.getfixturevalue(name)
+    together = PixelReader(reader.beton, reader.views, batch_size=9, views_per_sample=3)
+    for views in ([0, 1, 4], [7], [2, 2]):
+        seen = [[] for _ in views]
+        for batch in together.read_views(batches_of(range(len(reader.beton)), 9), views):
+            for images, pixels_of_view in zip(seen, batch, strict=True):
+                images.append(pixels_of_view.images.permute(0, 2, 3, 1).numpy().copy())
+        for images, view in zip(seen, views, strict=True):
+            assert np.array_equal(np.concatenate(images), read_all(reader, view)[0])
+
+
+@pytest.mark.parametrize("views", [[], [1, 2]], ids=str)
+def test_another_number_of_views_than_was_prepared_is_refused(crop_reader, views):
+    with pytest.raises(ConfigError, match=f"views are {len(views)}, expected 1 to 1"):
+        next(crop_reader.read_views([np.arange(3)], views))
+
+
 def test_a_batch_is_channels_last_bytes_with_integers_beside_it(crop_reader):
     (batch,) = crop_reader.read([np.arange(5)], 1)
     assert (batch.images.shape, batch.images.dtype) == ((5, 3, 32, 32), torch.uint8)
@@ -290,6 +309,17 @@ def test_a_batch_that_cannot_be_read_is_refused_before_any_is(crop_reader, batch
 def test_a_batch_size_below_one_is_refused(tiny_beton, crop_reader, batch_size):
     with pytest.raises(ConfigError, match=f"batch_size is {batch_size}"):
         PixelReader(tiny_beton, crop_reader.views, batch_size=batch_size)
+
+
+def test_buffers_beyond_the_memory_budget_are_refused(photo_beton, photo_reader):
+    needed = photo_reader.memory_bytes
+    usual = {"batch_size": photo_reader.batch_size, "num_workers": 1}
+    PixelReader(photo_beton, photo_reader.views, memory_budget_bytes=needed, **usual)
+    with pytest.raises(ConfigError, match=f"would take {needed:,} bytes, .* {needed - 1:,};"):
+        PixelReader(photo_beton, photo_reader.views, memory_budget_bytes=needed - 1, **usual)
+    # Three batches of pixels, and for each thread at least a decoded image.
+    largest = photo_reader.beton.sizes.prod(axis=1).max()
+    assert needed >= 3 * photo_reader.batch_size * 3 * 12**2 + 3 * largest
 
 
 # --- threads ---

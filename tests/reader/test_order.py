@@ -9,28 +9,31 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from kdcache.errors import ConfigError
-from kdcache.reader.order import batch_bounds, epoch_order
+from kdcache.reader.order import BLOCK_SAMPLES, WINDOW_BLOCKS, batch_bounds, epoch_order
 from tests.conftest import ROOT
 
-IDS = st.lists(st.integers(0, 2**40), unique=True, max_size=60).map(np.array)
+ORDERS = ["random", "block-random", "sequential"]
+IDS = st.lists(st.integers(0, 2**40), unique=True, max_size=200).map(sorted).map(np.array)
 SEEDS = st.integers(0, 2**63)
 EPOCHS = st.integers(0, 1000)
 
 
+@pytest.mark.parametrize("order", ORDERS)
 @given(IDS, SEEDS, EPOCHS)
-@settings(deadline=None, max_examples=50)
-def test_an_epoch_order_is_a_permutation_of_the_subset(ids, seed, epoch):
+@settings(deadline=None, max_examples=30)
+def test_an_epoch_order_is_a_permutation_of_the_subset(order, ids, seed, epoch):
     before = ids.copy()
-    order = epoch_order(ids, seed=seed, epoch=epoch)
-    assert sorted(order) == sorted(ids)
+    ordered = epoch_order(ids, seed=seed, epoch=epoch, order=order)
+    assert sorted(ordered) == sorted(ids)
     assert np.array_equal(ids, before)
 
 
+@pytest.mark.parametrize("order", ORDERS)
 @given(IDS, SEEDS, EPOCHS, st.integers(1, 9))
-@settings(deadline=None, max_examples=50)
-def test_ranks_part_the_order_into_nearly_equal_shares(ids, seed, epoch, world_size):
+@settings(deadline=None, max_examples=30)
+def test_ranks_part_the_order_into_nearly_equal_shares(order, ids, seed, epoch, world_size):
     shares = [
-        epoch_order(ids, seed=seed, epoch=epoch, rank=rank, world_size=world_size)
+        epoch_order(ids, seed=seed, epoch=epoch, rank=rank, world_size=world_size, order=order)
         for rank in range(world_size)
     ]
     assert sorted(np.concatenate(shares)) == sorted(ids)
@@ -51,12 +54,30 @@ def test_a_step_of_all_ranks_takes_what_one_rank_would_take(count, world_size):
     assert first == whole[:world_size].tolist()
 
 
+@pytest.mark.parametrize("order", ["random", "block-random"])
 @pytest.mark.parametrize(("seed", "epoch"), [(1, 0), (0, 1), (1, 1)])
-def test_another_seed_or_epoch_is_another_order(seed, epoch):
+def test_another_seed_or_epoch_is_another_order(order, seed, epoch):
     ids = np.arange(100)
-    first = epoch_order(ids, seed=0, epoch=0)
-    assert np.array_equal(epoch_order(ids, seed=0, epoch=0), first)
-    assert not np.array_equal(epoch_order(ids, seed=seed, epoch=epoch), first)
+    first = epoch_order(ids, seed=0, epoch=0, order=order)
+    assert np.array_equal(epoch_order(ids, seed=0, epoch=0, order=order), first)
+    assert not np.array_equal(epoch_order(ids, seed=seed, epoch=epoch, order=order), first)
+
+
+def test_sequential_order_is_that_of_the_file():
+    ids = np.arange(100) * 3
+    assert np.array_equal(epoch_order(ids, seed=1, epoch=2, order="sequential"), ids)
+
+
+def test_block_random_order_reads_random_blocks_and_mixes_them():
+    count = 3 * BLOCK_SAMPLES * WINDOW_BLOCKS
+    ordered = epoch_order(np.arange(count), seed=0, epoch=0, order="block-random")
+    windows = ordered.reshape(3, -1)
+    for window in windows:
+        # What is read at one time is whole blocks, from anywhere in the file, and no order is left.
+        blocks, samples = np.unique(window // BLOCK_SAMPLES, return_counts=True)
+        assert samples.tolist() == [BLOCK_SAMPLES] * WINDOW_BLOCKS
+        assert blocks.max() - blocks.min() > 2 * WINDOW_BLOCKS
+        assert abs(stats.spearmanr(window, np.arange(len(window))).statistic) < 0.05
 
 
 def test_seed_and_epoch_are_not_added():

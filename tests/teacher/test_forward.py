@@ -103,6 +103,11 @@ def test_logits_are_float32_on_the_device_of_the_teacher(precision):
     assert (logits.dtype, logits.shape, logits.device) == (torch.float32, (6, 4), CPU)
 
 
+def test_logits_of_a_model_without_a_linear_head_are_float32_too():
+    model = nn.Sequential(nn.Conv2d(3, 4, 8), nn.Flatten())
+    assert forward_of(model, precision="bf16")(pixels()).dtype == torch.float32
+
+
 def test_the_body_works_in_bfloat16_and_the_head_in_float32():
     model = convolutions()
     seen = {}
