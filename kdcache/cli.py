@@ -29,7 +29,7 @@ from kdcache.progress import logger
 
 COMMANDS: dict[str, tuple[type[CommonOptions], str]] = {
     "pack": (PackOptions, "kdcache.data.pack:pack"),
-    "train-teacher": (TrainTeacherOptions, "kdcache.training.train:train_teacher"),
+    "train-teacher": (TrainTeacherOptions, "kdcache.training.train_teacher:train_teacher"),
     "build-logits": (BuildLogitsOptions, "kdcache.store.build:build_logits"),
     "select": (SelectOptions, "kdcache.selection.select:select"),
     "train": (TrainOptions, "kdcache.training.train:train"),

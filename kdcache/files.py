@@ -102,3 +102,12 @@ def exclusive_lock(path: Path, *, purpose: str) -> Iterator[None]:
         file.flush()
         # The file stays: unlinking it would let two processes lock two files of one name.
         yield
+
+
+def differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
+    """Return every wanted key whose value is another in `found`, with both values; "" for none."""
+    return "; ".join(
+        f"{key} is {value!r}, there {found.get(key)!r}"
+        for key, value in wanted.items()
+        if found.get(key) != value
+    )

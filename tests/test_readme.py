@@ -31,7 +31,9 @@ def test_the_commands_and_the_example_run_as_written(tmp_path, monkeypatch):
     for line in COMMAND_LINES:
         arguments = line.split()[1:]
         # As written, but one epoch: the walk is under test, not the models.
-        short = {"train": ["--epochs", "1"], "train-teacher": ["--epochs", "1"]}.get(arguments[0], [])
+        short = {"train": ["--epochs", "1"], "train-teacher": ["--epochs", "1"]}.get(
+            arguments[0], []
+        )
         assert main([*arguments, *short]) == 0, line
     (example,) = blocks("python")
     exec(compile(example, "README.md", "exec"), {"__name__": "readme"})  # noqa: S102

@@ -33,7 +33,13 @@ from kdcache.data.images import StoredImage, store_image
 from kdcache.data.source import Source, Split, split_off_validation
 from kdcache.data.sources import open_source
 from kdcache.errors import CacheMismatchError, ConfigError, DatasetError
-from kdcache.files import replace_atomically, sweep_partials, sync_directory, write_json
+from kdcache.files import (
+    differences,
+    replace_atomically,
+    sweep_partials,
+    sync_directory,
+    write_json,
+)
 from kdcache.options import PackOptions
 from kdcache.progress import logger, progress_bar
 from kdcache.workspace import Workspace
@@ -140,14 +146,9 @@ def _is_up_to_date(
     if not manifest_path(path).exists() or overwrite:
         return False
     found = BetonManifest.load(path).made_from
-    differ = [
-        f"{key} is {made_from.get(key)!r}, there {found.get(key)!r}"
-        for key in sorted(found.keys() | made_from.keys())
-        if found.get(key) != made_from.get(key)
-    ]
-    if differ:
+    if differ := differences(found, dict.fromkeys(found) | made_from):
         raise CacheMismatchError(
-            f"{path} was packed from something else: {'; '.join(differ)}. "
+            f"{path} was packed from something else: {differ}. "
             "Use --overwrite to replace it, or another --workspace"
         )
     return all(

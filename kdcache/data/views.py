@@ -19,7 +19,7 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
-from kdcache.data.beton import LARGEST_SMALL_SIZE
+from kdcache.data.beton import LARGEST_SMALL_SIZE, BetonManifest
 from kdcache.data.philox import below, philox, uniform
 from kdcache.errors import ConfigError
 
@@ -156,6 +156,13 @@ def _parse(text: str) -> Policy:
         low, high = options[name]
         options[name] = (float(low), float(high))
     return Policy(kind, **options)  # type: ignore[arg-type]
+
+
+def default_views(
+    data: BetonManifest, *, policy: str | None = None, seed: int = 0, image_size: int | None = None
+) -> Views:
+    """Return the views of a data set; what is not given is as its manifest says."""
+    return Views(Policy.parse(policy or data.policy), seed, image_size or data.image_size)
 
 
 def parameters(

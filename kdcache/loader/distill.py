@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from kdcache.data.beton import Beton, open_beton
-from kdcache.data.views import Policy, Views
+from kdcache.data.views import Views, default_views
 from kdcache.errors import CacheMismatchError, ConfigError
 from kdcache.loader.staging import Rows, RowStage
 from kdcache.options import Order
@@ -95,7 +95,7 @@ class DistillLoader:
         self.world_size = world_size
         self.order = order
         if self.store is None:
-            self.views = views or _manifest_views(self.beton)
+            self.views = views or default_views(self.beton.manifest)
             self._stage = None
         else:
             if views is not None:
@@ -205,10 +205,6 @@ class DistillLoader:
                     f"samples, the first is {missing[0]}. Build a store that covers the subset"
                 )
         return ids
-
-
-def _manifest_views(beton: Beton) -> Views:
-    return Views(Policy.parse(beton.manifest.policy), 0, beton.manifest.image_size)
 
 
 def require_same_data(beton: Beton, store: LogitStore) -> None:

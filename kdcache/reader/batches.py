@@ -12,7 +12,6 @@ import os
 import queue
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,15 +20,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from ffcv.loader import Loader, OrderOption
-from ffcv.loader import loader as loader_module
-from ffcv.memory_managers.os_cache import OSCacheContext, OSCacheManager
-from ffcv.pipeline import Compiler, PipelineSpec
-from ffcv.reader import Reader
+from ffcv.pipeline import PipelineSpec
 from torch import Tensor
 
 from kdcache.data.beton import Beton, open_beton
 from kdcache.data.views import Policy, Views
 from kdcache.errors import ConfigError, DatasetError
+from kdcache.reader.containment import ffcv_contained
 from kdcache.reader.decode import ViewDecoder
 
 
@@ -86,7 +83,7 @@ class PixelReader:
         self._decoder = ViewDecoder(views, self.beton, views_per_sample=views_per_sample)
         self._slots = batches_ahead + 1
         self._require_memory(memory_budget_bytes or default_memory_budget())
-        with _ffcv_contained():
+        with ffcv_contained():
             self._loader = Loader(
                 str(self.beton.path),
                 batch_size=batch_size,
@@ -302,39 +299,3 @@ def _take(ready: queue.SimpleQueue[Any], thread: threading.Thread) -> int:
         if isinstance(item, BaseException):
             raise item
         return int(item)
-
-
-class _MappedFile(OSCacheManager):
-    """FFCV's memory map alone.
-
-    FFCV would fill Python dicts with every page (3 s and 119 MB for a million samples), and
-    compile a reading function whose types it changes for the whole process afterwards, so that
-    functions compiled before cannot be found again. Our decoder reads the map by itself.
-    """
-
-    def __init__(self, reader: Reader) -> None:
-        self.reader = reader
-        self.ptrs = self.sizes = np.empty(0, dtype=np.uint64)
-        self.context = OSCacheContext(self)
-
-    def compile_reader(self) -> None:
-        """Compile nothing."""
-
-
-@contextmanager
-def _ffcv_contained() -> Iterator[None]:
-    """Make a Loader without what it does to the rest of the process.
-
-    It sets torch's thread count, takes its memory manager from a name in its module, and compiles
-    what is compiled already.
-    """
-    threads = torch.get_num_threads()
-    original = loader_module.OSCacheManager
-    loader_module.OSCacheManager = _MappedFile
-    Compiler.set_enabled(False)
-    try:
-        yield
-    finally:
-        Compiler.set_enabled(True)
-        loader_module.OSCacheManager = original
-        torch.set_num_threads(threads)

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kdcache.errors import CacheMismatchError
+from kdcache.files import differences
 from kdcache.options import SelectOptions
 from kdcache.progress import logger
 from kdcache.selection.policies import select_ids
@@ -83,14 +84,9 @@ def subset_name(options: SelectOptions) -> str:
 
 def _reuse(path: Path, provenance: dict[str, Any]) -> Subset:
     subset = Subset.load(path)
-    differ = [
-        f"{key} is {provenance[key]!r}, there {subset.provenance.get(key)!r}"
-        for key in provenance
-        if subset.provenance.get(key) != provenance[key]
-    ]
-    if differ:
+    if differ := differences(subset.provenance, provenance):
         raise CacheMismatchError(
-            f"{path} was made otherwise: {'; '.join(differ)}. "
+            f"{path} was made otherwise: {differ}. "
             "Use --overwrite to replace it, or --out for another file"
         )
     logger.info("up to date: %s", path)

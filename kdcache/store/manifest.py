@@ -11,6 +11,7 @@ from typing import Any
 
 from kdcache.data.views import Policy, Views
 from kdcache.errors import CacheMismatchError
+from kdcache.files import differences
 from kdcache.options import Precision
 
 FORMAT_VERSION = 1
@@ -84,12 +85,6 @@ def require_equal(
     Raises:
         CacheMismatchError: names every field that differs, with both values.
     """
-    differ = [
-        f"{field} is {getattr(wanted, field)!r}, there {getattr(found, field)!r}"
-        for field in fields
-        if getattr(found, field) != getattr(wanted, field)
-    ]
-    if differ:
-        raise CacheMismatchError(
-            f"{path} was built from something else: {'; '.join(differ)}. {remedy}"
-        )
+    asked = {field: getattr(wanted, field) for field in fields}
+    if differ := differences(found.to_json(), asked):
+        raise CacheMismatchError(f"{path} was built from something else: {differ}. {remedy}")

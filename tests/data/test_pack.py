@@ -173,7 +173,7 @@ def test_images_of_one_colour_have_a_deviation_above_zero(tmp_path):
     ("sizes", "write_mode", "image_size", "policy"),
     [
         ([(64, 64), (64, 64)], "raw", 64, "pad-crop(4, flip=True)"),
-        ([(8, 8), (9, 9)], "raw", 32, "pad-crop(4, flip=True)"),
+        ([(9, 9), (8, 8)], "raw", 32, "pad-crop(4, flip=True)"),
         ([(8, 9), (8, 9)], "raw", 32, "pad-crop(4, flip=True)"),
         ([(65, 3), (3, 3)], "jpg", 224, "rrc"),
         ([(3, 65), (3, 3)], "jpg", 224, "rrc"),
@@ -295,7 +295,8 @@ def test_a_second_run_makes_what_is_missing(again, finished, tmp_path, lost):
     [
         ({"max_resolution": 9}, "max_resolution is 9, there None"),
         ({"write_mode": "jpg"}, "write_mode is 'jpg', there 'auto'"),
-        ({"val_fraction": 0.5, "seed": 3}, "seed is 3, there 0; val_fraction is 0.5, there 0.25"),
+        ({"seed": 3}, "seed is 3, there 0"),
+        ({"val_fraction": 0.5, "seed": 3}, "val_fraction is 0.5, there 0.25; seed is 3, there 0"),
     ],
     ids=str,
 )

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from sklearn.datasets import load_digits
@@ -415,6 +415,8 @@ def divide(labels, fraction, seed=0, classes=None):
     st.floats(0.1, 0.99),
     st.integers(0, 2**63),
 )
+@example([0, 1, 1, 2, 2, 2, 2, 2, 2], 0.99, 0)
+@example([0, 0, 1, 1, 1, 1, 1, 1, 1, 1], 0.25, 0)
 @settings(deadline=None, max_examples=50)
 def test_each_class_gives_its_share_and_keeps_an_image(labels, fraction, seed):
     labels = np.array(labels)

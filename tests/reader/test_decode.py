@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from kdcache.reader.decode import copy_box, mirror
+from kdcache.reader.render import copy_box, mirror
 from tests.reader.reference import (
     boxes_of,
     cut,

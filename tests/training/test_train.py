@@ -25,7 +25,8 @@ from kdcache.teacher.forward import Normalise
 from kdcache.teacher.models import make_model
 from kdcache.teacher.weights import load_weights
 from kdcache.training.evaluate import Evaluator
-from kdcache.training.train import train, train_teacher
+from kdcache.training.train import train
+from kdcache.training.train_teacher import train_teacher
 from kdcache.training.trainer import Trainer, TrainResult, TrainSettings
 from kdcache.workspace import Workspace
 from tests.spelled import write_spelled_store
