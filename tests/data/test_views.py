@@ -286,6 +286,15 @@ def test_rrc_equals_torchvisions_random_resized_crop_in_distribution(size, scale
     assert stats.binomtest(int(boxes[:, 4].sum()), count).pvalue > LEAST_PROBABILITY
 
 
+def test_rrc_reaches_every_place_where_a_box_fits():
+    boxes = parameters("rrc(scale=(0.2, 0.6))", 0, 1, np.arange(20_000), (6, 6))
+    for start, length in (0, 2), (1, 3):
+        for side in np.unique(boxes[:, length]):
+            places = np.bincount(boxes[boxes[:, length] == side, start], minlength=7 - side)
+            assert len(places) == 7 - side
+            assert stats.chisquare(places).pvalue > LEAST_PROBABILITY
+
+
 def test_rrc_draws_share_ratio_place_and_flip_independently():
     boxes = parameters("rrc(scale=(0.1, 0.3))", 0, 1, np.arange(10_000), (300, 300))
     top, left, height, width, flip = boxes.T.astype(float)
