@@ -18,8 +18,6 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps
 
-from kdcache.data.restart import add_restart_markers
-
 JPEG_QUALITY = 90
 """FFCV's own default."""
 
@@ -70,6 +68,9 @@ def store_image(
     if write_mode == "raw":
         stored = rgb.tobytes()
     elif kept and _reader_accepts(content, rgb.height, rgb.width):
+        # Here, not above: numba takes half a second to import, and workers of raw images need none.
+        from kdcache.data.restart import add_restart_markers
+
         stored = add_restart_markers(content) or content
     else:
         file = io.BytesIO()
