@@ -17,6 +17,7 @@ STAGES = [
     "options",
     "workspace",
     "progress",
+    "compiled",
     "data",
     "reader",
     "teacher",

@@ -10,8 +10,9 @@ References:
 
 from __future__ import annotations
 
-import numba
 import numpy as np
+
+from kdcache.compiled import compiled
 
 _MULTIPLIER_0 = np.uint64(0xD2E7470EE14C6C93)
 _MULTIPLIER_1 = np.uint64(0xCA5A826395121157)
@@ -22,7 +23,7 @@ _HALF = np.uint64(32)
 _ROUNDS = 10
 
 
-@numba.njit(cache=True, inline="always")
+@compiled(inline="always")
 def _multiply_high(a: np.uint64, b: np.uint64) -> np.uint64:
     """Return the upper 64 bits of a 64 x 64 bit product."""
     a_low, a_high = a & _LOW, a >> _HALF
@@ -32,7 +33,7 @@ def _multiply_high(a: np.uint64, b: np.uint64) -> np.uint64:
     return a_high * b_high + (middle >> _HALF) + (other >> _HALF)
 
 
-@numba.njit(cache=True)
+@compiled()
 def philox(
     seed: np.uint64, stream: np.uint64, sample_id: np.uint64, view: np.uint64, block: np.uint64
 ) -> tuple[np.uint64, np.uint64, np.uint64, np.uint64]:
@@ -58,13 +59,13 @@ def philox(
     return c0, c1, c2, c3
 
 
-@numba.njit(cache=True)
+@compiled()
 def uniform(bits: np.uint64) -> np.float64:
     """Return a float64 in [0, 1) from the upper 53 bits of a uint64."""
     return np.float64(bits >> np.uint64(11)) * 2.0**-53
 
 
-@numba.njit(cache=True)
-def below(bits: np.uint64, count: int) -> np.int64:
+@compiled()
+def below(bits: np.uint64, count: int | np.int64) -> np.int64:
     """Return an int64 in [0, count); the bias is below count / 2^53."""
     return np.int64(uniform(bits) * count)

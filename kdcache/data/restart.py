@@ -12,9 +12,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import numba
 import numpy as np
 import numpy.typing as npt
+
+from kdcache.compiled import compiled
 
 _SOI, _EOI, _SOS, _DQT, _DHT, _DRI = 0xD8, 0xD9, 0xDA, 0xDB, 0xC4, 0xDD
 _SEQUENTIAL = {0xC0, 0xC1}
@@ -193,7 +194,7 @@ def _expand(counts: bytes, values: bytes) -> tuple[npt.NDArray[np.uint16], npt.N
     return lookup, codes
 
 
-@numba.njit(cache=True)
+@compiled()
 def _peek(data: U8, bit: int) -> int:
     """Return the 16 bits that begin at `bit`."""
     byte = bit >> 3
@@ -201,7 +202,7 @@ def _peek(data: U8, bit: int) -> int:
     return (word >> (8 - (bit & 7))) & 0xFFFF
 
 
-@numba.njit(cache=True)
+@compiled()
 def _put(output: U8, state: npt.NDArray[np.int64], bits: int, count: int) -> None:
     """Append up to 16 bits; state is (bytes written, pending bits, how many are pending)."""
     state[1] = (state[1] << count) | bits
@@ -217,7 +218,7 @@ def _put(output: U8, state: npt.NDArray[np.int64], bits: int, count: int) -> Non
     state[1] &= (1 << state[2]) - 1
 
 
-@numba.njit(cache=True)
+@compiled()
 def _transcode(
     stream: U8,
     blocks: npt.NDArray[np.int64],

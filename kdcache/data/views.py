@@ -15,10 +15,10 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
-import numba
 import numpy as np
 import numpy.typing as npt
 
+from kdcache.compiled import compiled
 from kdcache.data.beton import LARGEST_SMALL_SIZE, BetonManifest
 from kdcache.data.philox import below, philox, uniform
 from kdcache.errors import ConfigError
@@ -200,7 +200,7 @@ def parameters(
     return boxes
 
 
-@numba.njit(cache=True)
+@compiled()
 def _fill(
     numbers: PolicyNumbers,
     seed: np.uint64,
@@ -213,7 +213,7 @@ def _fill(
         boxes[i] = view_box(numbers, seed, view, sample_ids[i], sizes[i, 0], sizes[i, 1])
 
 
-@numba.njit(cache=True)
+@compiled()
 def view_box(
     numbers: PolicyNumbers,
     seed: np.uint64,
@@ -263,7 +263,7 @@ def view_box(
     return (height - box_height) // 2, (width - box_width) // 2, box_height, box_width, flip
 
 
-@numba.njit(cache=True)
+@compiled()
 def _clean_box(height: np.int64, width: np.int64) -> Box:
     short: np.int64 = min(height, width)
     if short <= LARGEST_SMALL_SIZE:
@@ -272,7 +272,7 @@ def _clean_box(height: np.int64, width: np.int64) -> Box:
     return (height - side) // 2, (width - side) // 2, side, side, np.int64(0)
 
 
-@numba.njit(cache=True)
+@compiled()
 def _exp(x: float) -> float:
     """Return e^x, from additions and multiplications alone.
 

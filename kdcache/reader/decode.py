@@ -22,6 +22,7 @@ from ffcv.pipeline.allocation_query import AllocationQuery
 from ffcv.pipeline.operation import Operation
 from ffcv.pipeline.state import State
 
+from kdcache.compiled import compiled
 from kdcache.data.beton import Beton
 from kdcache.data.views import PolicyNumbers, Views, view_box
 from kdcache.reader.render import U8, render, render_jpeg
@@ -116,7 +117,7 @@ class ViewDecoder(Operation):
         return decode
 
 
-@numba.njit(parallel=True, nogil=True, cache=True)
+@compiled(parallel=True, nogil=True)
 def decode_batch(
     positions: npt.NDArray[np.uint64],
     metadata: npt.NDArray[Any],
@@ -185,7 +186,7 @@ def decode_batch(
                 render(image, drawn[v], 0, 1, padded[thread], resize, destination[place, v])
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled(nogil=True)
 def draw_boxes(
     numbers: npt.NDArray[np.float64],
     seed: np.uint64,

@@ -7,14 +7,15 @@ whole image: chroma is interpolated from neighbouring rows.
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 import numpy.typing as npt
+
+from kdcache.compiled import compiled
 
 _SOF0, _SOF1, _SOS, _DRI = 0xC0, 0xC1, 0xDA, 0xDD
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled(nogil=True)
 def cut_rows(
     content: npt.NDArray[np.uint8], top: int, end: int, cut: npt.NDArray[np.uint8]
 ) -> tuple[int, int, int]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import numpy as np
 import numpy.typing as npt
 
@@ -39,6 +41,8 @@ def epoch_order(
         order: `random`; `block-random` (mixed within windows of random blocks of neighbours, for
             data larger than memory); `sequential` (the order of the file).
     """
+    if order not in get_args(Order):
+        raise ConfigError(f"order is {order!r}, expected one of {', '.join(get_args(Order))}")
     if not 0 <= rank < world_size:
         raise ConfigError(f"rank is {rank}, expected a number in [0, {world_size})")
     rng = generator(seed, "order", epoch)
@@ -65,7 +69,8 @@ def batch_bounds(num_samples: int, batch_size: int) -> npt.NDArray[np.int64]:
     """Return the first position of each batch, and the end.
 
     There are ceil(num_samples / batch_size) batches whose sizes differ by at most one: nothing is
-    dropped, and no batch of one sample is left for BatchNorm to fail on.
+    dropped, and no tail of one sample is left for BatchNorm to fail on (unless so few samples are
+    divided that sizes of one and two are all there is).
 
     Returns:
         (batches + 1,) int64, from 0 to `num_samples`.

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import numba
 import numpy as np
 import numpy.typing as npt
 from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
+from kdcache.compiled import compiled
 from kdcache.reader.jpeg import cut_rows
 
 U8 = npt.NDArray[np.uint8]
@@ -40,7 +40,7 @@ def _call_c(typing_context: Any, address: Any, arguments: Any) -> Any:  # noqa: 
     return signature, generate
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled(nogil=True)
 def render_jpeg(
     content: U8,
     height: int,
@@ -112,7 +112,7 @@ def render_jpeg(
     return status
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled(nogil=True)
 def _resize(
     function: int, image: U8, top: int, left: int, rows: int, columns: int, output: U8
 ) -> None:
@@ -136,7 +136,7 @@ def _resize(
     )
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled(nogil=True)
 def choose_scale(box: npt.NDArray[np.int64], height: int, width: int, size: int) -> int:
     """Return the largest scale at which a box still has the output's size; 1 where it is padded.
 
@@ -150,7 +150,7 @@ def choose_scale(box: npt.NDArray[np.int64], height: int, width: int, size: int)
     return scale
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled(nogil=True)
 def render(
     image: U8,
     box: npt.NDArray[np.int64],
@@ -193,7 +193,7 @@ def render(
         mirror(output)
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled(nogil=True)
 def copy_box(
     image: U8,
     top: int,
@@ -223,7 +223,7 @@ def copy_box(
                 output[row, target, channel] = image[row + top, column + left, channel]
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled(nogil=True)
 def mirror(image: U8) -> None:
     """Mirror (height, width, 3) left and right, in place."""
     width = image.shape[1]

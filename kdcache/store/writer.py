@@ -1,4 +1,4 @@
-"""Writing a store shard by shard, so that a killed build loses one shard at most."""
+"""Writing a store shard by shard, so that a killed build loses one block of shards at most."""
 
 from __future__ import annotations
 
