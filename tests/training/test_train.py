@@ -91,7 +91,7 @@ def run(
     """Train from one fixed start; what a checkpoint brings back is changed before."""
     run_dir.mkdir(exist_ok=True)
     model = student()
-    if (run_dir / "resume.safetensors").exists():
+    if resume and (run_dir / "resume.safetensors").exists():
         torch.manual_seed(99)
     trainer = Trainer(
         model,
@@ -250,6 +250,12 @@ def test_a_finished_run_taken_up_again_returns_its_accuracy(parts, tmp_path):
     first = run(parts, tmp_path)
     again = run(parts, tmp_path, resume=True)
     assert again == first._replace(resumed_from_epoch=EPOCHS)
+
+
+def test_a_run_that_is_not_resumed_starts_afresh(parts, undisturbed, tmp_path):
+    run(parts, tmp_path, lr=0.2)
+    assert run(parts, tmp_path).resumed_from_epoch == 0
+    assert_same_run(tmp_path, undisturbed)
 
 
 def test_a_run_without_an_evaluation_split_reports_no_accuracy(parts, tmp_path):
@@ -505,5 +511,6 @@ def test_a_teacher_is_trained_once_and_replaced_only_when_asked(workspace):
     assert path.read_bytes() == content
 
     train_teacher(teacher_options(workspace, seed=5, overwrite=True))
-    assert load_weights(path)[1]["seed"] == 5
-    assert path.read_bytes() != content
+    replaced, about = load_weights(path)
+    assert about["seed"] == 5
+    assert not torch.equal(replaced["fc.weight"], tensors["fc.weight"])
