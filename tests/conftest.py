@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from PIL import Image
 
 from kdcache.data.pack import pack
 from kdcache.options import BuildLogitsOptions, PackOptions
+from kdcache.progress import logger
 from kdcache.store.build import build_logits
 from kdcache.store.logit_store import LogitStore
 
@@ -46,6 +48,13 @@ def _no_thread_outlives_its_test() -> Iterator[None]:
     yield
     ours = [thread for thread in threading.enumerate() if thread.name.startswith("kdcache-reader")]
     assert not ours, f"reader threads still run: {ours}"
+
+
+@pytest.fixture(autouse=True)
+def _messages_reach_pytest() -> None:
+    """Undo what the command line set up, in an earlier test or a longer-lived fixture."""
+    logger.handlers, logger.propagate = [], True
+    logger.setLevel(logging.NOTSET)
 
 
 @pytest.fixture(autouse=True)
