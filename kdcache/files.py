@@ -18,7 +18,7 @@ from kdcache.errors import CacheCorruptError, KDCacheError
 @contextmanager
 def replace_atomically(path: Path) -> Iterator[Path]:
     """Yield a temporary path; `path` appears complete, flushed to disk, or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_directory(path.parent)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         yield partial
@@ -28,6 +28,15 @@ def replace_atomically(path: Path) -> Iterator[Path]:
         sync_directory(path.parent)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def make_directory(directory: Path) -> None:
+    """Make a directory and those above it, each flushed, so that they survive a power cut."""
+    if directory.is_dir():
+        return
+    make_directory(directory.parent)
+    directory.mkdir(exist_ok=True)
+    sync_directory(directory.parent)
 
 
 def sync_directory(directory: Path) -> None:
