@@ -27,10 +27,11 @@ from kdcache.data.pack import pack
 from kdcache.loader.distill import Batch, DistillLoader
 from kdcache.loader.staging import Rows
 from kdcache.options import PackOptions
-from kdcache.store.codec import codec_named
+from kdcache.store.codecs.dense import Float32
+from kdcache.store.layout import PER_SAMPLE
 from kdcache.store.logit_store import LogitStore
-from kdcache.store.manifest import FORMAT_VERSION, StoreManifest
-from kdcache.store.writer import SCORE_TYPES, StoreWriter
+from kdcache.store.manifest import FORMAT_VERSION, StoreManifest, digest_of
+from kdcache.store.writer import StoreWriter
 from kdcache.teacher.forward import Normalise, TeacherForward, resolve_device
 from kdcache.teacher.models import make_model
 from kdcache.training.trainer import Trainer, TrainSettings
@@ -72,7 +73,7 @@ class LiveTeacher(Watched):
         """Yield the loader's batches with the teacher's answers."""
         for batch in super().epoch(epoch):
             logits = self._teacher(batch.images).clone()
-            yield batch._replace(rows=Rows(logits, codec_named("float32")))
+            yield batch._replace(rows=Rows(logits, Float32(logits.shape[1])))
 
 
 class Synthetic(Watched):
@@ -103,6 +104,8 @@ def drawn_store(path: Path, beton: Beton, *, classes: int, image_size: int) -> L
         samples=data.samples,
         classes=classes,
         class_names=[str(label) for label in range(classes)],
+        rows=data.samples,
+        rows_digest=digest_of(beton.sample_ids),
         teacher="drawn",
         teacher_arch="none",
         teacher_digest="none",
@@ -122,14 +125,15 @@ def drawn_store(path: Path, beton: Beton, *, classes: int, image_size: int) -> L
     writer.add_views(NUM_VIEWS)
     for view in range(NUM_VIEWS + 1):
         for shard in writer.missing_shards(view):
-            rows = len(writer.sample_ids(view)[shard * 4096 : (shard + 1) * 4096])
-            logits = 3 * rng.standard_normal((rows, classes), dtype=np.float32)
+            ids = writer.sample_ids(view)[shard * 4096 : (shard + 1) * 4096]
+            logits = 3 * rng.standard_normal((len(ids), classes), dtype=np.float32)
             per_sample = {
-                name: np.zeros(rows, dtype=dtype)
-                for name, dtype in SCORE_TYPES.items()
+                name: np.zeros(len(ids), dtype=dtype)
+                for name, dtype in PER_SAMPLE.items()
                 if view == 0
             }
-            writer.write_shard(view, shard, codec_named("dense").encode(logits), per_sample)
+            rows = writer.codec(view).encode(logits, sample_ids=ids, view=view)
+            writer.write_shard(view, shard, rows, per_sample)
         writer.finish_view(view)
     return LogitStore.open(path)
 

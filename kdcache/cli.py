@@ -20,10 +20,13 @@ from kdcache.errors import ConfigError, KDCacheError
 from kdcache.options import (
     BuildLogitsOptions,
     CommonOptions,
+    ExportOptions,
+    MergeOptions,
     PackOptions,
     SelectOptions,
     TrainOptions,
     TrainTeacherOptions,
+    VerifyOptions,
 )
 from kdcache.progress import logger
 
@@ -33,6 +36,9 @@ COMMANDS: dict[str, tuple[type[CommonOptions], str]] = {
     "build-logits": (BuildLogitsOptions, "kdcache.store.build:build_logits"),
     "select": (SelectOptions, "kdcache.selection.select:select"),
     "train": (TrainOptions, "kdcache.training.train:train"),
+    "verify": (VerifyOptions, "kdcache.store.verify:verify"),
+    "merge": (MergeOptions, "kdcache.store.merge:merge"),
+    "export": (ExportOptions, "kdcache.store.export:export"),
 }
 """Command -> its options and the function that does it, in the order of the walk."""
 

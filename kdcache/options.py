@@ -7,7 +7,7 @@ import torch, and because they inherit each other's fields.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
@@ -19,13 +19,15 @@ from kdcache.errors import ConfigError
 Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["fp32", "tf32", "bf16", "fp16"]
 WriteMode = Literal["auto", "raw", "jpg"]
-Codec = Literal["dense", "float32"]
-Method = Literal["random", "easy", "hard", "medium"]
+Method = Literal[
+    "random", "easy", "hard", "medium", "window", "stratified", "beta", "class-adaptive"
+]
 Score = Literal["cross_entropy", "entropy", "margin", "least_confidence", "el2n"]
 Order = Literal["random", "block-random", "sequential"]
 Balance = Literal["proportional", "class", "none"]
 
 _FLAG = Parameter(negative="")
+_EXPORTS = (".parquet", ".npz")
 
 
 def _require(name: str, value: float | None, holds: Callable[[float], bool], rule: str) -> None:
@@ -42,6 +44,17 @@ def _require_positive(config: object, *names: str) -> None:
 def _require_non_negative(config: object, *names: str) -> None:
     for name in names:
         _require(name, getattr(config, name), lambda value: value >= 0, "a number of at least 0")
+
+
+def _require_unset(config: object, names: Sequence[str], use: str, *, unless: bool) -> None:
+    """Raise a ConfigError where an option has a value of its own that nothing would read."""
+    for name in names:
+        value = getattr(config, name)
+        if not unless and value != getattr(type(config), name):
+            shown = ", ".join(value) if isinstance(value, tuple) else value
+            raise ConfigError(
+                f"--{name.replace('_', '-')} is {shown}, expected {use} with it. Leave it out"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,8 +75,12 @@ class CommonOptions:
 class PackOptions(CommonOptions):
     """Pack images into FFCV betons, with sample ids and a manifest."""
 
-    source: str = field(kw_only=False)
+    source: str | None = field(default=None, kw_only=False)
     """`digits`, an ImageFolder, or a Hugging Face image parquet (a file, or a folder of shards)."""
+
+    subset: str | None = None
+    """Instead of a source: pack the samples of this subset (a name or path) out of the workspace's
+    training beton, so that training on it reads no others. Ids and pixels stay the same."""
 
     write_mode: WriteMode = "auto"
     """How the beton holds pixels; auto: raw up to 64 px, jpg above."""
@@ -85,6 +102,13 @@ class PackOptions(CommonOptions):
 
     def __post_init__(self) -> None:
         """Check every range."""
+        if (self.source is None) == (self.subset is None):
+            raise ConfigError(
+                f"--source is {self.source or 'not given'} and --subset {self.subset or 'neither'}"
+                ", expected one of them. Run: kdcache pack SOURCE"
+            )
+        made_by_source = ["write_mode", "max_resolution", "val_fraction", "seed", "num_workers"]
+        _require_unset(self, made_by_source, "a SOURCE", unless=self.subset is None)
         _require_positive(self, "max_resolution", "num_workers")
         _require("val_fraction", self.val_fraction, lambda f: 0 <= f < 1, "a number in [0, 1)")
         _require_non_negative(self, "seed")
@@ -161,8 +185,26 @@ class BuildLogitsOptions(_ViewOptions):
     views: int = 8
     """Augmented views per image, besides the clean one."""
 
-    codec: Codec = "dense"
-    """dense: float16, row mean removed; float32: exact."""
+    subset: str | None = None
+    """Name or path of a subset: augmented views of its samples alone; the clean view always covers
+    all data, and is taken from another store of this teacher where there is one."""
+
+    features: Annotated[bool, _FLAG] = False
+    """Keep the penultimate activations of the clean view too, as float16."""
+
+    codec: str = "dense"
+    """How a row of an augmented view is stored: dense (float16), int8, topk(k=10),
+    lowrank(k=10, r=64), sampled(draws=50, temperature=1), float32 (exact), or auto: the smallest
+    that keeps the distillation gradient at temperatures 1 to 4."""
+
+    store: str | None = None
+    """Path or URL (s3://, gs://) of the store, instead of stores/TEACHER.zarr in the workspace."""
+
+    part: str | None = None
+    """Such as 2/4: make the second of four parts only, for kdcache merge."""
+
+    allow_mixed: Annotated[bool, _FLAG] = False
+    """Continue a store under another batch size, device or version; recorded with each shard."""
 
     overwrite: Annotated[bool, _FLAG] = False
     """Replace a store that was built from something else."""
@@ -174,14 +216,95 @@ class BuildLogitsOptions(_ViewOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
+class VerifyOptions(CommonOptions):
+    """Read every byte of a store and of the betons, and name what is damaged."""
+
+    store: str | None = None
+    """Path or URL of the store; the last one built when left out."""
+
+    repair: Annotated[bool, _FLAG] = False
+    """Build the damaged shards of the store again, with its teacher."""
+
+    teacher: str | None = None
+    """Ask this teacher again about a random sample of rows, and compare."""
+
+    arch: str | None = None
+    """Model of a teacher given by path, where the file does not say."""
+
+    rows: int = 256
+    """Rows of each view that --teacher compares."""
+
+    seed: int = 0
+    """Seed of the draw of these rows."""
+
+    device: Device = "auto"
+    """auto: cuda where there is one."""
+
+    num_workers: int | None = None
+    """Threads that read and decode; all cores when left out."""
+
+    def __post_init__(self) -> None:
+        """Check every range."""
+        _require_positive(self, "rows", "num_workers")
+        _require_non_negative(self, "seed")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergeOptions(CommonOptions):
+    """Bring parts of one store together, such as those of build-logits --part."""
+
+    parts: list[str] = field(kw_only=False)
+    """Paths or URLs of stores that were built from the same things."""
+
+    out: str
+    """Path or URL of the store to write."""
+
+    overwrite: Annotated[bool, _FLAG] = False
+    """Replace a store at --out."""
+
+    def __post_init__(self) -> None:
+        """Check every range."""
+        _require("parts", len(self.parts), lambda count: count >= 1, "at least one store")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportOptions(CommonOptions):
+    """Write decoded logits, labels and scores for programs without zarr."""
+
+    out: Path = field(kw_only=False)
+    """File to write: NAME.parquet or NAME.npz."""
+
+    store: str | None = None
+    """Path or URL of the store; the last one built when left out."""
+
+    view: int = 0
+    """View to write; 0 is the clean one, with all samples and their scores."""
+
+    overwrite: Annotated[bool, _FLAG] = False
+    """Replace a file that is there."""
+
+    def __post_init__(self) -> None:
+        """Check every range."""
+        if self.out.suffix not in _EXPORTS:
+            raise ConfigError(f"{self.out} is to be written, expected {' or '.join(_EXPORTS)}")
+        _require_non_negative(self, "view")
+
+
+@dataclass(frozen=True, kw_only=True)
 class SelectOptions(CommonOptions):
     """Choose the sample ids to keep, from the scores in the store."""
 
     method: Method = "medium"
-    """Which part of the difficulty order to keep."""
+    """Which part of the difficulty order to keep. window: from the quantile --start on; stratified:
+    as many of each difficulty (CCS); beta: drawn, easier where less is kept; class-adaptive: more
+    of the classes that the teacher gets wrong."""
 
     score: Score = "cross_entropy"
-    """Difficulty score; higher is harder."""
+    """Difficulty score in the store; higher is harder."""
+
+    scores: Path | None = None
+    """Scores of your own instead, higher is harder: a .npy by sample id, or a .csv or .parquet with
+    a column `score` and one of `sample_id` and `file`."""
 
     keep: float = 0.7
     """Share of the training set to keep, in (0, 1]."""
@@ -189,11 +312,39 @@ class SelectOptions(CommonOptions):
     balance: Balance = "proportional"
     """proportional: each class keeps its share; class: equal numbers; none: one global order."""
 
+    min_per_class: int = 0
+    """Samples that each class keeps at least, or all where it has fewer."""
+
+    start: float | None = None
+    """window: quantile of difficulty of the first sample that is kept, in [0, 1 - keep]."""
+
+    cut: float | None = None
+    """stratified: share of the hardest, probably mislabelled, to drop first, in [0, 1 - keep]."""
+
+    peak: float | None = None
+    """beta: quantile of difficulty that is drawn most, in [0, 1]; by --keep when left out."""
+
+    concentration: float | None = None
+    """beta: how narrow the distribution is; 0 draws all alike, 14 when left out."""
+
+    parity: Literal["mdslr"] | None = None
+    """mdslr: medium or random with the numbers per class of MDSLR's published code, by the
+    cross-entropy of an augmented view."""
+
     seed: int = 0
     """Seed of random draws."""
 
     teacher: str | None = None
     """Name of the store to read; the last one built when left out."""
+
+    average_with: Annotated[tuple[str, ...], Parameter(negative="")] = ()
+    """Name of another teacher's store, whose scores are averaged in; may be given again."""
+
+    compare: str | None = None
+    """Name or path of another subset: what the two share, class by class."""
+
+    export: Path | None = None
+    """Also write every sample's score, and whether it is kept: .npy, .csv or .parquet."""
 
     out: Path | None = None
     """File to write, instead of subsets/METHOD-KEEP....npz in the workspace."""
@@ -202,9 +353,38 @@ class SelectOptions(CommonOptions):
     """Replace a subset file that was made otherwise."""
 
     def __post_init__(self) -> None:
-        """Check every range."""
+        """Check every range, and that no option is given that the others make void."""
         _require("keep", self.keep, lambda keep: 0 < keep <= 1, "a number in (0, 1]")
-        _require_non_negative(self, "seed")
+        _require_non_negative(self, "seed", "min_per_class", "concentration")
+        left = round(1 - self.keep, 9)
+        for name in ("start", "cut"):
+            rule = f"a number in [0, {left:g}], what --keep {self.keep:g} leaves"
+            _require(name, getattr(self, name), lambda share: 0 <= share <= left, rule)
+        _require("peak", self.peak, lambda peak: 0 <= peak <= 1, "a number in [0, 1]")
+        for method, names in {
+            "window": ["start"],
+            "stratified": ["cut"],
+            "beta": ["peak", "concentration"],
+        }.items():
+            _require_unset(self, names, f"--method {method}", unless=self.method == method)
+        if self.method == "window" and self.start is None:
+            raise ConfigError(
+                f"--start is not given, expected a number in [0, {left:g}] for --method window. "
+                "--method medium keeps the middle"
+            )
+        if self.method == "class-adaptive" and self.balance == "none":
+            raise ConfigError(
+                "--balance is none, expected proportional or class for --method class-adaptive, "
+                "which divides the samples among the classes"
+            )
+        _require_unset(self, ["score", "average_with"], "no --scores", unless=self.scores is None)
+        if self.parity is not None:
+            if self.method not in ("medium", "random"):
+                raise ConfigError(
+                    f"--method is {self.method}, expected medium or random for --parity mdslr"
+                )
+            decided = ["score", "scores", "balance", "min_per_class", "average_with"]
+            _require_unset(self, decided, "no --parity", unless=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -216,6 +396,9 @@ class TrainOptions(CommonOptions):
 
     teacher: str | None = None
     """Name of the store to learn from; the last one built when left out."""
+
+    store: str | None = None
+    """Path or URL of the store, instead of a --teacher of the workspace."""
 
     model: str | None = None
     """Student; resnet18, or resnet8 up to 64 px, when left out."""

@@ -51,21 +51,25 @@ class Workspace:
     def _memory_path(self) -> Path:
         return self.root / "workspace.json"
 
-    def remember(self, what: Remembered, path: Path) -> None:
-        """Note `path` as the last finished one of its kind."""
+    def remember(self, what: Remembered, path: Path | str) -> None:
+        """Note a path, or the URL of a store, as the last finished one of its kind."""
         memory = read_json(self._memory_path) if self._memory_path.exists() else {}
-        path = path.resolve()
-        root = self.root.resolve()
-        # Relative inside the workspace, so that a moved workspace keeps its memory.
-        memory[what] = str(path.relative_to(root) if path.is_relative_to(root) else path)
+        if isinstance(path, Path):
+            path = path.resolve()
+            root = self.root.resolve()
+            # Relative inside the workspace, so that a moved workspace keeps its memory.
+            path = path.relative_to(root) if path.is_relative_to(root) else path
+        memory[what] = str(path)
         write_json(self._memory_path, memory)
 
-    def recall(self, what: Remembered) -> Path | None:
-        """Return the last finished one of its kind, or None."""
+    def recall(self, what: Remembered) -> Path | str | None:
+        """Return the path, or the URL, of the last finished one of its kind, or None."""
         if not self._memory_path.exists():
             return None
         remembered = read_json(self._memory_path).get(what)
-        return None if remembered is None else self.root.resolve() / remembered
+        if remembered is None or "://" in remembered:
+            return remembered
+        return self.root.resolve() / remembered
 
     def require_beton(self, split: str = "train") -> Path:
         """Return a packed beton's path.
@@ -102,13 +106,22 @@ class Workspace:
             )
         return names[0]
 
-    def require_store(self, teacher: str | None) -> Path:
-        """Return the store of a teacher, or the last one built.
+    def require_store(self, teacher: str | None, store: str | None = None) -> Path | str:
+        """Return a store by path or URL, the store of a teacher, or the last one built.
 
         Raises:
-            ConfigError: if there is none; names the command that builds it.
+            ConfigError: if there is none, or both are given; names the command that builds it.
         """
+        if store is not None:
+            if teacher is not None:
+                raise ConfigError(
+                    f"--teacher is {teacher} and --store is {store}, expected one of them: each "
+                    "names the store"
+                )
+            return store if "://" in store else Path(store)
         path = self.recall("store") if teacher is None else self.store(teacher_name(teacher))
+        if isinstance(path, str):
+            return path
         if path is None or not path.exists():
             what = "no store was built yet" if path is None else f"{path} does not exist"
             raise ConfigError(
@@ -126,7 +139,8 @@ class Workspace:
         if subset == "full":
             return None
         if subset is None:
-            path = self.recall("subset")
+            last = self.recall("subset")
+            path = None if last is None else Path(last)
             if path is None or not path.exists():
                 raise ConfigError(
                     "--subset is not given and nothing is selected yet. Run: kdcache select "

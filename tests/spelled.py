@@ -8,11 +8,10 @@ import numpy as np
 import numpy.typing as npt
 
 from kdcache.data.beton import Beton
-from kdcache.options import Codec
-from kdcache.store.codec import codec_named
+from kdcache.store.layout import PER_SAMPLE
 from kdcache.store.logit_store import LogitStore
-from kdcache.store.manifest import FORMAT_VERSION, StoreManifest
-from kdcache.store.writer import SCORE_TYPES, StoreWriter
+from kdcache.store.manifest import FORMAT_VERSION, StoreManifest, digest_of
+from kdcache.store.writer import StoreWriter
 
 SHARD_ROWS = 7
 """Divides none of the tests' data sets: every store ends in a shard that is not full."""
@@ -29,7 +28,7 @@ def write_spelled_store(
     beton: Beton,
     *,
     num_views: int,
-    codec: Codec = "dense",
+    codec: str = "dense",
     sample_ids: npt.NDArray[np.int64] | None = None,
 ) -> LogitStore:
     """Write a finished store for a beton's data.
@@ -42,12 +41,15 @@ def write_spelled_store(
         sample_ids: rows of the views from 1; all when left out.
     """
     data = beton.manifest
+    rows = beton.sample_ids if sample_ids is None else sample_ids
     manifest = StoreManifest(
         format_version=FORMAT_VERSION,
         data_fingerprint=data.fingerprint,
         samples=data.samples,
         classes=4,
         class_names=["id", "view", "-id", "-view"],
+        rows=len(rows),
+        rows_digest=digest_of(rows),
         teacher="spelled",
         teacher_arch="none",
         teacher_digest="0" * 64,
@@ -63,16 +65,15 @@ def write_spelled_store(
         device="cpu",
         versions={},
     )
-    rows = beton.sample_ids if sample_ids is None else sample_ids
     writer = StoreWriter.create(path, manifest, labels=beton.labels, sample_ids=rows)
     writer.add_views(num_views)
     for view in range(num_views + 1):
         for shard in writer.missing_shards(view):
             ids = writer.sample_ids(view)[shard * SHARD_ROWS : (shard + 1) * SHARD_ROWS]
             per_sample = {
-                name: np.zeros(len(ids), dtype) for name, dtype in SCORE_TYPES.items() if view == 0
+                name: np.zeros(len(ids), dtype) for name, dtype in PER_SAMPLE.items() if view == 0
             }
-            encoded = codec_named(codec).encode(spelled(ids, view))
+            encoded = writer.codec(view).encode(spelled(ids, view), sample_ids=ids, view=view)
             writer.write_shard(view, shard, encoded, per_sample)
         writer.finish_view(view)
     return LogitStore.open(path)

@@ -31,7 +31,7 @@ from kdcache.loader.staging import Rows
 from kdcache.options import BuildLogitsOptions, SelectOptions, TrainOptions
 from kdcache.selection.select import select
 from kdcache.store.build import build_logits
-from kdcache.store.codec import Float32
+from kdcache.store.codecs.dense import Float32
 from kdcache.store.logit_store import LogitStore
 from kdcache.teacher.forward import Normalise, TeacherForward
 from kdcache.teacher.models import make_model
@@ -166,7 +166,7 @@ def test_a_run_from_exact_rows_ends_in_the_same_student_as_one_with_the_live_tea
     teacher = LiveTeacher(workspace)
 
     def answer_now(batch: Batch) -> Batch:
-        return batch._replace(rows=Rows(teacher(batch.images), Float32()))
+        return batch._replace(rows=Rows(teacher(batch.images), Float32(4)))
 
     loader = make_loader(workspace, "exact")
     cached = run(workspace, tmp_path / "cached", make_student(), loader)

@@ -53,7 +53,8 @@ class DistillLoader:
     Args:
         beton: path of the packed training images, or an opened beton.
         store: a store, its path, or None to train without a teacher's answers.
-        subset: a Subset, or sample ids in any order; all rows of the store when left out.
+        subset: a Subset, or sample ids in any order; all rows of the store, or all that a packed
+            subset holds, when left out.
         batch_size: most samples of one batch; batch sizes differ by at most one.
         seed: of the order; views have the store's own seed.
         device: where the batches lie.
@@ -64,6 +65,7 @@ class DistillLoader:
         memory_budget_bytes: of buffers and staged rows; half of the machine's when left out. Rows
             beyond it go to a memory-mapped temporary file, buffers beyond it are refused.
         views: how pixels are made where there is no store; the manifest's when left out.
+        epochs: how many there will be, where it is known: the last reads no rows ahead.
 
     Raises:
         CacheMismatchError: if store and beton are of different data, or rows are missing.
@@ -85,6 +87,7 @@ class DistillLoader:
         order: Order = "random",
         memory_budget_bytes: int | None = None,
         views: Views | None = None,
+        epochs: int | None = None,
     ) -> None:
         self.beton = beton if isinstance(beton, Beton) else open_beton(beton)
         self.store = LogitStore.open(store) if isinstance(store, (str, Path)) else store
@@ -94,6 +97,7 @@ class DistillLoader:
         self.rank = rank
         self.world_size = world_size
         self.order = order
+        self.epochs = epochs
         if self.store is None:
             self.views = views or default_views(self.beton.manifest)
             self._stage = None
@@ -132,14 +136,16 @@ class DistillLoader:
 
         Leaving the loop early, or dropping the iterator, stops the threads behind it.
         """
-        if epoch < 0:
-            raise ConfigError(f"epoch is {epoch}, expected a number of at least 0")
+        if epoch < 0 or (self.epochs is not None and epoch >= self.epochs):
+            rule = "of at least 0" if self.epochs is None else f"in [0, {self.epochs})"
+            raise ConfigError(f"epoch is {epoch}, expected a number {rule}")
         order = self._order(epoch)
         bounds = batch_bounds(len(order), self.batch_size)
         rows = None
         if self._stage is not None:
             rows = self._stage.take(epoch, self._row_view(epoch), order)
-            self._stage.prefetch(epoch + 1, self._row_view(epoch + 1), self._order(epoch + 1))
+            if epoch + 1 != self.epochs:
+                self._stage.prefetch(epoch + 1, self._row_view(epoch + 1), self._order(epoch + 1))
         view = self.view(epoch)
         batches = np.split(self.beton.positions(order), bounds[1:-1])
         for (start, end), pixels in zip(
@@ -176,14 +182,17 @@ class DistillLoader:
     def _rows(self, rows: Tensor | None, start: int, end: int) -> Rows | None:
         if rows is None or self.store is None:
             return None
-        return Rows(self._to_device(rows[start:end]), self.store.codec)
+        codec = self.store.codec_of(self.store.num_views)  # of every view from 1; of view 0 alone
+        return Rows(self._to_device(rows[start:end]), codec)
 
     def _to_device(self, tensor: Tensor) -> Tensor:
         return tensor if self.device.type == "cpu" else tensor.to(self.device)
 
     def _checked_ids(self, subset: Subset | npt.ArrayLike | None) -> npt.NDArray[np.int64]:
         if subset is None:
-            return self.beton.sample_ids if self.store is None else self.store.sample_ids
+            if self.store is not None and not self.beton.manifest.is_subset:
+                return self.store.sample_ids
+            subset = self.beton.sample_ids
         given = np.asarray(subset.sample_ids if isinstance(subset, Subset) else subset)
         if given.ndim != 1 or not len(given) or not np.issubdtype(given.dtype, np.integer):
             raise ConfigError(
@@ -213,9 +222,10 @@ def require_same_data(beton: Beton, store: LogitStore) -> None:
     Raises:
         CacheMismatchError: if they differ.
     """
-    if beton.manifest.fingerprint != store.manifest.data_fingerprint:
+    found = beton.manifest.data_fingerprint
+    if found != store.manifest.data_fingerprint:
         raise CacheMismatchError(
             f"{store.path} was built from other data than {beton.path}: data_fingerprint is "
-            f"{store.manifest.data_fingerprint[:12]}, expected {beton.manifest.fingerprint[:12]}. "
+            f"{store.manifest.data_fingerprint[:12]}, expected {found[:12]}. "
             "Run kdcache build-logits with --overwrite, or name another store with --teacher"
         )

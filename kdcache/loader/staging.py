@@ -12,12 +12,8 @@ import torch
 from torch import Tensor
 
 from kdcache.reader.batches import default_memory_budget
-from kdcache.store.codec import Codec
+from kdcache.store.codecs.codec import Codec
 from kdcache.store.logit_store import LogitStore
-
-BLOCK_ROWS = 1 << 15
-"""Rows that are read at once."""
-
 
 class Rows(NamedTuple):
     """The teacher's answers to a batch, still encoded."""
@@ -26,9 +22,16 @@ class Rows(NamedTuple):
     """(B, width) of the codec's dtype."""
     codec: Codec
 
-    def logits(self) -> Tensor:
-        """Return (B, C) float32 logits, up to a constant in each row, on the rows' device."""
-        decoded: Tensor = self.codec.decode(self.encoded)
+    def logits(self, temperature: float | None = None) -> Tensor:
+        """Return (B, C) float32 logits, up to a constant in each row, on the rows' device.
+
+        Args:
+            temperature: at which they will be used; see `Codec.decode`.
+
+        Raises:
+            ConfigError: if the rows can be used at another temperature only.
+        """
+        decoded: Tensor = self.codec.decode(self.encoded, temperature=temperature)
         return decoded
 
 
@@ -63,15 +66,11 @@ class RowStage:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def _read(self, view: int, sample_ids: npt.NDArray[np.int64]) -> Tensor:
-        codec, manifest = self._store.codec, self._store.manifest
-        shape = (len(sample_ids), codec.width(manifest.classes))
+        codec = self._store.codec_of(view)
+        shape = (len(sample_ids), codec.row_width)
         needed_bytes = 2 * shape[0] * shape[1] * np.dtype(codec.dtype).itemsize
         rows = _in_memory(shape, codec) if needed_bytes <= self._budget else _on_disk(shape, codec)
-        # By id, so that each shard is read once, and block by block, so that memory stays bounded.
-        by_id = np.argsort(sample_ids, kind="stable")
-        for block in np.split(by_id, np.arange(BLOCK_ROWS, len(by_id), BLOCK_ROWS)):
-            rows[block] = self._store.rows(sample_ids[block], view)
-        return torch.from_numpy(rows)
+        return torch.from_numpy(self._store.rows(sample_ids, view, out=rows))
 
 
 def _in_memory(shape: tuple[int, int], codec: Codec) -> npt.NDArray[Any]:

@@ -2,59 +2,50 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
-from collections.abc import Iterator
-from contextlib import closing
-from importlib.metadata import version
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-import zarr
-from torch import Tensor
-from tqdm import tqdm
 
 from kdcache.data.beton import Beton, open_beton
-from kdcache.data.views import Policy
-from kdcache.errors import TeacherError
+from kdcache.errors import CacheMismatchError
 from kdcache.files import exclusive_lock
 from kdcache.options import BuildLogitsOptions
-from kdcache.progress import logger, progress_bar
-from kdcache.reader.batches import PixelReader
+from kdcache.progress import logger
 from kdcache.reader.probe import probe_pixels
-from kdcache.store.codec import codec_named
-from kdcache.store.layout import read_manifest
+from kdcache.store.codec_file import is_decided
+from kdcache.store.decide import decide_codec
+from kdcache.store.layout import FEATURES, array_named
+from kdcache.store.location import Location, as_location, exists, size_bytes
 from kdcache.store.manifest import (
     CONDITIONS,
-    FORMAT_VERSION,
     IDENTITY,
     StoreManifest,
+    conditions_of,
     require_equal,
 )
+from kdcache.store.plan import Part, missing_work, rows_of_views, wanted_manifest
+from kdcache.store.reuse import copy_clean_view, find_clean_view
+from kdcache.store.teacher_pass import Answers, rehearse, require_finite, run_teacher
 from kdcache.store.writer import StoreWriter
 from kdcache.teacher.forward import TeacherForward, resolve_device
 from kdcache.teacher.scores import SCORES, STATS
-from kdcache.teacher.teacher import Teacher, open_teacher
+from kdcache.teacher.teacher import open_teacher
 from kdcache.workspace import Workspace
-
-LARGEST_SHARD_ROWS = 4096
-"""4096 rows of 1000 float16 are 8 MiB: few files, and little is lost when a build is killed."""
-
-VIEWS_AT_ONCE = 8
-"""Views of one block of rows whose answers are kept in memory together."""
-
-FEWEST_SHARDS = 16
-"""Small data sets get smaller shards, so that progress is kept there too."""
 
 
 def build_logits(options: BuildLogitsOptions) -> dict[str, Any]:
-    """Run the teacher over the clean view and V augmented views of all data.
+    """Run the teacher over the clean view of all data, and V augmented views of all or a subset.
 
     Returns:
-        `samples`, `views`, `teacher_forwards` (images through the teacher in this call), `bytes`,
-        `seconds` and `path`.
+        `samples`, `views`, `rows` (of each view from 1), `teacher_forwards` (images whose answers
+        this call stored; the rehearsal of one batch before a new store is made is not among them),
+        `bytes`, `seconds` and `path`.
 
     Raises:
         ConfigError: if the teacher or the device does not exist.
@@ -63,9 +54,24 @@ def build_logits(options: BuildLogitsOptions) -> dict[str, Any]:
         CacheMismatchError: if the store was built from something else; names the fields.
         KDCacheError: if another process is building this store.
     """
-    started = time.perf_counter()
     workspace = Workspace(options.workspace)
     beton = open_beton(workspace.require_beton())
+    rows = rows_of_views(options, workspace, beton)
+    return build_store(options, workspace, beton, rows)
+
+
+def build_store(
+    options: BuildLogitsOptions, workspace: Workspace, beton: Beton, rows: npt.NDArray[np.int64]
+) -> dict[str, Any]:
+    """Do what `build_logits` does, for views of given samples.
+
+    Args:
+        options: of the command; `subset` gives the store its name alone.
+        workspace: where teachers and stores lie.
+        beton: the training images.
+        rows: (M,) sample ids of the views from 1, sorted.
+    """
+    started = time.perf_counter()
     device = resolve_device(options.device)
     teacher = open_teacher(
         workspace.require_teacher(options.teacher),
@@ -74,209 +80,202 @@ def build_logits(options: BuildLogitsOptions) -> dict[str, Any]:
         data=beton.manifest,
         image_size=options.image_size or beton.manifest.image_size,
     )
-    path = workspace.store(teacher.name)
-    with exclusive_lock(path.with_name(f".{path.name}.lock"), purpose="build-logits"):
-        wanted = _wanted_manifest(options, beton, teacher, device, path)
-        writer, work = _open_writer(path, wanted, beton, options)
+    location = _location(options, workspace, teacher.name)
+    with exclusive_lock(store_lock(location, workspace), purpose="build-logits"):
+        wanted = wanted_manifest(options, beton, teacher, device, location, rows)
         logger.info(
-            "teacher %s (%s, sha256 %s), %d views of %s samples, %s, codec %s",
+            "teacher %s (%s, sha256 %s), %d views of %s samples, %s, codec %s -> %s",
             teacher.name,
             teacher.arch,
             teacher.digest[:12],
             options.views,
-            f"{len(beton):,}",
+            f"{len(rows):,}",
             wanted.policy,
             wanted.codec,
+            location,
         )
-        forwards = sum(len(shard.rows) for shard in work)
-        if work:
-            _run_teacher(writer, work, beton, teacher, device, options.num_workers)
-        else:
-            logger.info("up to date: %s", path)
-        for view in range(writer.num_views + 1):
-            writer.finish_view(view)
-    workspace.remember("store", path)
+        forward = TeacherForward(
+            teacher.model,
+            num_classes=wanted.classes,
+            mean=wanted.mean,
+            std=wanted.std,
+            device=device,
+            precision=wanted.precision,
+            keep_features=options.features,
+        )
+        writer = _open_writer(options, location, wanted, beton, rows, workspace, forward)
+        forwards = _fill(options, writer, wanted, beton, forward)
+    workspace.remember("store", location)
     return {
-        "samples": len(beton),
+        "samples": wanted.samples,
         "views": writer.num_views,
+        "rows": wanted.rows,
         "teacher_forwards": forwards,
-        "bytes": sum(file.stat().st_size for file in path.rglob("*") if file.is_file()),
+        "bytes": size_bytes(location),
         "seconds": round(time.perf_counter() - started, 3),
-        "path": str(path.resolve()),
+        "path": str(location),
     }
 
 
-class _Shard(NamedTuple):
-    """A block of rows of one view that is still to be made."""
-
-    view: int
-    number: int
-    rows: npt.NDArray[np.int64]
-    """Sample ids."""
-
-
-def _wanted_manifest(
-    options: BuildLogitsOptions, beton: Beton, teacher: Teacher, device: torch.device, path: Path
-) -> StoreManifest:
-    """Say what the store is to be made from; what the user leaves open follows a store there."""
-    data = beton.manifest
-    found = (
-        read_manifest(zarr.open_group(path, mode="r"), path=str(path)) if path.exists() else None
-    )
-    if options.overwrite:
-        found = None
-    default_batch = found.batch_size if found else (256 if device.type == "cuda" else 128)
-    batch_size = options.batch_size or default_batch
-    return StoreManifest(
-        format_version=FORMAT_VERSION,
-        data_fingerprint=data.fingerprint,
-        samples=data.samples,
-        classes=data.classes,
-        class_names=data.class_names,
-        teacher=teacher.name,
-        teacher_arch=teacher.arch,
-        teacher_digest=teacher.digest,
-        policy=str(Policy.parse(options.policy or data.policy)),
-        view_seed=options.view_seed,
-        image_size=options.image_size or data.image_size,
-        mean=data.mean,
-        std=data.std,
-        codec=options.codec,
-        precision=options.precision or ("fp16" if device.type == "cuda" else "fp32"),
-        shard_rows=_shard_rows(data.samples, batch_size),
-        batch_size=batch_size,
-        device=torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-        versions={name: version(name) for name in ("kdcache", "torch", "ffcv")},
-    )
+def _location(options: BuildLogitsOptions, workspace: Workspace, teacher_name: str) -> Location:
+    """Return where the store lies; one for a subset has the subset's name too."""
+    if options.store is not None:
+        return as_location(options.store)
+    subset = workspace.require_subset(options.subset or "full")
+    name = teacher_name if subset is None else f"{teacher_name}-{subset.stem}"
+    return workspace.store(name).resolve()
 
 
-def _shard_rows(samples: int, batch_size: int) -> int:
-    """Return the rows of a shard: whole batches, so that none crosses a shard."""
-    rows = min(LARGEST_SHARD_ROWS, -(-samples // FEWEST_SHARDS))
-    return max(1, rows // batch_size) * batch_size
+def store_lock(location: Location, workspace: Workspace) -> Path:
+    """Return the lock file of a store: beside a folder, in the workspace for a URL."""
+    if isinstance(location, Path):
+        return location.with_name(f".{location.name}.lock")
+    digest = hashlib.sha256(location.encode()).hexdigest()[:16]
+    return workspace.store(digest).with_name(f".{digest}.lock")
 
 
 def _open_writer(
-    path: Path, wanted: StoreManifest, beton: Beton, options: BuildLogitsOptions
-) -> tuple[StoreWriter, list[_Shard]]:
-    """Create a store or continue one; return what is still to be made."""
-    remedy = "Use --overwrite to build it anew, or another --workspace"
-    if path.exists() and not options.overwrite:
-        writer = StoreWriter(path)
-        require_equal(writer.manifest, wanted, IDENTITY, path=str(path), remedy=remedy)
-    else:
-        writer = StoreWriter.create(
-            path,
-            wanted,
-            labels=beton.labels,
-            sample_ids=beton.sample_ids,
-            pixel_probe=probe_pixels(beton, wanted.views, num_workers=options.num_workers),
-        )
-    writer.add_views(options.views)
-    size = writer.manifest.shard_rows
-    work = [
-        _Shard(view, number, writer.sample_ids(view)[number * size : (number + 1) * size])
-        for view in range(writer.num_views + 1)
-        for number in writer.missing_shards(view)
-    ]
-    if work:
-        require_equal(writer.manifest, wanted, CONDITIONS, path=str(path), remedy=remedy)
-    return writer, work
-
-
-def _run_teacher(
-    writer: StoreWriter,
-    work: list[_Shard],
+    options: BuildLogitsOptions,
+    location: Location,
+    wanted: StoreManifest,
     beton: Beton,
-    teacher: Teacher,
-    device: torch.device,
-    num_workers: int | None,
-) -> None:
-    manifest = writer.manifest
-    forward = TeacherForward(
-        teacher.model,
-        num_classes=manifest.classes,
-        mean=manifest.mean,
-        std=manifest.std,
-        device=device,
-        precision=manifest.precision,
-    )
-    groups = _view_groups(work)
-    reader = PixelReader(
-        beton,
-        manifest.views,
-        batch_size=manifest.batch_size,
-        num_workers=num_workers,
-        views_per_sample=max(len(views) for _, views in groups),
-    )
-    total = sum(len(shard.rows) for shard in work)
-    with progress_bar(total=total, unit="image", description="teacher") as bar:
-        for rows, views in groups:
-            for shard, logits, labels in _answers(rows, views, reader, forward, bar):
-                _commit(writer, shard, logits, labels)
-
-
-def _view_groups(work: list[_Shard]) -> list[tuple[_Shard, list[int]]]:
-    """Return one shard of each block of rows, with the views that are made of it together.
-
-    Views of the same rows come from one decoding of each image.
-    """
-    blocks: dict[bytes, list[_Shard]] = {}
-    for shard in work:
-        blocks.setdefault(shard.rows.tobytes(), []).append(shard)
-    return [
-        (block[0], [shard.view for shard in block[first : first + VIEWS_AT_ONCE]])
-        for block in blocks.values()
-        for first in range(0, len(block), VIEWS_AT_ONCE)
-    ]
-
-
-def _answers(
-    block: _Shard,
-    views: list[int],
-    reader: PixelReader,
+    rows: npt.NDArray[np.int64],
+    workspace: Workspace,
     forward: TeacherForward,
-    bar: tqdm,
-) -> Iterator[tuple[_Shard, Tensor, Tensor]]:
-    """Yield the shard of each view with its logits (n, C) and labels (n,), on the device."""
-    size = reader.batch_size
-    positions = reader.beton.positions(block.rows)
-    count = len(positions)
-    # The last batch is padded: every forward has one shape, so resumed bytes are equal bytes.
-    padded = np.concatenate([positions, np.repeat(positions[-1:], -count % size)])
-    batches = np.split(padded, len(padded) // size)
-    logits: list[list[Tensor]] = [[] for _ in views]
-    labels: list[Tensor] = []
-    # Closed here: where the teacher fails, the error would keep the reader's thread alive.
-    with closing(reader.read_views(batches, views)) as batches_read:  # type: ignore[type-var]
-        for number, pixels in enumerate(batches_read):
-            real = min(size, count - number * size)
-            labels.append(pixels[0].labels[:real])
-            for answers, seen in zip(logits, pixels, strict=True):
-                answers.append(forward(seen.images)[:real].clone())
-                bar.update(real)
-    for view, answers in zip(views, logits, strict=True):
-        yield (
-            block._replace(view=view),
-            torch.cat(answers),
-            torch.cat(labels).to(forward.device),
+) -> StoreWriter:
+    """Create a store or continue one."""
+    is_new = options.overwrite or not exists(location)
+    if not is_new:
+        writer = StoreWriter(location)
+        require_equal(
+            writer.manifest,
+            wanted,
+            IDENTITY,
+            path=str(location),
+            remedy="Use --overwrite to build it anew, or another --workspace",
+        )
+    source = None
+    if is_new and wanted.rows < wanted.samples:
+        source = find_clean_view(workspace.store("any").parent, wanted)
+    width = None
+    if is_new or options.features:
+        width = rehearse(forward, beton, wanted.views, wanted.batch_size)
+    probe = probe_pixels(beton, wanted.views, num_workers=options.num_workers)
+    if is_new:
+        shard_rows = source.manifest.shard_rows if source else wanted.shard_rows
+        writer = StoreWriter.create(
+            location,
+            replace(wanted, shard_rows=shard_rows),
+            labels=beton.labels,
+            sample_ids=rows,
+            pixel_probe=probe,
+        )
+        if source:
+            copy_clean_view(source, writer)
+    else:
+        writer.fill_in(labels=beton.labels, sample_ids=rows, pixel_probe=probe)
+        _require_same_pixels(writer, probe)
+    if width is not None:
+        writer.add_features(width)
+    return writer
+
+
+def _require_same_pixels(writer: StoreWriter, probe: npt.NDArray[np.uint8]) -> None:
+    """Check that this machine decodes what the store's other rows were made from."""
+    stored = np.asarray(array_named(writer.group, "pixel_probe")[:])
+    if len(stored) and not np.array_equal(stored, probe):
+        raise CacheMismatchError(
+            f"this machine decodes other pixels than those that the rows of {writer.path} were "
+            "made from: libjpeg-turbo or OpenCV are of another build here. Go on where the store "
+            "was begun, or use --overwrite to build it anew"
         )
 
 
-def _commit(writer: StoreWriter, shard: _Shard, logits: Tensor, labels: Tensor) -> None:
-    rows = codec_named(writer.manifest.codec).encode(logits)
-    # Rows too: a finite logit may be too large for the codec.
-    finite = torch.isfinite(logits).all(dim=1) & torch.isfinite(rows).all(dim=1)
-    if not finite.all():
-        bad = shard.rows[(~finite).cpu().numpy()]
-        raise TeacherError(
-            f"the teacher answers view {shard.view} of sample {bad[0]} with inf, nan or a value "
-            f"beyond the codec's range ({len(bad)} samples of this shard), expected finite "
-            "logits. Try --precision fp32 and --codec float32, or look at the weights"
+def _fill(
+    options: BuildLogitsOptions,
+    writer: StoreWriter,
+    wanted: StoreManifest,
+    beton: Beton,
+    forward: TeacherForward,
+) -> int:
+    """Make what is missing; return the images whose answers were stored."""
+    part = Part.parse(options.part)
+    forwards = 0
+    for first, last in _phases(writer, options.views):
+        if first == 1 and not is_decided(writer.group, writer.manifest):
+            if unfinished := writer.missing_shards(0):
+                logger.warning(
+                    "view 0 of %s lacks %d shards, which other parts make: bring the parts "
+                    "together with kdcache merge, then run this again; the codec of the other "
+                    "views is decided from all of view 0",
+                    writer.path,
+                    len(unfinished),
+                )
+                return forwards
+            decide_codec(writer)
+        writer.add_views(last)
+        work = missing_work(writer, range(first, last + 1), part)
+        forwards += sum(len(shard.rows) for shard in work)
+        if work:
+            conditions = _conditions(writer, wanted, allow_mixed=options.allow_mixed)
+            for answers in run_teacher(
+                forward,
+                work,
+                beton,
+                writer.manifest.views,
+                batch_size=wanted.batch_size,
+                num_workers=options.num_workers,
+            ):
+                _commit(writer, answers, conditions)
+        for view in range(first, last + 1):
+            if not writer.missing_shards(view):
+                writer.finish_view(view)
+    if not forwards:
+        logger.info("up to date: %s", writer.path)
+    return forwards
+
+
+def _phases(writer: StoreWriter, num_views: int) -> list[tuple[int, int]]:
+    """Return the first and last view of each pass over the images.
+
+    One pass where the codec is known, two where it is decided from the clean view.
+    """
+    last = max(num_views, writer.num_views)
+    if is_decided(writer.group, writer.manifest) or last == 0:
+        return [(0, last)]
+    return [(0, 0), (1, last)]
+
+
+def _conditions(
+    writer: StoreWriter, wanted: StoreManifest, *, allow_mixed: bool
+) -> dict[str, Any] | None:
+    """Return what to record with each shard; None where the store's own conditions hold."""
+    # The store's shards stay as they are; a batch never reaches beyond one.
+    here = replace(wanted, shard_rows=writer.manifest.shard_rows)
+    if conditions_of(here) == conditions_of(writer.manifest):
+        return None
+    if not allow_mixed:
+        require_equal(
+            writer.manifest,
+            here,
+            CONDITIONS,
+            path=str(writer.path),
+            remedy="Its rows would differ in the last bits from those of an undisturbed build: go "
+            "on with --allow-mixed, which is recorded, or use --overwrite to build it anew",
         )
+    return conditions_of(here)
+
+
+def _commit(writer: StoreWriter, answers: Answers, conditions: dict[str, Any] | None) -> None:
+    shard, logits = answers.shard, answers.logits
+    codec = writer.codec(shard.view)
+    require_finite(codec.representable(logits), shard)
+    rows = codec.encode(logits, sample_ids=shard.rows, view=shard.view)
     per_sample: dict[str, npt.NDArray[np.generic]] = {}
     if shard.view == 0:
         for folder, functions in (("scores", SCORES), ("stats", STATS)):
             for name, function in functions.items():
-                per_sample[f"{folder}/{name}"] = function(logits, labels).cpu().numpy()
-    writer.write_shard(shard.view, shard.number, rows.cpu().numpy(), per_sample)
+                per_sample[f"{folder}/{name}"] = function(logits, answers.labels).cpu().numpy()
+        if answers.features is not None:
+            per_sample[FEATURES] = answers.features.to(torch.float16).cpu().numpy()
+    writer.write_shard(shard.view, shard.number, rows, per_sample, conditions=conditions)

@@ -5,12 +5,15 @@ NAME.zarr/
   labels                       (N,) int64
   sample_ids                   (M,) int64, rows of the views from 1: all N, or a subset, sorted
   pixel_probe                  (n, 16) uint8, digests of a few views' pixels
+  codec.npz                    what was decided about the views from 1: codec, basis, table
   scores/NAME                  (N,) float32, higher = harder
   stats/NAME                   (N,)
+  features                     (N, F) float16 of the clean view, where they were asked for
   views/V/rows                 (N or M, width) encoded logits; one chunk a shard, with its CRC-32C
+  views/V/mixed/S.json         build conditions of shard S, where they are not the manifest's
   views/V/complete             appears when every shard of the view does
 
-A chunk is a shard: a block of rows of one view, committed by the existence of its file. zarr
+A chunk is a shard: a block of rows of one view, committed by the existence of its key. zarr
 answers a missing chunk with fill values, so existence is always checked first.
 """
 
@@ -18,15 +21,38 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import zarr
 from zarr.abc.store import Store
-from zarr.core.buffer import default_buffer_prototype
-from zarr.core.sync import sync
 
-from kdcache.errors import CacheCorruptError, CacheMismatchError
-from kdcache.store.manifest import FORMAT_VERSION, StoreManifest
+from kdcache.errors import CacheCorruptError
+from kdcache.store.location import has_key, list_keys, write_key
+from kdcache.store.manifest import StoreManifest
 
 MANIFEST_ATTRIBUTE = "kdcache"
+DIGEST_ATTRIBUTE = "kdcache_digest"
+
+CODEC_KEY = "codec.npz"
+COMPLETE = "complete"
+
+GIVEN = ("labels", "sample_ids", "pixel_probe")
+"""Arrays that are written before the first shard."""
+
+PER_SAMPLE: dict[str, npt.DTypeLike] = {
+    "scores/cross_entropy": np.float32,
+    "scores/entropy": np.float32,
+    "scores/margin": np.float32,
+    "scores/least_confidence": np.float32,
+    "scores/el2n": np.float32,
+    "stats/correct": np.bool_,
+    "stats/logit_std": np.float32,
+    "stats/logsumexp": np.float32,
+    "stats/top1": np.int64,
+}
+"""Arrays of one number per sample, filled with view 0."""
+
+FEATURES = "features"
 
 
 def rows_name(view: int) -> str:
@@ -36,19 +62,50 @@ def rows_name(view: int) -> str:
 
 def complete_key(view: int) -> str:
     """Return the key of a view's marker."""
-    return f"views/{view}/complete"
+    return f"views/{view}/{COMPLETE}"
 
 
-def chunks_present(group: zarr.Group, array_name: str) -> set[int]:
+def mixed_key(view: int, shard: int) -> str:
+    """Return the key of the conditions of a shard that was built under others."""
+    return f"views/{view}/mixed/{shard}.json"
+
+
+def shard_key(group: zarr.Group, name: str, shard: int) -> str:
+    """Return the key of one shard of an array."""
+    return f"{name}/c/{shard}" + "/0" * (array_named(group, name).ndim - 1)
+
+
+def array_named(group: zarr.Group, name: str) -> zarr.Array:  # type: ignore[type-arg]
+    """Return an array that the layout says is there.
+
+    Raises:
+        CacheCorruptError: if it is not, or is damaged.
+    """
+    try:
+        array = group[name]
+    except (KeyError, TypeError, ValueError) as error:
+        raise CacheCorruptError(
+            f"{name} of {group.store} is missing or its zarr.json is damaged: {error}. "
+            "Run kdcache verify --repair"
+        ) from error
+    assert isinstance(array, zarr.Array)  # noqa: S101  (the layout says so)
+    return array
+
+
+def clean_arrays(group: zarr.Group) -> list[str]:
+    """Return the arrays that view 0 fills besides its rows."""
+    return [*PER_SAMPLE, *([FEATURES] if FEATURES in group else [])]
+
+
+def arrays_of(group: zarr.Group, view: int) -> list[str]:
+    """Return every array that a view fills, its rows last."""
+    return [*(clean_arrays(group) if view == 0 else []), rows_name(view)]
+
+
+def shards_present(group: zarr.Group, array_name: str) -> set[int]:
     """Return the numbers of an array's shards that exist."""
     prefix = f"{array_name}/c/"
-
-    async def list_keys(store: Store) -> list[str]:
-        return [key async for key in store.list_prefix(prefix)]
-
-    keys = sync(list_keys(group.store))
-    places = (key.removeprefix(prefix).split("/") for key in keys)
-    # Beside whole chunks may lie the leftovers of a process that was killed while writing.
+    places = (key.removeprefix(prefix).split("/") for key in list_keys(group.store, prefix))
     return {int(place[0]) for place in places if all(part.isdigit() for part in place)}
 
 
@@ -57,41 +114,57 @@ def num_shards(array: zarr.Array) -> int:  # type: ignore[type-arg]
     return -(-array.shape[0] // array.chunks[0])
 
 
+def missing_shards(group: zarr.Group, names: list[str]) -> list[int]:
+    """Return the shards that one of the arrays lacks, in order."""
+    missing: set[int] = set()
+    for name in names:
+        missing |= set(range(num_shards(array_named(group, name)))) - shards_present(group, name)
+    return sorted(missing)
+
+
 def is_complete(group: zarr.Group, view: int) -> bool:
     """Return whether a view's marker exists."""
-    return bool(sync(group.store.exists(complete_key(view))))
+    return has_key(group.store, complete_key(view))
 
 
 def mark_complete(group: zarr.Group, view: int) -> None:
     """Write a view's marker; all its shards must exist."""
-    buffer = default_buffer_prototype().buffer.from_bytes(b"complete\n")
-    sync(group.store.set(complete_key(view), buffer))
+    write_key(group.store, complete_key(view), b"complete\n")
 
 
 def views_started(group: zarr.Group) -> list[int]:
     """Return the numbers of the views that have an array, in order."""
-
-    async def list_names(store: Store) -> list[str]:
-        return [name async for name in store.list_dir("views")]
-
-    # A process that was killed while it made an array leaves a folder that zarr does not know.
-    numbers = (int(name) for name in sync(list_names(group.store)) if name.isdigit())
-    return sorted(number for number in numbers if rows_name(number) in group)
+    keys = (key.split("/") for key in list_keys(group.store, "views/"))
+    return sorted(
+        int(key[1]) for key in keys if key[2:] == ["rows", "zarr.json"] and key[1].isdigit()
+    )
 
 
-def read_manifest(group: zarr.Group, *, path: str) -> StoreManifest:
-    """Return the manifest of a store.
+def open_group(place: Store, *, path: str) -> tuple[zarr.Group, StoreManifest]:
+    """Open a store's group and its manifest.
 
     Raises:
-        CacheCorruptError: if the group is no store of kdcache.
-        CacheMismatchError: if another version of kdcache wrote it.
+        CacheCorruptError: if the group is no store of kdcache, or its manifest is damaged.
+        CacheMismatchError: if a version of kdcache wrote it that this one cannot read.
     """
+    try:
+        group = zarr.open_group(place, mode="r" if place.read_only else "r+")
+    except FileNotFoundError as error:
+        raise CacheCorruptError(f"{path} is no Zarr group, expected a logit store") from error
+    except (KeyError, TypeError, ValueError) as error:
+        raise CacheCorruptError(
+            f"{path}/zarr.json is damaged: {error}. Bring a copy of that file from another copy of "
+            "the store, or build it again with kdcache build-logits --overwrite"
+        ) from error
     content: Any = group.attrs.get(MANIFEST_ATTRIBUTE)
     if not isinstance(content, dict):
         raise CacheCorruptError(f"{path} has no manifest, expected a store of kdcache build-logits")
-    if content.get("format_version") != FORMAT_VERSION:
-        raise CacheMismatchError(
-            f"format_version of {path} is {content.get('format_version')}, expected "
-            f"{FORMAT_VERSION}. Build it again with kdcache build-logits --overwrite"
+    manifest = StoreManifest.from_json(content, path=path)
+    digest = group.attrs.get(DIGEST_ATTRIBUTE)
+    if digest != manifest.digest() and content["format_version"] == manifest.format_version:
+        raise CacheCorruptError(
+            f"the manifest in {path}/zarr.json differs from its digest: it was damaged or edited. "
+            "Bring a copy of that file from another copy of the store, or build it again with "
+            "kdcache build-logits --overwrite"
         )
-    return StoreManifest(**content)
+    return group, manifest

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,46 +11,58 @@ import numpy.typing as npt
 import zarr
 
 from kdcache.errors import CacheCorruptError, CacheIncompleteError, CacheMismatchError
-from kdcache.store.codec import codec_named
+from kdcache.store.codec_file import clean_codec, read_decision
+from kdcache.store.codecs.codec import Codec
 from kdcache.store.layout import (
-    chunks_present,
+    FEATURES,
+    GIVEN,
+    array_named,
+    arrays_of,
     is_complete,
-    num_shards,
-    read_manifest,
+    missing_shards,
+    open_group,
     rows_name,
+    shard_key,
     views_started,
 )
-from kdcache.store.manifest import StoreManifest
+from kdcache.store.location import Location, as_location, exists, open_place
+from kdcache.store.manifest import StoreManifest, digest_of
+
+SHARDS_AT_ONCE = 4
+"""Shards that are read together, where neighbours are needed: zarr reads them concurrently."""
 
 
 class ArrayMapping(Mapping[str, npt.NDArray[Any]]):
     """The arrays of one group, read when they are asked for."""
 
-    def __init__(self, group: zarr.Group, path: Path) -> None:
+    def __init__(self, group: zarr.Group, folder: str) -> None:
         self._group = group
-        self._path = path
+        self._folder = folder
+        self._names = sorted(group[folder].array_keys())  # type: ignore[union-attr]
 
     def __getitem__(self, name: str) -> npt.NDArray[Any]:
         """Return one array, whole."""
-        if name not in self._group:
+        if name not in self._names:
             raise KeyError(f"{name!r}, expected one of {', '.join(self)}")
-        return _read_whole(self._group, name, self._path)
+        return read_whole(self._group, f"{self._folder}/{name}")
 
     def __iter__(self) -> Iterator[str]:
         """Iterate over the names, sorted."""
-        return iter(sorted(self._group.array_keys()))
+        return iter(self._names)
 
     def __len__(self) -> int:
         """Return the number of arrays."""
-        return sum(1 for _ in self)
+        return len(self._names)
 
 
 class LogitStore:
     """A finished store. Open it with `LogitStore.open`.
 
     Attributes:
-        path: where it lies.
+        path: where it lies: a Path, or the URL of an object store.
         manifest: what it was made from.
+        codec: of the views from 1; of view 0 where there is no other.
+        codec_table: what was measured when the codec was decided, see `kdcache.store.fidelity`.
         labels: (N,) int64 by sample id.
         sample_ids: (M,) int64, sorted: the rows of the views from 1.
         pixel_probe: (n, 16) digests of `kdcache.reader.probe`, empty where it was not taken.
@@ -60,27 +71,35 @@ class LogitStore:
         stats: name -> (N,) by sample id.
     """
 
-    def __init__(self, path: Path, group: zarr.Group, manifest: StoreManifest) -> None:
+    def __init__(self, path: Location, group: zarr.Group, manifest: StoreManifest) -> None:
         self.path = path
         self.manifest = manifest
-        self.codec = codec_named(manifest.codec)
-        self._group = group
-        self.labels: npt.NDArray[np.int64] = _read_whole(group, "labels", path)
-        self.sample_ids: npt.NDArray[np.int64] = _read_whole(group, "sample_ids", path)
-        self.pixel_probe: npt.NDArray[np.uint8] = _read_whole(group, "pixel_probe", path)
+        self.group = group
+        self.labels: npt.NDArray[np.int64] = read_whole(group, "labels")
+        self.sample_ids: npt.NDArray[np.int64] = read_whole(group, "sample_ids")
+        if digest_of(self.sample_ids) != manifest.rows_digest:
+            raise CacheCorruptError(
+                f"the sample ids of {path} differ from the digest in its manifest. "
+                "Run kdcache verify --repair"
+            )
+        self.pixel_probe: npt.NDArray[np.uint8] = read_whole(group, "pixel_probe")
         self.num_views = len(views_started(group)) - 1
-        self.scores: Mapping[str, npt.NDArray[Any]] = ArrayMapping(
-            group["scores"],  # type: ignore[arg-type]
-            path / "scores",
-        )
-        self.stats: Mapping[str, npt.NDArray[Any]] = ArrayMapping(
-            group["stats"],  # type: ignore[arg-type]
-            path / "stats",
-        )
+        self.scores: Mapping[str, npt.NDArray[Any]] = ArrayMapping(group, "scores")
+        self.stats: Mapping[str, npt.NDArray[Any]] = ArrayMapping(group, "stats")
+        self.codec = clean_codec(manifest)
+        self.codec_table: Sequence[Mapping[str, Any]] = ()
+        if self.num_views:
+            decision = read_decision(group, manifest)
+            if decision is None:
+                raise CacheCorruptError(f"{path} has views but no codec. Run kdcache verify")
+            self.codec, self.codec_table = decision
 
     @classmethod
     def open(cls, path: Path | str) -> LogitStore:
         """Open a finished store and check that no shard is missing.
+
+        Args:
+            path: of the store: a folder, or a URL such as s3://BUCKET/NAME.zarr.
 
         Raises:
             FileNotFoundError: if there is none.
@@ -88,38 +107,67 @@ class LogitStore:
             CacheCorruptError: if a shard that was there is missing, or labels are damaged.
             CacheMismatchError: if another version of kdcache wrote it.
         """
-        path = Path(path)
-        if not path.is_dir():
+        location = as_location(path)
+        if not exists(location):
+            if isinstance(location, Path) and location.is_dir():
+                raise CacheCorruptError(f"{path} is no Zarr group, expected a logit store")
             raise FileNotFoundError(
                 f"{path} does not exist, expected a logit store. Run: kdcache build-logits"
             )
-        try:
-            group = zarr.open_group(path, mode="r")
-        except FileNotFoundError as error:
-            raise CacheCorruptError(f"{path} is no Zarr group, expected a logit store") from error
-        manifest = read_manifest(group, path=str(path))
-        _require_whole(group, path)
-        return cls(path, group, manifest)
+        group, manifest = open_group(open_place(location, read_only=True), path=str(path))
+        _require_whole(group, location)
+        return cls(location, group, manifest)
 
-    def rows(self, sample_ids: npt.ArrayLike, view: int) -> npt.NDArray[np.generic]:
+    def codec_of(self, view: int) -> Codec:
+        """Return the codec of a view's rows."""
+        return self.codec if view else clean_codec(self.manifest)
+
+    def features(self) -> npt.NDArray[np.float16]:
+        """Return the penultimate activations of the clean view, (N, F).
+
+        Raises:
+            CacheMismatchError: if the store was built without them.
+        """
+        if FEATURES not in self.group:
+            raise CacheMismatchError(
+                f"{self.path} holds no features. Run kdcache build-logits with --features"
+            )
+        return read_whole(self.group, FEATURES)
+
+    def rows(
+        self,
+        sample_ids: npt.ArrayLike,
+        view: int,
+        *,
+        out: npt.NDArray[np.generic] | None = None,
+    ) -> npt.NDArray[np.generic]:
         """Return encoded rows.
 
         Args:
             sample_ids: (n,) in any order.
             view: in [0, V].
+            out: (n, width) of the codec's dtype, to write to instead of a new array.
 
         Returns:
-            (n, width) of the codec's dtype.
+            (n, width) of the codec's dtype. A shard is read once, however its ids lie in the order.
 
         Raises:
             CacheMismatchError: if the store has no such row.
             CacheCorruptError: if a shard's bytes differ from their checksum.
         """
         positions = self._positions(np.asarray(sample_ids), view)
-        array = self._group[rows_name(view)]
-        assert isinstance(array, zarr.Array)  # noqa: S101  (the layout says so)
-        with _damage_named(self.path / rows_name(view)):
-            return np.asarray(array.oindex[positions])
+        array = array_named(self.group, rows_name(view))
+        if out is None:
+            out = np.empty((len(positions), array.shape[1]), dtype=array.dtype)
+        by_position = np.argsort(positions, kind="stable")
+        ordered = positions[by_position]
+        shard_rows = array.chunks[0]
+        for first, last in _runs(np.unique(ordered // shard_rows)):
+            start, stop = first * shard_rows, last * shard_rows
+            part = slice(*np.searchsorted(ordered, [start, stop]))
+            block = read_shards(self.group, rows_name(view), start, stop)
+            out[by_position[part]] = block[ordered[part] - start]
+        return out
 
     def logits(self, sample_ids: npt.ArrayLike, view: int) -> npt.NDArray[np.float32]:
         """Return decoded logits, (n, C) float32, up to a constant in each row.
@@ -132,7 +180,7 @@ class LogitStore:
             CacheMismatchError: if the store has no such row.
             CacheCorruptError: if a shard's bytes differ from their checksum.
         """
-        decoded: npt.NDArray[np.float32] = self.codec.decode(self.rows(sample_ids, view))
+        decoded: npt.NDArray[np.float32] = self.codec_of(view).decode(self.rows(sample_ids, view))
         return decoded
 
     def _positions(self, ids: npt.NDArray[np.generic], view: int) -> npt.NDArray[np.int64]:
@@ -157,26 +205,56 @@ class LogitStore:
         return found.astype(np.int64)
 
 
-def _read_whole(group: zarr.Group, name: str, path: Path) -> npt.NDArray[Any]:
-    with _damage_named(path / name):
-        return np.asarray(group[name][:])  # type: ignore[index]
+def read_whole(group: zarr.Group, name: str) -> npt.NDArray[Any]:
+    """Return an array of a store, whole.
+
+    Raises:
+        CacheCorruptError: if a shard's bytes differ from their checksum; names it.
+    """
+    return read_shards(group, name, 0, array_named(group, name).shape[0])
 
 
-@contextmanager
-def _damage_named(path: Path) -> Iterator[None]:
-    """Turn zarr's complaint about a checksum into one that names the array."""
+def shard_damage(group: zarr.Group, name: str, shard: int) -> str | None:
+    """Return what is wrong with the bytes of one shard, None if nothing is."""
+    array = array_named(group, name)
+    size = array.chunks[0]
     try:
-        yield
-    except ValueError as error:
-        if "checksum" not in str(error):
-            raise
-        raise CacheCorruptError(
-            f"{path} holds bytes that differ from their checksum: {error}. "
-            "Run kdcache build-logits with --overwrite"
-        ) from error
+        array[shard * size : (shard + 1) * size]
+    except (ValueError, RuntimeError) as error:
+        return str(error)
+    return None
 
 
-def _require_whole(group: zarr.Group, path: Path) -> None:
+def read_shards(group: zarr.Group, name: str, start: int, stop: int) -> npt.NDArray[Any]:
+    """Return rows of an array.
+
+    Raises:
+        CacheCorruptError: if bytes differ from their checksum; names the shard.
+    """
+    array = array_named(group, name)
+    try:
+        return np.asarray(array[start:stop])
+    except (ValueError, RuntimeError):
+        size = array.chunks[0]
+        for shard in range(start // size, -(-stop // size)):
+            if found := shard_damage(group, name, shard):
+                raise CacheCorruptError(
+                    f"{shard_key(group, name, shard)} of {group.store} holds bytes that differ "
+                    f"from their checksum: {found}. Run kdcache verify --repair"
+                ) from None
+        raise
+
+
+def _runs(shards: npt.NDArray[np.int64]) -> Iterator[tuple[int, int]]:
+    """Yield [first, last) runs of neighbouring shards, at most `SHARDS_AT_ONCE` long."""
+    ends = np.flatnonzero(np.diff(shards) != 1) + 1
+    for run in np.split(shards, ends):
+        for first in range(0, len(run), SHARDS_AT_ONCE):
+            part = run[first : first + SHARDS_AT_ONCE]
+            yield int(part[0]), int(part[-1]) + 1
+
+
+def _require_whole(group: zarr.Group, path: Location) -> None:
     views = views_started(group)
     unfinished = [view for view in views if not is_complete(group, view)]
     if unfinished or not views:
@@ -184,21 +262,11 @@ def _require_whole(group: zarr.Group, path: Path) -> None:
             f"{path} holds {len(views) - len(unfinished)} of {len(views)} views, expected all. "
             "Run kdcache build-logits again with the same arguments; it continues"
         )
-    written_first = ["labels", "sample_ids", "pixel_probe"]
-    names = [*written_first, *(rows_name(view) for view in views)]
-    for folder in ("scores", "stats"):
-        names += [f"{folder}/{name}" for name in group[folder].array_keys()]  # type: ignore[union-attr]
+    names = [*GIVEN, *(name for view in views for name in arrays_of(group, view))]
     for name in names:
-        array = group[name]
-        assert isinstance(array, zarr.Array)  # noqa: S101
-        missing = set(range(num_shards(array))) - chunks_present(group, name)
-        if missing:
-            remedy = (
-                "with --overwrite"
-                if name in written_first
-                else "again with the same arguments; it fills the gap"
-            )
+        if missing := missing_shards(group, [name]):
             raise CacheCorruptError(
-                f"{path}/{name} lacks shard {min(missing)} ({len(missing)} of "
-                f"{num_shards(array)} shards), expected all. Run kdcache build-logits {remedy}"
+                f"{path} lacks {shard_key(group, name, missing[0])} ({len(missing)} shards of "
+                f"{name} are missing), expected all. Run kdcache build-logits again with the same "
+                "arguments; it fills the gap"
             )

@@ -5,16 +5,25 @@ Views can be added later, so their number is not here; each view's own marker sa
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from kdcache.data.views import Policy, Views
-from kdcache.errors import CacheMismatchError
+import numpy as np
+import numpy.typing as npt
+
+from kdcache.data.policy import Policy
+from kdcache.data.views import Views
+from kdcache.errors import CacheCorruptError, CacheMismatchError
 from kdcache.files import differences
 from kdcache.options import Precision
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+
+READABLE_VERSIONS = (1, 2)
+"""1 lacks `rows`, `rows_digest` and its own digest; its views from 1 cover all N samples."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +37,10 @@ class StoreManifest:
     """N, of the whole training set."""
     classes: int
     class_names: list[str]
+    rows: int
+    """M, of each view from 1."""
+    rows_digest: str
+    """sha256 of their sample ids."""
     teacher: str
     teacher_arch: str
     teacher_digest: str
@@ -38,6 +51,7 @@ class StoreManifest:
     """(3,) of the normalisation, in [0, 1]."""
     std: list[float]
     codec: str
+    """As it was asked for; `kdcache.store.codec_file` says what was decided."""
     precision: Precision
     """Of the teacher's body."""
     shard_rows: int
@@ -56,25 +70,79 @@ class StoreManifest:
         """Return it as JSON content."""
         return asdict(self)
 
+    def digest(self) -> str:
+        """Return the hex sha256 of its content."""
+        content = json.dumps(self.to_json(), sort_keys=True)
+        return hashlib.sha256(content.encode()).hexdigest()
 
-IDENTITY = (
-    "format_version",
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any], *, path: str) -> StoreManifest:
+        """Return the manifest that was written as `content`, by this version or one before.
+
+        Raises:
+            CacheMismatchError: if a version of kdcache wrote it that this one cannot read.
+            CacheCorruptError: if fields are missing or unknown.
+        """
+        version = content.get("format_version")
+        if version not in READABLE_VERSIONS:
+            known = ", ".join(map(str, READABLE_VERSIONS))
+            raise CacheMismatchError(
+                f"format_version of {path} is {version!r}, expected one of {known}. Use the "
+                "version of kdcache that wrote it, or build it again with --overwrite"
+            )
+        given = dict(content)
+        if version == 1:
+            every_sample = np.arange(given["samples"], dtype=np.int64)
+            given |= {
+                "format_version": FORMAT_VERSION,
+                "rows": len(every_sample),
+                "rows_digest": digest_of(every_sample),
+            }
+        names = {field.name for field in fields(cls)}
+        if names != set(given):
+            odd = ", ".join(sorted(names ^ set(given)))
+            raise CacheCorruptError(
+                f"the manifest of {path} has missing or unknown fields: {odd}. Build the store "
+                "again with kdcache build-logits --overwrite"
+            )
+        return cls(**given)
+
+
+CLEAN_IDENTITY = (
     "data_fingerprint",
     "samples",
     "classes",
     "teacher_digest",
-    "policy",
-    "view_seed",
     "image_size",
     "mean",
     "std",
-    "codec",
     "precision",
+)
+"""Fields that decide what the numbers of view 0 mean."""
+
+IDENTITY = (
+    "format_version",
+    *CLEAN_IDENTITY,
+    "rows",
+    "rows_digest",
+    "policy",
+    "view_seed",
+    "codec",
 )
 """Fields that decide what the numbers in a store mean."""
 
 CONDITIONS = ("shard_rows", "batch_size", "device", "versions")
 """Fields that decide the last bits of the numbers; they must agree while rows are added."""
+
+
+def digest_of(sample_ids: npt.NDArray[np.int64]) -> str:
+    """Return the hex sha256 of sample ids."""
+    return hashlib.sha256(sample_ids.astype("<i8").tobytes()).hexdigest()
+
+
+def conditions_of(manifest: StoreManifest) -> dict[str, Any]:
+    """Return the build conditions of a manifest."""
+    return {name: getattr(manifest, name) for name in CONDITIONS}
 
 
 def require_equal(

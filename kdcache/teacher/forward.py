@@ -69,14 +69,20 @@ class Normalise(nn.Module):
 
 
 class Float32Head(nn.Module):
-    """A linear layer that works in float32 whatever runs around it."""
+    """A linear layer that works in float32 whatever runs around it.
+
+    Attributes:
+        features: (B, D) its input, last time.
+    """
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
         self.linear = linear
+        self.features: Tensor | None = None
 
     def forward(self, features: Tensor) -> Tensor:
         """Map (B, D) of any float type to float32 (B, C)."""
+        self.features = features
         with torch.autocast(features.device.type, enabled=False), matmul_precision("fp32"):
             return self.linear(features.float())
 
@@ -91,6 +97,10 @@ class TeacherForward:
         std: (3,) likewise.
         device: where it runs.
         precision: of the body; the head, if it is a last linear layer, works in float32.
+        keep_features: keep the input of that layer, the penultimate activations.
+
+    Raises:
+        TeacherError: if there are features to keep and the model does not end in a linear layer.
     """
 
     def __init__(
@@ -102,13 +112,26 @@ class TeacherForward:
         std: list[float],
         device: torch.device,
         precision: Precision,
+        keep_features: bool = False,
     ) -> None:
         self.num_classes = num_classes
         self.device = device
         self.precision = precision
         self.normalise = Normalise(mean, std).to(device)
-        model = _with_float32_head(model, num_classes).eval()
-        self.model = model.to(device).to(memory_format=torch.channels_last)
+        model, head = _with_float32_head(model, num_classes)
+        if keep_features and head is None:
+            raise TeacherError(
+                f"the teacher is {type(model).__name__} and ends in no linear layer with "
+                f"{num_classes} outputs, expected one, whose input are its features. Leave "
+                "--features out"
+            )
+        self._head = head if keep_features else None
+        self.model = model.eval().to(device).to(memory_format=torch.channels_last)
+
+    @property
+    def features(self) -> Tensor | None:
+        """The penultimate activations of the last batch, (B, F); None where they are not kept."""
+        return None if self._head is None else self._head.features
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> Tensor:
@@ -135,13 +158,18 @@ class TeacherForward:
         return logits.float()
 
 
-def _with_float32_head(model: nn.Module, num_classes: int) -> nn.Module:
-    """Wrap the last linear layer, where it is one that gives the logits."""
+def _with_float32_head(model: nn.Module, num_classes: int) -> tuple[nn.Module, Float32Head | None]:
+    """Wrap the last linear layer, where it is one that gives the logits; return both."""
     heads = [
         (name, module)
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear) and module.out_features == num_classes
     ]
-    if heads and heads[-1][0]:
-        model.set_submodule(heads[-1][0], Float32Head(heads[-1][1]))
-    return model
+    if not heads:
+        return model, None
+    name, linear = heads[-1]
+    head = Float32Head(linear)
+    if not name:
+        return head, head
+    model.set_submodule(name, head)
+    return model, head

@@ -85,7 +85,7 @@ def run_training(
         "arch": model_name,
         "classes": data.classes,
         "image_size": loader.views.image_size,
-        "data_fingerprint": data.fingerprint,
+        "data_fingerprint": data.data_fingerprint,
     }
     trainer = Trainer(
         model, loader, evaluator, settings, normalise=normalise, run_dir=run_dir, about=about

@@ -8,13 +8,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from kdcache.data.beton import LARGEST_SMALL_SIZE, Beton, open_beton
+from kdcache.data.repack import require_samples_of, subset_beton
 from kdcache.data.views import default_views
 from kdcache.errors import CacheMismatchError
 from kdcache.loader.distill import DistillLoader, require_same_data
 from kdcache.options import TrainOptions
 from kdcache.progress import logger
-from kdcache.reader.probe import probe_pixels
+from kdcache.reader.probe import PROBE_VIEWS, probe_ids, probe_pixels
 from kdcache.selection.subset import Subset
 from kdcache.store.logit_store import LogitStore
 from kdcache.teacher.forward import resolve_device
@@ -48,10 +51,8 @@ def train(options: TrainOptions) -> dict[str, Any]:
     started = time.perf_counter()
     require_model(options.model)
     workspace = Workspace(options.workspace)
-    beton = open_beton(workspace.require_beton())
     device = resolve_device(options.device)
-    subset_path = workspace.require_subset(options.subset)
-    subset = None if subset_path is None else _load_subset(subset_path, beton)
+    beton, subset_path, subset = _open_data(workspace, options)
     store = _open_store(workspace, options, beton)
     views = store.manifest.views if store else default_views(beton.manifest)
     model_name = options.model or _default_student(views.image_size)
@@ -81,7 +82,7 @@ def train(options: TrainOptions) -> dict[str, Any]:
         "policy": str(views.policy),
         "view_seed": views.seed,
         "image_size": views.image_size,
-        "data_fingerprint": beton.manifest.fingerprint,
+        "data_fingerprint": beton.manifest.data_fingerprint,
         "subset": "full" if subset_path is None else subset_path.stem,
         "samples": num_samples,
         "sample_ids_digest": None if subset is None else _digest(subset),
@@ -102,6 +103,7 @@ def train(options: TrainOptions) -> dict[str, Any]:
         num_workers=options.num_workers,
         order=options.order,
         views=None if distils else views,
+        epochs=settings.epochs,
     )
     subset_name = "full" if subset_path is None else subset_path.stem
     name = f"{model_name}-{subset_name}-s{options.seed}" + ("" if distils else "-no-kd")
@@ -139,20 +141,35 @@ def train(options: TrainOptions) -> dict[str, Any]:
 
 def _open_store(workspace: Workspace, options: TrainOptions, beton: Beton) -> LogitStore | None:
     """Return the store; without KD it still says how views are made, where there is one."""
-    if not options.kd and options.teacher is None and workspace.recall("store") is None:
+    asked = options.teacher or options.store
+    if not options.kd and asked is None and workspace.recall("store") is None:
         return None
-    store = LogitStore.open(workspace.require_store(options.teacher))
+    store = LogitStore.open(workspace.require_store(options.teacher, options.store))
     require_same_data(beton, store)
     return store
 
 
 def _check_pixels(beton: Beton, store: LogitStore, options: TrainOptions) -> None:
     """Compare a few views with those that the teacher answered for."""
-    is_other_data = store.manifest.data_fingerprint != beton.manifest.fingerprint
+    is_other_data = store.manifest.data_fingerprint != beton.manifest.data_fingerprint
     if is_other_data or not len(store.pixel_probe):
         return  # of other data the loader speaks
-    found = probe_pixels(beton, store.manifest.views, num_workers=options.num_workers)
-    differ = int((found != store.pixel_probe).any(axis=1).sum())
+    probed = probe_ids(np.arange(store.manifest.samples))
+    is_here = np.isin(probed, beton.sample_ids)
+    if not is_here.any():
+        logger.warning(
+            "%s holds none of the %d samples whose pixels %s can check: whether this machine "
+            "decodes the teacher's pixels is not known",
+            beton.path,
+            len(probed),
+            store.path,
+        )
+        return
+    found = probe_pixels(
+        beton, store.manifest.views, sample_ids=probed[is_here], num_workers=options.num_workers
+    )
+    wanted = store.pixel_probe[np.repeat(is_here, len(PROBE_VIEWS))]
+    differ = int((found != wanted).any(axis=1).sum())
     if not differ:
         return
     message = (
@@ -168,15 +185,27 @@ def _check_pixels(beton: Beton, store: LogitStore, options: TrainOptions) -> Non
     )
 
 
-def _load_subset(path: Path, beton: Beton) -> Subset:
+def _open_data(
+    workspace: Workspace, options: TrainOptions
+) -> tuple[Beton, Path | None, Subset | None]:
+    """Return the beton to read, and the subset; its own beton where `kdcache pack` made one."""
+    path = workspace.require_subset(options.subset)
+    if path is None:
+        return open_beton(workspace.require_beton()), None, None
     subset = Subset.load(path)
+    packed = subset_beton(path)
+    if packed.exists():
+        beton = open_beton(packed)
+        require_samples_of(beton, path, subset.sample_ids)
+    else:
+        beton = open_beton(workspace.require_beton())
     found = subset.provenance.get("data_fingerprint")
-    if found is not None and found != beton.manifest.fingerprint:
+    if found is not None and found != beton.manifest.data_fingerprint:
         raise CacheMismatchError(
             f"{path} was selected from other data: data_fingerprint is {found[:12]}, expected "
-            f"{beton.manifest.fingerprint[:12]} of {beton.path}. Run kdcache select again"
+            f"{beton.manifest.data_fingerprint[:12]} of {beton.path}. Run kdcache select again"
         )
-    return subset
+    return beton, path, subset
 
 
 def _digest(subset: Subset) -> str:

@@ -188,7 +188,7 @@ class Trainer:
         else:
             parts = distillation_loss(
                 student,
-                batch.rows.logits(),
+                batch.rows.logits(self._settings.temperature),
                 batch.labels,
                 temperature=self._settings.temperature,
                 alpha=self._settings.alpha,

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 
 from kdcache.data.beton import Beton, open_beton
 from kdcache.data.pack import pack
-from kdcache.data.views import Policy, Views
+from kdcache.data.policy import Policy
+from kdcache.data.views import Views
 from kdcache.errors import CacheCorruptError, CacheMismatchError, ConfigError, DatasetError
 from kdcache.loader.distill import Batch, DistillLoader
 from kdcache.options import BuildLogitsOptions, PackOptions
@@ -185,6 +186,34 @@ def test_every_row_is_the_teachers_answer_to_the_pixels_beside_it(
     for of_epoch in np.sort(np.concatenate(shares, axis=1)):
         assert np.array_equal(of_epoch, wanted)
     assert max(share.shape[1] for share in shares) - min(share.shape[1] for share in shares) <= 1
+
+
+def test_teacher_and_student_see_the_same_changed_pixels(beton, tmp_path):
+    policy = "pad-crop(4, brightness=0.5, contrast=0.5, saturation=0.5, erase=0.5)"
+    for file in beton.path.parent.glob("train.*"):
+        (tmp_path / file.name).hardlink_to(file)
+    result = build_logits(
+        BuildLogitsOptions(
+            teacher="tests.teachers:projection",
+            workspace=tmp_path,
+            views=2,
+            policy=policy,
+            codec="float32",
+            batch_size=8,
+            device="cpu",
+        )
+    )
+    held = epochs(DistillLoader(beton, result["path"], batch_size=16, num_workers=1), range(2))
+    data = beton.manifest
+    weight = projection().weight.detach().double().numpy()
+    images = (held.images / 255 - np.array(data.mean)) / np.array(data.std)
+    expected = images.transpose(0, 3, 1, 2).reshape(len(images), -1) @ weight.T
+    # As above: float32 sums of 3,072 products.
+    assert abs(held.logits - expected).max() < 1e-4
+    for view in (1, 2):
+        shown = held.views == view
+        seen = pixels(beton, policy, 0, view, held.sample_ids[shown], num_workers=1)
+        assert np.array_equal(held.images[shown], seen)
 
 
 @settings(max_examples=25, deadline=None, derandomize=True)
@@ -428,6 +457,41 @@ def test_an_epoch_before_the_first_is_refused(beton, store):
     loader = DistillLoader(beton, store)
     with pytest.raises(ConfigError, match="epoch is -1"):
         next(loader.epoch(-1))
+
+
+def test_an_epoch_beyond_the_last_is_refused(beton, store):
+    loader = DistillLoader(beton, store, epochs=3)
+    with pytest.raises(ConfigError, match=r"epoch is 3, expected a number in \[0, 3\)"):
+        next(loader.epoch(3))
+
+
+@pytest.mark.parametrize(("epochs", "views"), [(2, [1, 2]), (None, [1, 2, 3])])
+def test_rows_are_read_ahead_until_the_last_epoch(beton, store, monkeypatch, epochs, views):
+    asked: list[int] = []
+    read = LogitStore.rows
+
+    def recording(self, ids, view, *, out):
+        asked.append(view)
+        return read(self, ids, view, out=out)
+
+    monkeypatch.setattr(LogitStore, "rows", recording)
+    loader = DistillLoader(beton, store, batch_size=36, num_workers=1, epochs=epochs)
+    for epoch in range(2):
+        assert len(list(loader.epoch(epoch))) == 2
+    loader.close()
+    assert asked == views
+
+
+@pytest.mark.parametrize("seed", [-1, 2**64])
+def test_a_view_seed_outside_its_range_is_refused(beton, seed):
+    views = Views(Policy.parse("rrc"), seed, 16)
+    with pytest.raises(ConfigError, match=f"view seed is {seed}"):
+        DistillLoader(beton, None, views=views)
+
+
+def test_a_negative_seed_is_refused(beton, store):
+    with pytest.raises(ConfigError, match="seed is -1"):
+        DistillLoader(beton, store, seed=-1)
 
 
 def test_two_loops_over_one_loader_are_refused(beton, store):

@@ -13,9 +13,9 @@ import torch
 from kdcache.data.beton import open_beton
 from kdcache.errors import CacheCorruptError
 from kdcache.loader.staging import Rows, RowStage
-from kdcache.store.codec import codec_named
+from kdcache.store.codecs.registry import CODECS
 from kdcache.store.logit_store import LogitStore
-from tests.spelled import SHARD_ROWS, spelled, write_spelled_store
+from tests.spelled import spelled, write_spelled_store
 
 IDS = np.array([40, 3, 71, 0, 12])
 BACKGROUND = "kdcache-staging"
@@ -24,9 +24,9 @@ BACKGROUND = "kdcache-staging"
 class RecordingStore(LogitStore):
     """A store that remembers who read which view."""
 
-    def rows(self, sample_ids, view):
+    def rows(self, sample_ids, view, *, out=None):
         vars(self).setdefault("reads", []).append((view, threading.current_thread().name))
-        return super().rows(sample_ids, view)
+        return super().rows(sample_ids, view, out=out)
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,9 @@ def read_by(store: RecordingStore) -> list[tuple[int, str]]:
 @pytest.mark.parametrize("codec", ["dense", "float32"])
 def test_rows_decode_to_the_logits_that_were_encoded(codec):
     logits = spelled(IDS, 2)
-    rows = Rows(torch.from_numpy(codec_named(codec).encode(logits)), codec_named(codec))
+    by_name = CODECS[codec](logits.shape[1])
+    encoded = by_name.encode(logits, sample_ids=IDS, view=2)
+    rows = Rows(torch.from_numpy(encoded), by_name)
     assert rows.logits().dtype == torch.float32
     assert torch.equal(rows.logits(), torch.from_numpy(logits))
 
@@ -94,23 +96,6 @@ def is_mapped_from_a_file(address: int) -> bool:
         if start <= address < end:
             return inode != "0"
     raise AssertionError(f"{address:x} is not mapped")
-
-
-@pytest.mark.parametrize("block_rows", [1, 2, 5, 100])
-def test_rows_read_block_by_block_are_in_the_order_asked_for(stage, monkeypatch, block_rows):
-    monkeypatch.setattr("kdcache.loader.staging.BLOCK_ROWS", block_rows)
-    assert np.array_equal(stage.take(0, 3, IDS).float().numpy(), spelled(IDS, 3))
-
-
-def test_each_shard_is_read_once_however_the_order_jumps(store, monkeypatch):
-    monkeypatch.setattr("kdcache.loader.staging.BLOCK_ROWS", SHARD_ROWS)
-    asked: list[list[int]] = []
-    read = store.rows
-    store.rows = lambda ids, view: asked.append(ids.tolist()) or read(ids, view)
-    stage = RowStage(store)
-    stage.take(0, 1, np.random.default_rng(0).permutation(72))
-    stage.close()
-    assert asked == [list(range(72))[first : first + SHARD_ROWS] for first in range(0, 72, 7)]
 
 
 def test_rows_that_were_not_prefetched_are_read_when_they_are_taken(stage, store):

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from kdcache.store.layout import PER_SAMPLE
 from kdcache.store.logit_store import LogitStore
-from kdcache.store.manifest import FORMAT_VERSION, StoreManifest
-from kdcache.store.writer import SCORE_TYPES, StoreWriter
+from kdcache.store.manifest import FORMAT_VERSION, StoreManifest, digest_of
+from kdcache.store.writer import StoreWriter
 
 
 def fresh_workspace(folder: Path, tiny_workspace: Path) -> Path:
@@ -35,6 +37,15 @@ def store_path(workspace: Path, tiny_store: LogitStore) -> Path:
     return path
 
 
+def change_manifest(path: Path, **changes: object) -> None:
+    """Write a store's manifest as it would be after a build from something else."""
+    about = json.loads((path / "zarr.json").read_text())
+    content = about["attributes"]["kdcache"] | changes
+    digest = StoreManifest.from_json(content, path=str(path)).digest()
+    about["attributes"] = {"kdcache": content, "kdcache_digest": digest}
+    (path / "zarr.json").write_text(json.dumps(about))
+
+
 def snapshot(path: Path) -> dict[str, bytes]:
     """Return every file below a path with its bytes."""
     return {
@@ -43,15 +54,23 @@ def snapshot(path: Path) -> dict[str, bytes]:
 
 
 def manifest(
-    *, samples: int = 20, classes: int = 3, shard_rows: int = 4, codec: str = "float32"
+    *,
+    samples: int = 20,
+    classes: int = 3,
+    shard_rows: int = 4,
+    codec: str = "float32",
+    sample_ids: np.ndarray | None = None,
 ) -> StoreManifest:
     """Return the manifest of a store that is written by hand."""
+    rows = np.arange(samples) if sample_ids is None else sample_ids
     return StoreManifest(
         format_version=FORMAT_VERSION,
         data_fingerprint="0" * 64,
         samples=samples,
         classes=classes,
         class_names=[f"class_{number}" for number in range(classes)],
+        rows=len(rows),
+        rows_digest=digest_of(rows),
         teacher="by-hand",
         teacher_arch="tests:by_hand",
         teacher_digest="1" * 64,
@@ -95,7 +114,7 @@ def write_shard(writer: StoreWriter, view: int, shard: int) -> None:
     size = writer.manifest.shard_rows
     part = slice(shard * size, (shard + 1) * size)
     ids = writer.sample_ids(view)[part]
-    per_sample = {name: ids.astype(dtype) for name, dtype in SCORE_TYPES.items()}
+    per_sample = {name: ids.astype(dtype) for name, dtype in PER_SAMPLE.items()}
     writer.write_shard(view, shard, rows_of(writer, view)[part], {} if view else per_sample)
 
 

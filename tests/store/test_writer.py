@@ -10,11 +10,12 @@ import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdcache.errors import CacheIncompleteError
+from kdcache.errors import CacheIncompleteError, ConfigError
 from kdcache.options import Score
-from kdcache.store.layout import chunks_present, is_complete, read_manifest
+from kdcache.store.layout import PER_SAMPLE, is_complete, open_group, shards_present
+from kdcache.store.location import open_place
 from kdcache.store.logit_store import LogitStore
-from kdcache.store.writer import SCORE_TYPES, StoreWriter
+from kdcache.store.writer import StoreWriter
 from kdcache.teacher.scores import SCORES, STATS
 from tests.store.conftest import (
     create,
@@ -37,19 +38,19 @@ def group_of(path: Path) -> zarr.Group:
 
 def test_there_is_an_array_for_every_score_and_statistic():
     names = {f"scores/{name}" for name in SCORES} | {f"stats/{name}" for name in STATS}
-    assert set(SCORE_TYPES) == names
+    assert set(PER_SAMPLE) == names
     assert Score.__args__ == tuple(SCORES)
 
 
 def test_a_new_store_has_all_its_arrays_and_no_shard(path):
     writer = create(path, manifest(), views=2)
-    group = group_of(path)
-    assert read_manifest(group, path="") == manifest()
+    group, found = open_group(open_place(path, read_only=True), path="")
+    assert found == manifest()
     assert group["labels"][:].tolist() == [number % 3 for number in range(20)]
     assert group["sample_ids"][:].tolist() == list(range(20))
-    for name, dtype in SCORE_TYPES.items():
+    for name, dtype in PER_SAMPLE.items():
         assert (group[name].shape, group[name].dtype) == ((20,), dtype)
-        assert chunks_present(group, name) == set()
+        assert shards_present(group, name) == set()
     assert writer.num_views == 2
     for view in range(3):
         array = group[f"views/{view}/rows"]
@@ -85,7 +86,7 @@ def test_a_shard_exists_when_it_is_written(path):
 
 def test_a_shard_of_zeros_exists_too(path):
     writer = create(path, manifest(), views=0)
-    values = {name: np.zeros(4, dtype) for name, dtype in SCORE_TYPES.items()}
+    values = {name: np.zeros(4, dtype) for name, dtype in PER_SAMPLE.items()}
     writer.write_shard(0, 0, np.zeros((4, 3), np.float32), values)
     assert writer.missing_shards(0) == [1, 2, 3, 4]
 
@@ -101,31 +102,31 @@ def test_a_shard_of_the_clean_view_is_missing_where_one_of_its_scores_is(path):
 
 def test_the_rows_of_a_shard_come_after_its_scores(path):
     writer = create(path, manifest(), views=0)
-    values = {name: np.zeros(4, dtype) for name, dtype in SCORE_TYPES.items()}
+    values = {name: np.zeros(4, dtype) for name, dtype in PER_SAMPLE.items()}
     with pytest.raises(ValueError, match="could not convert string to float"):
         writer.write_shard(0, 0, np.full((4, 3), "x"), values)
     group = group_of(path)
-    assert all(chunks_present(group, name) == {0} for name in SCORE_TYPES)
-    assert chunks_present(group, "views/0/rows") == set()
+    assert all(shards_present(group, name) == {0} for name in PER_SAMPLE)
+    assert shards_present(group, "views/0/rows") == set()
 
 
 def test_leftovers_of_a_killed_process_are_no_shards_and_are_swept(path):
     writer = create(path, manifest())
     write_shard(writer, 0, 1)
     leftovers = [
-        path / "views/0/rows/c/3/0.0123abcd.partial",
+        path / "views/0/rows/c/3/.0.123.partial",
         path / "views/1/rows/c/12.partial",
-        path / "scores/entropy/c/2.0123abcd.partial",
-        path / "views/1/complete.0123abcd.partial",
-        path / "labels/zarr.0123abcd.partial",
+        path / "scores/entropy/c/.2.123.partial",
+        path / "views/1/.complete.123.partial",
+        path / "labels/.zarr.json.123.partial",
     ]
     for leftover in leftovers:
         leftover.parent.mkdir(parents=True, exist_ok=True)
         leftover.write_bytes(b"half")
     group = group_of(path)
-    assert chunks_present(group, "views/0/rows") == {1}
-    assert chunks_present(group, "views/1/rows") == set()
-    assert chunks_present(group, "scores/entropy") == {1}
+    assert shards_present(group, "views/0/rows") == {1}
+    assert shards_present(group, "views/1/rows") == set()
+    assert shards_present(group, "scores/entropy") == {1}
     assert not is_complete(group, 1)
     again = StoreWriter(path)
     assert not any(leftover.exists() for leftover in leftovers)
@@ -165,7 +166,7 @@ def test_views_can_be_added_and_leave_the_others_as_they_are(path):
 
 def test_a_store_for_a_subset_has_all_samples_in_the_clean_view_alone(path):
     ids = np.array([1, 4, 5, 11, 19], dtype=np.int64)
-    writer = create(path, manifest(), sample_ids=ids, views=2)
+    writer = create(path, manifest(sample_ids=ids), sample_ids=ids, views=2)
     assert writer.sample_ids(0).tolist() == list(range(20))
     assert writer.sample_ids(1).tolist() == ids.tolist()
     assert (writer.missing_shards(0), writer.missing_shards(1)) == ([0, 1, 2, 3, 4], [0, 1])
@@ -195,15 +196,12 @@ def test_a_new_store_replaces_the_old_one_whole(path):
     assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
-def test_creating_a_store_sweeps_what_a_killed_process_left_of_it_and_no_other(path):
-    mine = path.with_name(f".{path.name}.new.partial")
-    theirs = path.with_name(".other.zarr.new.partial")
-    for folder in (mine, theirs):
-        folder.mkdir(parents=True)
-        (folder / "zarr.json").write_text("{")
-    create(path, manifest(), views=0)
-    assert not mine.exists()
-    assert (theirs / "zarr.json").read_text() == "{"
+def test_a_folder_that_holds_something_else_is_not_replaced(path):
+    path.mkdir(parents=True)
+    (path / "thesis.tex").write_text("chapter 1")
+    with pytest.raises(ConfigError, match=r"holds 1 files and no logit store.*thesis\.tex"):
+        create(path, manifest(), views=0)
+    assert (path / "thesis.tex").read_text() == "chapter 1"
 
 
 @settings(max_examples=8, deadline=None)

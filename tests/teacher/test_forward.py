@@ -139,13 +139,12 @@ def test_the_last_linear_layer_with_the_classes_is_the_head():
 @pytest.mark.parametrize(
     "model",
     [
-        nn.Linear(8, 4),
         nn.Sequential(nn.Conv2d(3, 4, 8), nn.Flatten()),
         nn.Sequential(
             nn.Flatten(), nn.Linear(192, 5), nn.Linear(5, 8), nn.Unflatten(1, (4, 2)), Mean()
         ),
     ],
-    ids=["the model itself", "a convolution", "another size"],
+    ids=["a convolution", "another size"],
 )
 def test_a_model_without_a_linear_head_inside_is_taken_as_it_is(model):
     forward = forward_of(model)

@@ -1,0 +1,248 @@
+"""The text of a view policy, its ranges, and the numbers that the compiled code takes."""
+
+from __future__ import annotations
+
+import ast
+import math
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+from kdcache.errors import ConfigError
+
+Range = tuple[float, float]
+"""Smallest and largest, both included."""
+
+UNCHANGED: Range = (1.0, 1.0)
+LARGEST_FACTOR = 10.0
+ERASE_SCALE: Range = (0.02, 0.33)
+ERASE_RATIO: Range = (0.3, 3.3)
+
+FACTORS = ("brightness", "contrast", "saturation")
+FACTOR_ONE = 256
+"""The factor 1, as photometric parameters count: in 1/256."""
+
+_KINDS = {"clean": 0, "pad-crop": 1, "rrc": 2}
+CLEAN, PAD_CROP, RRC = _KINDS.values()
+
+
+@dataclass(frozen=True)
+class Policy:
+    """How views from 1 are drawn. `Policy.parse` reads the form that `str` writes.
+
+    pad-crop(4, flip=True)                              zeros around, a window of the image's size
+    rrc(scale=(0.08, 1.0), ratio=(0.75, 1.33), flip=True)   torchvision's RandomResizedCrop
+    clean                                               every view is the clean view
+
+    The first two take photometric changes and erasing as well, see `kdcache.data.photometric`:
+
+    rrc(brightness=0.4, contrast=0.4, saturation=0.4, erase=0.25)
+    """
+
+    kind: Literal["clean", "pad-crop", "rrc"]
+    padding: int = 0
+    """pad-crop: zeros on each side, in pixels of the stored image."""
+    scale: Range = (0.08, 1.0)
+    """rrc: smallest and largest share of the image's area."""
+    ratio: Range = (3 / 4, 4 / 3)
+    """rrc: smallest and largest width over height."""
+    flip: bool = False
+    """Mirror left and right with probability 1/2."""
+    brightness: Range = UNCHANGED
+    """Factors of brightness; as the other two, in the text also a number x for 1 - x to 1 + x."""
+    contrast: Range = UNCHANGED
+    """Factors of contrast."""
+    saturation: Range = UNCHANGED
+    """Factors of saturation."""
+    erase: float = 0.0
+    """Probability that a box of the output is black, in [0, 1]."""
+    erase_scale: Range = ERASE_SCALE
+    """Smallest and largest share of the output's area that is erased."""
+    erase_ratio: Range = ERASE_RATIO
+    """Smallest and largest height over width of the erased box, as in torchvision."""
+
+    def __post_init__(self) -> None:
+        """Check every range."""
+        if self.padding < 0:
+            raise ConfigError(f"padding of a policy is {self.padding}, expected at least 0")
+        for name, (low, high), top in (
+            ("scale", self.scale, 1.0),
+            ("ratio", self.ratio, math.inf),
+            ("erase_scale", self.erase_scale, 1.0),
+            ("erase_ratio", self.erase_ratio, math.inf),
+        ):
+            if not 0 < low <= high <= top or math.isinf(high):
+                raise ConfigError(
+                    f"{name} of a policy is ({low}, {high}), expected 0 < low <= high <= {top}"
+                )
+        for name in FACTORS:
+            low, high = getattr(self, name)
+            if not 0 <= low <= high <= LARGEST_FACTOR:
+                raise ConfigError(
+                    f"{name} of a policy is ({low}, {high}), expected 0 <= low <= high <= "
+                    f"{LARGEST_FACTOR}"
+                )
+        if not 0 <= self.erase <= 1:
+            raise ConfigError(f"erase of a policy is {self.erase}, expected a number in [0, 1]")
+        if self.erase == 0 and (self.erase_scale, self.erase_ratio) != (ERASE_SCALE, ERASE_RATIO):
+            raise ConfigError(
+                f"erase of a policy is {self.erase} beside erase_scale or erase_ratio, expected a "
+                "probability above 0"
+            )
+        if self.kind == "clean" and self.changes_pixels:
+            raise ConfigError(f"policy is {self!r}, expected no changes of pixels with kind clean")
+
+    @classmethod
+    def parse(cls, text: str) -> Policy:
+        """Read a policy, such as `pad-crop(4, flip)`, `rrc(scale=(0.25, 1))` or `clean`.
+
+        Raises:
+            ConfigError: names the forms that are known.
+        """
+        try:
+            return _parse(text)
+        except (SyntaxError, TypeError, ValueError) as error:
+            if isinstance(error, ConfigError):
+                raise
+            raise ConfigError(
+                f"policy is {text!r}, expected pad-crop(PADDING, flip=True), "
+                "rrc(scale=(LOW, HIGH), ratio=(LOW, HIGH), flip=True) or clean, the first two also "
+                "with brightness, contrast, saturation=X or (LOW, HIGH), erase=PROBABILITY, "
+                "erase_scale and erase_ratio=(LOW, HIGH)"
+            ) from error
+
+    def __str__(self) -> str:
+        """Write the form that `parse` reads: boxes spelled out, changes where there are any."""
+        if self.kind == "clean":
+            return "clean"
+        changes = "".join(
+            f", {name}={getattr(self, name)}"
+            for name in FACTORS
+            if getattr(self, name) != UNCHANGED
+        )
+        if self.erase > 0:
+            changes += f", erase={self.erase}"
+            changes += f", erase_scale={self.erase_scale}, erase_ratio={self.erase_ratio}"
+        if self.kind == "pad-crop":
+            return f"pad-crop({self.padding}, flip={self.flip}{changes})"
+        return f"rrc(scale={self.scale}, ratio={self.ratio}, flip={self.flip}{changes})"
+
+    @property
+    def changes_pixels(self) -> bool:
+        """Whether views have photometric changes or erased boxes."""
+        return self.erase > 0 or any(getattr(self, name) != UNCHANGED for name in FACTORS)
+
+    def numbers(self) -> PolicyNumbers:
+        """Return what boxes depend on, as the compiled code takes it."""
+        return PolicyNumbers(
+            _KINDS[self.kind],
+            self.padding,
+            *self.scale,
+            *_logarithms(self.ratio),
+            *self.ratio,
+            self.flip,
+        )
+
+    def photometric_numbers(self) -> PhotometricNumbers:
+        """Return what photometric changes and erased boxes depend on, likewise."""
+        return PhotometricNumbers(
+            *_in_256ths(self.brightness),
+            *_in_256ths(self.contrast),
+            *_in_256ths(self.saturation),
+            self.erase,
+            *self.erase_scale,
+            *_logarithms(self.erase_ratio),
+        )
+
+
+class PolicyNumbers(NamedTuple):
+    """The boxes of a policy, ready for numba."""
+
+    kind: int
+    padding: int
+    scale_low: float
+    scale_high: float
+    log_ratio_low: float
+    log_ratio_high: float
+    ratio_low: float
+    ratio_high: float
+    flip: bool
+
+
+class PhotometricNumbers(NamedTuple):
+    """The photometric changes of a policy, ready for numba; factors in 1/256."""
+
+    brightness_low: int
+    brightness_high: int
+    contrast_low: int
+    contrast_high: int
+    saturation_low: int
+    saturation_high: int
+    erase: float
+    scale_low: float
+    scale_high: float
+    log_ratio_low: float
+    log_ratio_high: float
+
+
+def _in_256ths(factors: Range) -> tuple[int, int]:
+    low, high = (math.floor(FACTOR_ONE * factor + 0.5) for factor in factors)
+    return low, high
+
+
+def _logarithms(ratio: Range) -> Range:
+    # Rounded: the logarithm's last bit may differ between C libraries, a view must not.
+    return round(math.log(ratio[0]), 12), round(math.log(ratio[1]), 12)
+
+
+_CHANGES: dict[str, Any] = {
+    **dict.fromkeys(FACTORS, UNCHANGED),
+    "erase": 0.0,
+    "erase_scale": ERASE_SCALE,
+    "erase_ratio": ERASE_RATIO,
+}
+_FORMS: dict[str, dict[str, Any]] = {
+    "clean": {},
+    "pad-crop": {"padding": 4, "flip": True, **_CHANGES},
+    "rrc": {"scale": (0.08, 1.0), "ratio": (3 / 4, 4 / 3), "flip": True, **_CHANGES},
+}
+"""The options of each kind, and what they are when left out."""
+
+
+def _parse(text: str) -> Policy:
+    tree = ast.parse(text.strip().replace("pad-crop", "pad_crop"), mode="eval").body
+    call = tree if isinstance(tree, ast.Call) else ast.Call(tree, [], [])
+    if not isinstance(call.func, ast.Name):
+        raise TypeError(text)
+    kind = call.func.id.replace("_", "-")
+    said = [(str(word.arg), ast.literal_eval(word.value)) for word in call.keywords]
+    for argument in call.args:
+        if isinstance(argument, ast.Name):  # `flip` alone means flip=True
+            said.append((argument.id, True))
+        else:  # a number alone is the padding
+            said.append(("padding", ast.literal_eval(argument)))
+    given = dict(said)
+    if kind not in _FORMS or not given.keys() <= _FORMS[kind].keys() or len(given) < len(said):
+        raise ValueError(text)
+    options = {name: _typed(name, value) for name, value in (_FORMS[kind] | given).items()}
+    return Policy(kind, **options)  # type: ignore[arg-type]
+
+
+def _typed(name: str, value: Any) -> Any:
+    """Return an option's value as `Policy` holds it."""
+    exact = {"padding": int, "flip": bool}.get(name)
+    if exact is not None:
+        if type(value) is not exact:
+            raise TypeError(value)
+        return value
+    if name == "erase":
+        return _number(value)
+    if name in FACTORS and isinstance(value, (int, float)):
+        return max(0.0, 1 - _number(value)), 1 + _number(value)
+    low, high = value
+    return _number(low), _number(high)
+
+
+def _number(value: Any) -> float:
+    if type(value) not in {int, float}:
+        raise TypeError(value)
+    return float(value)

@@ -1,0 +1,60 @@
+"""How many bytes a store takes, before it is built."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from kdcache.store.codecs.codec import Codec
+from kdcache.store.layout import PER_SAMPLE
+
+CHECKSUM_BYTES = 4
+"""CRC-32C of a chunk."""
+
+LABEL_BYTES = ID_BYTES = 8
+
+METADATA_BYTES = 1_000
+"""Of the JSON beside each array, about."""
+
+
+def rows_bytes(num_rows: int, num_views: int, row_bytes: int, *, shard_rows: int = 1) -> int:
+    """Return the bytes of the rows of some views; the last shard of each is filled up.
+
+    Args:
+        num_rows: of one view.
+        num_views: as many views.
+        row_bytes: of one row, such as `Codec.row_bytes`.
+        shard_rows: rows of one shard.
+    """
+    shards = -(-num_rows // shard_rows)
+    return num_views * shards * shard_rows * row_bytes
+
+
+def store_bytes(
+    codec: Codec,
+    clean: Codec,
+    *,
+    num_samples: int,
+    num_rows: int,
+    num_views: int,
+    shard_rows: int,
+) -> int:
+    """Return the bytes of a store, right to 1 % from a few MB on.
+
+    Args:
+        codec: of the views from 1.
+        clean: of view 0.
+        num_samples: N, rows of view 0.
+        num_rows: M, rows of each view from 1.
+        num_views: V.
+        shard_rows: rows of one shard.
+    """
+    rows = rows_bytes(num_samples, 1, clean.row_bytes, shard_rows=shard_rows)
+    rows += rows_bytes(num_rows, num_views, codec.row_bytes, shard_rows=shard_rows)
+    per_sample = sum(np.dtype(dtype).itemsize for dtype in PER_SAMPLE.values())
+    samples = rows_bytes(num_samples, 1, per_sample, shard_rows=shard_rows)
+    samples += num_samples * LABEL_BYTES + num_rows * ID_BYTES
+    fitted = sum(array.nbytes for array in codec.arrays.values())
+    shards = (len(PER_SAMPLE) + 1) * -(-num_samples // shard_rows)
+    shards += num_views * -(-num_rows // shard_rows)
+    arrays = len(PER_SAMPLE) + len(("labels", "sample_ids", "pixel_probe")) + 1 + num_views
+    return rows + samples + fitted + shards * CHECKSUM_BYTES + arrays * METADATA_BYTES

@@ -1,0 +1,94 @@
+"""What was decided about a store's codec, once, from its clean view: one file, before view 1.
+
+The file is an npz: `decision`, a JSON string with the codec's settings and the table of what was
+measured, and the codec's arrays, such as a basis, under their own names.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import zarr
+
+from kdcache.errors import CacheCorruptError, CacheIncompleteError
+from kdcache.store.codecs.codec import Codec
+from kdcache.store.codecs.dense import Dense, Float32
+from kdcache.store.codecs.registry import CODECS, codec_from
+from kdcache.store.layout import CODEC_KEY
+from kdcache.store.location import has_key, read_key, write_key
+from kdcache.store.manifest import StoreManifest
+
+WITHOUT_SETTINGS = frozenset({Dense.name, Float32.name})
+"""Codecs that have no settings: the manifest's word is enough."""
+
+
+class Decision(NamedTuple):
+    """A codec, and what was measured before it was taken."""
+
+    codec: Codec
+    table: Sequence[dict[str, Any]]
+    """A row for each candidate, see `kdcache.store.fidelity`."""
+
+
+def clean_codec(manifest: StoreManifest) -> Codec:
+    """Return the codec of view 0, from which the codec of the others is decided."""
+    kind = Float32 if manifest.codec == Float32.name else Dense
+    return kind(manifest.classes)
+
+
+def write_decision(group: zarr.Group, decision: Decision) -> None:
+    """Write what was decided; the file appears whole or not at all."""
+    content = {"settings": decision.codec.settings, "table": list(decision.table)}
+    buffer = io.BytesIO()
+    np.savez(buffer, decision=json.dumps(content), **decision.codec.arrays)  # type: ignore[arg-type]
+    write_key(group.store, CODEC_KEY, buffer.getvalue())
+
+
+def read_decision(group: zarr.Group, manifest: StoreManifest) -> Decision | None:
+    """Return what was decided, None where nothing is yet.
+
+    Raises:
+        CacheCorruptError: if the file is damaged.
+    """
+    if manifest.codec in WITHOUT_SETTINGS:
+        return Decision(CODECS[manifest.codec](manifest.classes), ())
+    content = read_key(group.store, CODEC_KEY)
+    if content is None:
+        return None
+    try:
+        with np.load(io.BytesIO(content), allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+        decision = json.loads(str(arrays.pop("decision")))
+        return Decision(codec_from(decision["settings"], arrays), decision["table"])
+    except (KeyError, ValueError, OSError, zipfile.BadZipFile) as error:
+        raise CacheCorruptError(
+            f"{CODEC_KEY} of {group.store} is damaged: {error}. Run kdcache verify --repair"
+        ) from error
+
+
+def is_decided(group: zarr.Group, manifest: StoreManifest) -> bool:
+    """Return whether the codec of the views from 1 is known."""
+    return manifest.codec in WITHOUT_SETTINGS or has_key(group.store, CODEC_KEY)
+
+
+def codec_of(group: zarr.Group, manifest: StoreManifest, view: int) -> Codec:
+    """Return the codec of a view's rows.
+
+    Raises:
+        CacheIncompleteError: if the codec of the views from 1 is not decided yet.
+        CacheCorruptError: if what was decided is damaged.
+    """
+    if view == 0:
+        return clean_codec(manifest)
+    decision = read_decision(group, manifest)
+    if decision is None:
+        raise CacheIncompleteError(
+            f"the codec of {group.store} is not decided yet, which happens after view 0. "
+            "Run kdcache build-logits again with the same arguments; it continues"
+        )
+    return decision.codec

@@ -1,0 +1,105 @@
+"""`kdcache export`: one view of a store as parquet or npz, for programs without zarr."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from kdcache.errors import ConfigError
+from kdcache.files import replace_atomically
+from kdcache.options import ExportOptions
+from kdcache.store.logit_store import LogitStore
+from kdcache.workspace import Workspace
+
+ROWS_AT_ONCE = 4096
+"""Of a parquet file's row groups: what is in memory at a time."""
+
+
+def export(options: ExportOptions) -> dict[str, Any]:
+    """Write sample ids, labels, decoded logits and scores of one view.
+
+    parquet: a row a sample with the columns `sample_id`, `label`, `logits` (C float32) and one for
+    each score and stat; the manifest is the file's metadata `kdcache`. npz: arrays of these names,
+    and `manifest`, a JSON string; the logits must fit into memory.
+
+    Returns:
+        `rows`, `classes`, `bytes` and `path`.
+
+    Raises:
+        ConfigError: if there is a file.
+        CacheMismatchError: if the store has no such view.
+    """
+    store = LogitStore.open(Workspace(options.workspace).require_store(None, options.store))
+    if options.out.exists() and not options.overwrite:
+        raise ConfigError(f"{options.out} exists. Use --overwrite to replace it")
+    ids = store.sample_ids if options.view else np.arange(store.manifest.samples)
+    store.logits(ids[:1], options.view)  # refuses a view that is not there before a file is made
+    per_sample = {**store.scores, **store.stats}
+    columns = {name: values[ids] for name, values in per_sample.items()}
+    with replace_atomically(options.out) as partial:
+        write = _write_parquet if options.out.suffix == ".parquet" else _write_npz
+        write(partial, store, options.view, ids, columns)
+    return {
+        "rows": len(ids),
+        "classes": store.manifest.classes,
+        "bytes": options.out.stat().st_size,
+        "path": str(options.out.resolve()),
+    }
+
+
+def _about(store: LogitStore, view: int) -> str:
+    return json.dumps(store.manifest.to_json() | {"view": view})
+
+
+def _write_parquet(
+    path: Path,
+    store: LogitStore,
+    view: int,
+    ids: npt.NDArray[np.int64],
+    columns: dict[str, npt.NDArray[Any]],
+) -> None:
+    classes = store.manifest.classes
+    schema = pa.schema(
+        [
+            ("sample_id", pa.int64()),
+            ("label", pa.int64()),
+            ("logits", pa.list_(pa.float32(), classes)),
+            *((name, pa.from_numpy_dtype(values.dtype)) for name, values in columns.items()),
+        ],
+        metadata={"kdcache": _about(store, view)},
+    )
+    with pq.ParquetWriter(path, schema) as writer:
+        for start in range(0, len(ids), ROWS_AT_ONCE):
+            part = slice(start, start + ROWS_AT_ONCE)
+            logits = store.logits(ids[part], view)
+            arrays = [
+                pa.array(ids[part]),
+                pa.array(store.labels[ids[part]]),
+                pa.FixedSizeListArray.from_arrays(pa.array(logits.ravel()), classes),
+                *(pa.array(values[part]) for values in columns.values()),
+            ]
+            writer.write_table(pa.Table.from_arrays(arrays, schema=schema))
+
+
+def _write_npz(
+    path: Path,
+    store: LogitStore,
+    view: int,
+    ids: npt.NDArray[np.int64],
+    columns: dict[str, npt.NDArray[Any]],
+) -> None:
+    with path.open("wb") as file:
+        np.savez(
+            file,
+            sample_id=ids,
+            label=store.labels[ids],
+            logits=store.logits(ids, view),
+            manifest=_about(store, view),
+            **columns,  # type: ignore[arg-type]
+        )

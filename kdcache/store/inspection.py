@@ -1,0 +1,158 @@
+"""Reading every byte of a store, and naming the keys that are not what was written."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import zarr
+from zarr.core.metadata import ArrayV3Metadata
+
+from kdcache.errors import CacheCorruptError, CacheIncompleteError
+from kdcache.progress import progress_bar
+from kdcache.store.codec_file import is_decided, read_decision
+from kdcache.store.layout import (
+    CODEC_KEY,
+    COMPLETE,
+    FEATURES,
+    GIVEN,
+    PER_SAMPLE,
+    array_named,
+    is_complete,
+    num_shards,
+    rows_name,
+    shard_key,
+    shards_present,
+)
+from kdcache.store.location import list_keys, read_key
+from kdcache.store.logit_store import read_whole, shard_damage
+from kdcache.store.manifest import StoreManifest, digest_of
+from kdcache.store.specs import array_metadata, array_spec, group_metadata
+
+
+class Damage(NamedTuple):
+    """A key of a store that is missing, or whose bytes are not those that were written."""
+
+    key: str
+    what: str
+
+
+def find_damage(group: zarr.Group, manifest: StoreManifest) -> list[Damage]:
+    """Read every key of a store; return those that are damaged, in the order of keys.
+
+    The manifest was checked when the group was opened. What a build has not made yet is no damage.
+    """
+    keys = list_keys(group.store)
+    damaged = [*_damaged_structure(group, manifest, keys), *_damaged_codec(group, manifest, keys)]
+    unreadable = {found.key for found in damaged}
+    with progress_bar(total=len(keys), unit="file", description="verify store") as bar:
+        for name in _arrays(keys):
+            if f"{name}/zarr.json" not in unreadable:
+                damaged += _damaged_shards(group, name, bar.update)
+    if not any(found.key.startswith("sample_ids") for found in damaged):
+        ids = read_whole(group, "sample_ids")
+        if digest_of(ids) != manifest.rows_digest:
+            damaged.append(Damage("sample_ids/c/0", "differs from the manifest's digest"))
+    return sorted(damaged)
+
+
+def expected_structure(
+    group: zarr.Group, manifest: StoreManifest, keys: list[str]
+) -> dict[str, bytes]:
+    """Return the zarr.json of the groups and arrays that a store must have, by key.
+
+    But those of `pixel_probe` and `features`, whose sizes the manifest does not say.
+    """
+    views = _views(keys)
+    around = ["scores", "stats", "views", *(f"views/{view}" for view in views)]
+    expected = {f"{name}/zarr.json": group_metadata() for name in around}
+    for name in ["labels", "sample_ids", *PER_SAMPLE, *(rows_name(view) for view in views)]:
+        try:
+            expected[f"{name}/zarr.json"] = array_metadata(array_spec(group, manifest, name))
+        except (CacheIncompleteError, CacheCorruptError):
+            continue  # the codec is missing or damaged, which is found for itself
+    return expected
+
+
+def _views(keys: list[str]) -> list[int]:
+    """Return the views of which there is anything, in order."""
+    parts = (key.split("/") for key in keys if key.startswith("views/"))
+    return sorted({int(part[1]) for part in parts if part[1].isdigit()})
+
+
+def _arrays(keys: list[str]) -> list[str]:
+    """Return every array of which there is anything."""
+    features = [FEATURES] if any(key.startswith(f"{FEATURES}/") for key in keys) else []
+    return [*GIVEN, *PER_SAMPLE, *features, *(rows_name(view) for view in _views(keys))]
+
+
+def _damaged_structure(
+    group: zarr.Group, manifest: StoreManifest, keys: list[str]
+) -> Iterator[Damage]:
+    for key, expected in expected_structure(group, manifest, keys).items():
+        content = read_key(group.store, key)
+        if content is None:
+            yield Damage(key, "is missing")
+        elif _meaning(content) != _meaning(expected):
+            yield Damage(key, "says otherwise than the manifest")
+    for name in (*GIVEN, FEATURES):
+        key = f"{name}/zarr.json"
+        if key in keys and _meaning(read_key(group.store, key) or b"") is None:
+            yield Damage(key, "is no zarr.json")
+    for key in keys:
+        if key.endswith(".json") and "/mixed/" in key and _json(group, key) is None:
+            yield Damage(key, "is no JSON")
+        if key.endswith(f"/{COMPLETE}") and read_key(group.store, key) != b"complete\n":
+            yield Damage(key, "is no marker")
+
+
+def _damaged_codec(group: zarr.Group, manifest: StoreManifest, keys: list[str]) -> Iterator[Damage]:
+    if is_decided(group, manifest):
+        try:
+            read_decision(group, manifest)
+        except CacheCorruptError as error:
+            yield Damage(CODEC_KEY, str(error))
+    elif any(_views(keys)):
+        yield Damage(CODEC_KEY, "is missing")
+
+
+def _damaged_shards(
+    group: zarr.Group, name: str, advance: Callable[[int], Any]
+) -> Iterator[Damage]:
+    shards = range(num_shards(array_named(group, name)))
+    present = shards_present(group, name)
+    advance(1)
+    for shard in shards:
+        if shard not in present:
+            if _must_be_whole(group, name):
+                yield Damage(shard_key(group, name, shard), "is missing")
+            continue
+        advance(1)
+        if what := shard_damage(group, name, shard):
+            yield Damage(shard_key(group, name, shard), what)
+
+
+def _must_be_whole(group: zarr.Group, name: str) -> bool:
+    if name in GIVEN:
+        return True
+    view = int(name.split("/")[1]) if name.startswith("views/") else 0
+    return is_complete(group, view)
+
+
+def _meaning(content: bytes) -> object:
+    """Return what a zarr.json says, whatever version of zarr wrote it; None if it is none."""
+    try:
+        given = json.loads(content)
+        if given["node_type"] == "array":
+            return ArrayV3Metadata.from_dict(given).to_dict()
+        return given["zarr_format"], given["node_type"], given.get("attributes", {})
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return None
+
+
+def _json(group: zarr.Group, key: str) -> object:
+    try:
+        return json.loads(read_key(group.store, key) or b"")
+    except ValueError:
+        return None

@@ -1,0 +1,135 @@
+"""Where a store lies: a folder, or the URL of an object store; and its keys, read and written.
+
+On a local disk every file is flushed before it gets its name, and its folder after: what is there
+is whole, also after a power cut. An object store gives the same with one PUT.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from pathlib import Path
+
+from zarr.abc.store import Store
+from zarr.core.buffer import Buffer, default_buffer_prototype
+from zarr.core.sync import sync
+from zarr.storage import FsspecStore, LocalStore
+
+from kdcache.errors import ConfigError
+from kdcache.files import replace_atomically
+
+Location = Path | str
+"""A folder is a Path, a URL (s3://, gs://, memory://, ...) a string."""
+
+ROOT_KEY = "zarr.json"
+"""Of the manifest: the first key of a store."""
+
+PARTIAL_SUFFIX = ".partial"
+"""Of a file that is being written."""
+
+
+def as_location(given: Path | str) -> Location:
+    """Return a URL as it is and anything else as a path."""
+    return given if isinstance(given, str) and "://" in given else Path(given)
+
+
+class DurableStore(LocalStore):
+    """zarr's local store, with every file flushed to the disk before it gets its name."""
+
+    async def set(self, key: str, value: Buffer) -> None:
+        """Write a key; it appears whole or not at all."""
+        await asyncio.to_thread(self.set_sync, key, value)
+
+    async def set_if_not_exists(self, key: str, value: Buffer) -> None:
+        """Write a key unless it is there. One process writes at a time."""
+        if not await self.exists(key):
+            await self.set(key, value)
+
+    def set_sync(self, key: str, value: Buffer) -> None:
+        """Write a key; it appears whole or not at all."""
+        self._check_writable()
+        with replace_atomically(self.root / key) as partial:
+            partial.write_bytes(value.as_buffer_like())
+
+
+def open_place(location: Location, *, read_only: bool) -> Store:
+    """Return zarr's store for a location; it need not hold anything yet.
+
+    Raises:
+        ConfigError: if the URL needs a package that is not installed; names it.
+    """
+    if isinstance(location, Path):
+        return DurableStore(location, read_only=read_only)
+    try:
+        # Without fsspec's cache of listings, which does not see what other processes write.
+        return FsspecStore.from_url(
+            location, read_only=read_only, storage_options={"use_listings_cache": False}
+        )
+    except (ImportError, ValueError) as error:
+        raise ConfigError(
+            f"{location} cannot be opened: {error}. "
+            "Expected a folder, or a URL that fsspec knows: pip install 'kdcache[s3]' for s3://, "
+            "'kdcache[gs]' for gs://"
+        ) from error
+
+
+def exists(location: Location) -> bool:
+    """Return whether there is a store, whole or not, at a location."""
+    if isinstance(location, Path):
+        return (location / ROOT_KEY).is_file()
+    return has_key(open_place(location, read_only=True), ROOT_KEY)
+
+
+def has_key(place: Store, key: str) -> bool:
+    """Return whether a key exists."""
+    return bool(sync(place.exists(key)))
+
+
+def read_key(place: Store, key: str) -> bytes | None:
+    """Return the bytes of a key, None where there is none."""
+    found = sync(place.get(key, default_buffer_prototype()))
+    return None if found is None else found.to_bytes()
+
+
+def write_key(place: Store, key: str, content: bytes) -> None:
+    """Write a key; it appears whole or not at all."""
+    sync(place.set(key, default_buffer_prototype().buffer.from_bytes(content)))
+
+
+def delete_key(place: Store, key: str) -> None:
+    """Remove a key that may not be there."""
+    sync(place.delete(key))
+
+
+def list_keys(place: Store, prefix: str = "") -> list[str]:
+    """Return every key that starts with a prefix, sorted, without what was left half-written."""
+
+    async def collect() -> list[str]:
+        return [key async for key in place.list_prefix(prefix)]
+
+    return sorted(key for key in sync(collect()) if not key.endswith(PARTIAL_SUFFIX))
+
+
+def size_bytes(location: Location) -> int:
+    """Return the bytes of everything at a location."""
+    return int(sync(open_place(location, read_only=True).getsize_prefix("")))
+
+
+def delete_store(location: Location) -> None:
+    """Remove a store; its manifest goes last, so that a killed removal is known for what it is.
+
+    Raises:
+        ConfigError: if there is something that is no store.
+    """
+    place = open_place(location, read_only=False)
+    keys = list_keys(place)
+    if keys and ROOT_KEY not in keys:
+        raise ConfigError(
+            f"{location} holds {len(keys)} files and no logit store, the first is {keys[0]}. "
+            "Name another path for the store, or remove them"
+        )
+    if isinstance(location, Path) and location.exists():
+        for folder in [path for path in location.iterdir() if path.is_dir()]:
+            shutil.rmtree(folder)
+    for key in sorted(keys, key=lambda key: key == ROOT_KEY):
+        delete_key(place, key)

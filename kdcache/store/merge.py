@@ -1,0 +1,97 @@
+"""`kdcache merge`: parts of one store, built on machines that share no disk, become one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import zarr
+
+from kdcache.errors import CacheMismatchError, ConfigError
+from kdcache.options import MergeOptions
+from kdcache.progress import logger
+from kdcache.store.layout import (
+    arrays_of,
+    is_complete,
+    mark_complete,
+    missing_shards,
+    open_group,
+    views_started,
+)
+from kdcache.store.location import (
+    Location,
+    as_location,
+    delete_store,
+    exists,
+    list_keys,
+    open_place,
+    read_key,
+    write_key,
+)
+from kdcache.store.manifest import CONDITIONS, IDENTITY, require_equal
+
+
+def merge(options: MergeOptions) -> dict[str, Any]:
+    """Copy every key of the parts into a new store; what two of them hold must be equal.
+
+    Returns:
+        `parts`, `views` (that have begun), `complete` (views that are whole), `missing_shards` and
+        `path`.
+
+    Raises:
+        FileNotFoundError: if a part does not exist.
+        CacheMismatchError: if the parts were not built from the same things under the same
+            conditions, or hold different bytes under one key.
+        ConfigError: if there is something at `out`.
+    """
+    out = as_location(options.out)
+    sources = [_open(as_location(part)) for part in options.parts]
+    first = sources[0][1]
+    for part, (_, manifest) in zip(options.parts, sources, strict=True):
+        require_equal(
+            manifest,
+            first,
+            (*IDENTITY, *CONDITIONS),
+            path=part,
+            remedy=f"Parts must be built with the same options and versions as {options.parts[0]}",
+        )
+    if exists(out):
+        if not options.overwrite:
+            raise ConfigError(f"--out is {out}, which exists. Use --overwrite to replace it")
+        delete_store(out)
+    place = open_place(out, read_only=False)
+    markers = {f"views/{view}/complete" for group, _ in sources for view in views_started(group)}
+    written: set[str] = set()
+    # A folder's own zarr.json before what lies in it, the manifest first of all.
+    for part, (group, _) in zip(options.parts, sources, strict=True):
+        for key in sorted(list_keys(group.store), key=lambda key: (key.count("/"), key)):
+            content = read_key(group.store, key) or b""
+            if key in written:
+                if read_key(place, key) != content:
+                    raise CacheMismatchError(
+                        f"{key} of {part} differs from that of an earlier part, expected equal "
+                        "bytes from equal builds. Run kdcache verify on the parts"
+                    )
+            elif key not in markers:
+                write_key(place, key, content)
+                written.add(key)
+    group, _ = open_group(place, path=str(out))
+    missing = {view: missing_shards(group, arrays_of(group, view)) for view in views_started(group)}
+    for view, shards in missing.items():
+        if not shards and not is_complete(group, view):
+            mark_complete(group, view)
+    lacking = sum(map(len, missing.values()))
+    if lacking:
+        logger.warning("%s lacks %d shards: run build-logits --store %s", out, lacking, out)
+    return {
+        "parts": len(options.parts),
+        "views": max(missing, default=0),
+        "complete": sum(not shards for shards in missing.values()),
+        "missing_shards": lacking,
+        "path": str(out),
+    }
+
+
+def _open(location: Location) -> tuple[zarr.Group, Any]:
+    if not exists(location):
+        raise FileNotFoundError(f"{location} does not exist, expected a logit store")
+    return open_group(open_place(location, read_only=True), path=str(location))

@@ -1,0 +1,43 @@
+"""Making again what is damaged in a store, and nothing else."""
+
+from __future__ import annotations
+
+import zarr
+
+from kdcache.errors import CacheCorruptError
+from kdcache.store.codec_file import WITHOUT_SETTINGS
+from kdcache.store.inspection import Damage, expected_structure
+from kdcache.store.layout import CODEC_KEY, FEATURES, GIVEN, mixed_key
+from kdcache.store.location import delete_key, list_keys, write_key
+from kdcache.store.manifest import StoreManifest
+
+
+def remove_damaged(group: zarr.Group, manifest: StoreManifest, damaged: list[Damage]) -> None:
+    """Take out what a build then makes again; write again what the manifest alone says.
+
+    Raises:
+        CacheCorruptError: if the sample ids of a subset are damaged, which nothing else in the
+            store says; names the remedy.
+    """
+    place = group.store
+    structure = expected_structure(group, manifest, list_keys(place))
+    for key, what in damaged:
+        if key.startswith("sample_ids/c/") and manifest.rows < manifest.samples:
+            raise CacheCorruptError(
+                f"{key} of {place} {what}: which samples the views cover is lost. Run kdcache "
+                "build-logits with the --subset that the store was built for; it fills the gap"
+            )
+        if key in structure:
+            write_key(place, key, structure[key])
+        elif "/mixed/" in key:
+            # Under which conditions the shard was built is lost: it is built again.
+            view, shard = int(key.split("/")[1]), int(key.split("/")[3].removesuffix(".json"))
+            delete_key(place, mixed_key(view, shard))
+            delete_key(place, f"views/{view}/rows/c/{shard}/0")
+        elif key in {f"{name}/zarr.json" for name in (*GIVEN, FEATURES)}:
+            for part in list_keys(place, f"{key.removesuffix('zarr.json')}"):
+                delete_key(place, part)
+        elif key == CODEC_KEY and manifest.codec in WITHOUT_SETTINGS:
+            continue
+        else:
+            delete_key(place, key)

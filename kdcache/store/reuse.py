@@ -1,0 +1,66 @@
+"""A store for a subset takes the clean view from a store of the same teacher, without a forward."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+from kdcache.errors import KDCacheError
+from kdcache.files import differences, make_directory, replace_atomically, sync_directory
+from kdcache.progress import logger
+from kdcache.store.layout import array_named, complete_key, mixed_key, num_shards, rows_name
+from kdcache.store.location import list_keys, read_key, write_key
+from kdcache.store.logit_store import LogitStore
+from kdcache.store.manifest import CLEAN_IDENTITY, StoreManifest, conditions_of
+from kdcache.store.writer import StoreWriter
+
+CLEAN_KEYS = ("scores/", "stats/", "features/", "views/0/")
+
+
+def find_clean_view(folder: Path, wanted: StoreManifest) -> LogitStore | None:
+    """Return a finished store in a folder whose clean view is the wanted one, the first by name."""
+    asked = {name: getattr(wanted, name) for name in CLEAN_IDENTITY}
+    for path in sorted(folder.glob("*.zarr")):
+        try:
+            store = LogitStore.open(path)
+        except (KDCacheError, FileNotFoundError) as error:
+            logger.info("%s gives no clean view: %s", path, error)
+            continue
+        same_codec = (store.manifest.codec == "float32") == (wanted.codec == "float32")
+        if same_codec and not differences(store.manifest.to_json(), asked):
+            return store
+    return None
+
+
+def copy_clean_view(source: LogitStore, target: StoreWriter) -> None:
+    """Bring view 0, scores, stats and features of one store into another; files are linked.
+
+    Nothing in a store is ever changed in place, so two names of one file are safe.
+    """
+    place, into = source.group.store, target.group.store
+    keys = [key for prefix in CLEAN_KEYS for key in list_keys(place, prefix)]
+    if differ := differences(source.manifest.to_json(), conditions_of(target.manifest)):
+        logger.info("view 0 of %s was built under other conditions: %s", source.path, differ)
+        record = json.dumps(conditions_of(source.manifest), indent=2, sort_keys=True) + "\n"
+        for shard in range(num_shards(array_named(source.group, rows_name(0)))):
+            write_key(into, mixed_key(0, shard), record.encode())
+    # The marker comes last, as in a build.
+    for key in sorted(keys, key=lambda key: key == complete_key(0)):
+        if isinstance(source.path, Path) and isinstance(target.path, Path):
+            _link(source.path / key, target.path / key)
+        else:
+            write_key(into, key, read_key(place, key) or b"")
+    logger.info("view 0, scores and stats are those of %s: no forward is repeated", source.path)
+
+
+def _link(source: Path, target: Path) -> None:
+    make_directory(target.parent)
+    target.unlink(missing_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:  # another file system, or one without links
+        with replace_atomically(target) as partial:
+            shutil.copyfile(source, partial)
+    sync_directory(target.parent)

@@ -1,0 +1,95 @@
+"""What each array of a store looks like, as its manifest and its codec say.
+
+An array is made by writing its zarr.json, nothing else; so a damaged one is written again without
+a touch to its shards.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import zarr
+from zarr.codecs import Crc32cCodec
+from zarr.storage import MemoryStore
+
+from kdcache.store.codec_file import WITHOUT_SETTINGS, codec_of
+from kdcache.store.layout import CODEC_KEY, PER_SAMPLE
+from kdcache.store.location import read_key, write_key
+from kdcache.store.manifest import StoreManifest
+
+CODEC_ATTRIBUTE = "codec_sha256"
+"""Of a view's rows: the digest of the codec file that they were encoded with."""
+
+
+class ArraySpec(NamedTuple):
+    """Shape, type and shards of an array."""
+
+    shape: tuple[int, ...]
+    dtype: npt.DTypeLike
+    shard_rows: int
+    attributes: Mapping[str, str] = {}
+
+
+def array_spec(group: zarr.Group, manifest: StoreManifest, name: str) -> ArraySpec:
+    """Return what the array of a view's rows, or of a number per sample, looks like.
+
+    Raises:
+        CacheIncompleteError: if the codec of a view is not decided yet.
+    """
+    if name in PER_SAMPLE:
+        return ArraySpec((manifest.samples,), PER_SAMPLE[name], manifest.shard_rows)
+    if name == "labels":
+        return ArraySpec((manifest.samples,), np.int64, manifest.samples)
+    if name == "sample_ids":
+        return ArraySpec((manifest.rows,), np.int64, manifest.rows)
+    match = re.fullmatch(r"views/(\d+)/rows", name)
+    assert match, name  # noqa: S101  (the layout has no other)
+    view = int(match[1])
+    codec = codec_of(group, manifest, view)
+    shape = (manifest.rows if view else manifest.samples, codec.row_width)
+    attributes = {}
+    if view and manifest.codec not in WITHOUT_SETTINGS:
+        attributes[CODEC_ATTRIBUTE] = codec_digest(group)
+    return ArraySpec(shape, codec.dtype, manifest.shard_rows, attributes)
+
+
+def codec_digest(group: zarr.Group) -> str:
+    """Return the sha256 of the codec file."""
+    return hashlib.sha256(read_key(group.store, CODEC_KEY) or b"").hexdigest()
+
+
+def array_metadata(spec: ArraySpec) -> bytes:
+    """Return the zarr.json of an array."""
+    place = MemoryStore()
+    zarr.create_group(place).create_array(
+        "array",
+        shape=spec.shape,
+        dtype=spec.dtype,
+        chunks=(max(1, min(spec.shard_rows, spec.shape[0])), *spec.shape[1:]),
+        # Logits hardly compress; a checksum in each shard finds bit rot when it is read.
+        compressors=[Crc32cCodec()],
+        attributes=dict(spec.attributes),
+    )
+    return read_key(place, "array/zarr.json") or b""
+
+
+def group_metadata() -> bytes:
+    """Return the zarr.json of a group below the root."""
+    place = MemoryStore()
+    zarr.create_group(place)
+    return read_key(place, "zarr.json") or b""
+
+
+def create_array(group: zarr.Group, name: str, spec: ArraySpec) -> None:
+    """Make an array, and the groups around it first: where there is one, nothing is missing."""
+    parts = name.split("/")
+    for depth in range(1, len(parts)):
+        around = "/".join(parts[:depth])
+        if around not in group:
+            write_key(group.store, f"{around}/zarr.json", group_metadata())
+    write_key(group.store, f"{name}/zarr.json", array_metadata(spec))
