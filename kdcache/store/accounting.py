@@ -12,6 +12,9 @@ CHECKSUM_BYTES = 4
 
 LABEL_BYTES = ID_BYTES = 8
 
+ARRAYS_OF_ONE_CHUNK = 3
+"""Labels, row ids and pixel probe."""
+
 METADATA_BYTES = 1_000
 """Of the JSON beside each array, about."""
 
@@ -56,5 +59,5 @@ def store_bytes(
     fitted = sum(array.nbytes for array in codec.arrays.values())
     shards = (len(PER_SAMPLE) + 1) * -(-num_samples // shard_rows)
     shards += num_views * -(-num_rows // shard_rows)
-    arrays = len(PER_SAMPLE) + len(("labels", "sample_ids", "pixel_probe")) + 1 + num_views
+    arrays = len(PER_SAMPLE) + ARRAYS_OF_ONE_CHUNK + 1 + num_views
     return rows + samples + fitted + shards * CHECKSUM_BYTES + arrays * METADATA_BYTES

@@ -87,8 +87,7 @@ def choose_codec(
     """
     if isinstance(request, str):
         request = CodecRequest.parse(request)
-    step = max(LARGEST_JUDGED_SHARE, len(logits_NC) // JUDGED_ROWS)
-    is_judged = np.arange(len(logits_NC)) % step == 0
+    is_judged = judged_rows(len(logits_NC))
     fitted_NC, judged_NC = logits_NC[~is_judged], logits_NC[is_judged]
     if request.name == AUTO:
         candidates = sorted(_candidates(fitted_NC), key=lambda codec: codec.row_bytes)
@@ -109,6 +108,12 @@ def choose_codec(
         for place, (codec, found) in enumerate(zip(candidates, measured, strict=True))
     ]
     return Choice(candidates[chosen], table)
+
+
+def judged_rows(num_rows: int) -> npt.NDArray[np.bool_]:
+    """Return which of the rows that decide are judged, (N,); the others fit a basis."""
+    step = max(LARGEST_JUDGED_SHARE, num_rows // JUDGED_ROWS)
+    return np.arange(num_rows) % step == 0
 
 
 def fidelities(

@@ -5,15 +5,19 @@ from __future__ import annotations
 from kdcache.progress import logger
 from kdcache.store.choice import choice_sample_ids, choose_codec, format_table
 from kdcache.store.codec_file import Decision, write_decision
-from kdcache.store.logit_store import LogitStore
+from kdcache.store.layout import rows_name, views_started
+from kdcache.store.location import delete_key, list_keys
+from kdcache.store.logit_store import read_rows
+from kdcache.store.specs import is_encoded_with
 from kdcache.store.writer import StoreWriter
 
 
 def decide_codec(writer: StoreWriter) -> None:
     """Choose the codec from view 0, which must be whole, say what was measured, and write it."""
-    store = LogitStore.open(writer.path)
-    ids = choice_sample_ids(store.manifest.samples, store.manifest.classes)
-    choice = choose_codec(store.manifest.codec, store.logits(ids, view=0), ids)
+    manifest = writer.manifest
+    ids = choice_sample_ids(manifest.samples, manifest.classes)
+    logits = writer.codec(0).decode(read_rows(writer.group, rows_name(0), ids))
+    choice = choose_codec(manifest.codec, logits, ids)
     logger.info(
         "codec %s for the augmented views; KD-gradient angle in degrees / norm ratio at each "
         "temperature, on the clean view's own logits:\n%s",
@@ -21,3 +25,16 @@ def decide_codec(writer: StoreWriter) -> None:
         format_table(choice.table),
     )
     write_decision(writer.group, Decision(choice.codec, choice.table))
+    _drop_rows_of_another_codec(writer)
+
+
+def _drop_rows_of_another_codec(writer: StoreWriter) -> None:
+    """Take out views that cannot be read with what was decided; they are built again.
+
+    There are none, unless a damaged decision was made again by another version of a library.
+    """
+    for view in views_started(writer.group)[1:]:
+        if not is_encoded_with(writer.group, rows_name(view)):
+            logger.warning("view %d of %s is encoded with another codec", view, writer.path)
+            for key in list_keys(writer.group.store, f"views/{view}/"):
+                delete_key(writer.group.store, key)

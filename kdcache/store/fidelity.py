@@ -8,6 +8,9 @@ sent elsewhere, the norm ratio whether the loss changes its weight.
 Where the student stands decides the angle, too; none is trained yet when a codec is chosen. It is
 assumed to be on its way: s = 0.7 z + 0.3 std(z) e for each row, with e standard normal, drawn from
 a named seed. A better student has a smaller gradient and a larger angle.
+
+The noise of drawn rows counts in full here, although it averages out over samples and views in the
+gradient of a weight; a bias, such as that of a uniform tail, stays.
 """
 
 from __future__ import annotations

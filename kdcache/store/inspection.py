@@ -90,16 +90,17 @@ def _arrays(keys: list[str]) -> list[str]:
 def _damaged_structure(
     group: zarr.Group, manifest: StoreManifest, keys: list[str]
 ) -> Iterator[Damage]:
-    for key, expected in expected_structure(group, manifest, keys).items():
+    structure = expected_structure(group, manifest, keys)
+    for key, expected in structure.items():
         content = read_key(group.store, key)
         if content is None:
             yield Damage(key, "is missing")
         elif _meaning(content) != _meaning(expected):
             yield Damage(key, "says otherwise than the manifest")
-    for name in (*GIVEN, FEATURES):
+    for name in _arrays(keys):
         key = f"{name}/zarr.json"
-        if key in keys and _meaning(read_key(group.store, key) or b"") is None:
-            yield Damage(key, "is no zarr.json")
+        if key not in structure and _meaning(read_key(group.store, key) or b"") is None:
+            yield Damage(key, "is missing or no zarr.json")
     for key in keys:
         if key.endswith(".json") and "/mixed/" in key and _json(group, key) is None:
             yield Damage(key, "is no JSON")

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import zarr
 
 from kdcache.errors import CacheCorruptError, CacheIncompleteError, CacheMismatchError
-from kdcache.store.codec_file import clean_codec, read_decision
+from kdcache.store.codec_file import WITHOUT_SETTINGS, clean_codec, read_decision
 from kdcache.store.codecs.codec import Codec
 from kdcache.store.layout import (
     FEATURES,
@@ -27,6 +27,7 @@ from kdcache.store.layout import (
 )
 from kdcache.store.location import Location, as_location, exists, open_place
 from kdcache.store.manifest import StoreManifest, digest_of
+from kdcache.store.specs import is_encoded_with
 
 SHARDS_AT_ONCE = 4
 """Shards that are read together, where neighbours are needed: zarr reads them concurrently."""
@@ -93,6 +94,8 @@ class LogitStore:
             if decision is None:
                 raise CacheCorruptError(f"{path} has views but no codec. Run kdcache verify")
             self.codec, self.codec_table = decision
+            if manifest.codec not in WITHOUT_SETTINGS:
+                _require_encoded_with(group, path)
 
     @classmethod
     def open(cls, path: Path | str) -> LogitStore:
@@ -156,18 +159,7 @@ class LogitStore:
             CacheCorruptError: if a shard's bytes differ from their checksum.
         """
         positions = self._positions(np.asarray(sample_ids), view)
-        array = array_named(self.group, rows_name(view))
-        if out is None:
-            out = np.empty((len(positions), array.shape[1]), dtype=array.dtype)
-        by_position = np.argsort(positions, kind="stable")
-        ordered = positions[by_position]
-        shard_rows = array.chunks[0]
-        for first, last in _runs(np.unique(ordered // shard_rows)):
-            start, stop = first * shard_rows, last * shard_rows
-            part = slice(*np.searchsorted(ordered, [start, stop]))
-            block = read_shards(self.group, rows_name(view), start, stop)
-            out[by_position[part]] = block[ordered[part] - start]
-        return out
+        return read_rows(self.group, rows_name(view), positions, out=out)
 
     def logits(self, sample_ids: npt.ArrayLike, view: int) -> npt.NDArray[np.float32]:
         """Return decoded logits, (n, C) float32, up to a constant in each row.
@@ -225,6 +217,38 @@ def shard_damage(group: zarr.Group, name: str, shard: int) -> str | None:
     return None
 
 
+def read_rows(
+    group: zarr.Group,
+    name: str,
+    positions: npt.NDArray[np.int64],
+    *,
+    out: npt.NDArray[np.generic] | None = None,
+) -> npt.NDArray[np.generic]:
+    """Return rows of an array, in any order; each shard among them is read once.
+
+    Args:
+        group: of the store.
+        name: of an array (rows, width).
+        positions: (n,) of the rows.
+        out: (n, width) to write to instead of a new array.
+
+    Raises:
+        CacheCorruptError: if bytes differ from their checksum; names the shard.
+    """
+    array = array_named(group, name)
+    if out is None:
+        out = np.empty((len(positions), array.shape[1]), dtype=array.dtype)
+    by_position = np.argsort(positions, kind="stable")
+    ordered = positions[by_position]
+    shard_rows = array.chunks[0]
+    for first, last in _runs(np.unique(ordered // shard_rows)):
+        start, stop = first * shard_rows, last * shard_rows
+        part = slice(*np.searchsorted(ordered, [start, stop]))
+        block = read_shards(group, name, start, stop)
+        out[by_position[part]] = block[ordered[part] - start]
+    return out
+
+
 def read_shards(group: zarr.Group, name: str, start: int, stop: int) -> npt.NDArray[Any]:
     """Return rows of an array.
 
@@ -252,6 +276,15 @@ def _runs(shards: npt.NDArray[np.int64]) -> Iterator[tuple[int, int]]:
         for first in range(0, len(run), SHARDS_AT_ONCE):
             part = run[first : first + SHARDS_AT_ONCE]
             yield int(part[0]), int(part[-1]) + 1
+
+
+def _require_encoded_with(group: zarr.Group, path: Location) -> None:
+    for view in views_started(group)[1:]:
+        if not is_encoded_with(group, rows_name(view)):
+            raise CacheCorruptError(
+                f"view {view} of {path} was encoded with another codec than its codec.npz says, "
+                "expected one: parts of two stores were mixed. Run kdcache verify --repair"
+            )
 
 
 def _require_whole(group: zarr.Group, path: Location) -> None:

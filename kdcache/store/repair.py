@@ -7,7 +7,7 @@ import zarr
 from kdcache.errors import CacheCorruptError
 from kdcache.store.codec_file import WITHOUT_SETTINGS
 from kdcache.store.inspection import Damage, expected_structure
-from kdcache.store.layout import CODEC_KEY, FEATURES, GIVEN, mixed_key
+from kdcache.store.layout import CODEC_KEY, mixed_key
 from kdcache.store.location import delete_key, list_keys, write_key
 from kdcache.store.manifest import StoreManifest
 
@@ -34,8 +34,9 @@ def remove_damaged(group: zarr.Group, manifest: StoreManifest, damaged: list[Dam
             view, shard = int(key.split("/")[1]), int(key.split("/")[3].removesuffix(".json"))
             delete_key(place, mixed_key(view, shard))
             delete_key(place, f"views/{view}/rows/c/{shard}/0")
-        elif key in {f"{name}/zarr.json" for name in (*GIVEN, FEATURES)}:
-            for part in list_keys(place, f"{key.removesuffix('zarr.json')}"):
+        elif key.endswith("/zarr.json"):
+            # What its shards hold is not known any more.
+            for part in list_keys(place, key.removesuffix("zarr.json")):
                 delete_key(place, part)
         elif key == CODEC_KEY and manifest.codec in WITHOUT_SETTINGS:
             continue

@@ -18,7 +18,7 @@ from zarr.codecs import Crc32cCodec
 from zarr.storage import MemoryStore
 
 from kdcache.store.codec_file import WITHOUT_SETTINGS, codec_of
-from kdcache.store.layout import CODEC_KEY, PER_SAMPLE
+from kdcache.store.layout import CODEC_KEY, PER_SAMPLE, array_named
 from kdcache.store.location import read_key, write_key
 from kdcache.store.manifest import StoreManifest
 
@@ -61,6 +61,11 @@ def array_spec(group: zarr.Group, manifest: StoreManifest, name: str) -> ArraySp
 def codec_digest(group: zarr.Group) -> str:
     """Return the sha256 of the codec file."""
     return hashlib.sha256(read_key(group.store, CODEC_KEY) or b"").hexdigest()
+
+
+def is_encoded_with(group: zarr.Group, name: str) -> bool:
+    """Return whether rows were encoded with the store's present codec file."""
+    return array_named(group, name).attrs.get(CODEC_ATTRIBUTE) == codec_digest(group)
 
 
 def array_metadata(spec: ArraySpec) -> bytes:

@@ -40,7 +40,7 @@ def verify(options: VerifyOptions) -> dict[str, Any]:
         None), `seconds`.
 
     Raises:
-        ConfigError: if there is no store to repair or to ask about.
+        ConfigError: if there is nothing to verify, or no store to repair or to ask about.
         DatasetError: if a beton is damaged; names the samples and the command that packs it anew.
         CacheCorruptError: if the store is damaged, and was not or could not be repaired.
         TeacherError: if the teacher answers otherwise than the store says.
@@ -52,6 +52,11 @@ def verify(options: VerifyOptions) -> dict[str, Any]:
     errors = [check.error for check in checks if check.error is not None]
     kind = DatasetError if errors else CacheCorruptError
     location = _location(options, workspace)
+    if not checks and location is None:
+        raise ConfigError(
+            f"{workspace.root} holds no beton and no store, expected something to verify. "
+            "Run kdcache pack SOURCE, or name a workspace with --workspace"
+        )
     repaired: list[str] = []
     if location is not None:
         # Repair needs whole images; what is wrong with the store is said before.

@@ -31,7 +31,7 @@ class LowRank(Codec):
     k indices of 1, 2 or 4 bytes, 2 (k - 1) + r + 8 bytes. The basis, principal components of the
     rows with their k largest lowered to the largest of the tail, is fitted once and stored beside
     the rows; each component has the length of its standard deviation, so that one step size suits
-    all coefficients. For T > 1, where a uniform tail is another objective (architecture: `topk`).
+    all coefficients. For T > 1, where the uniform tail of `topk` is another objective.
 
     Error of a kept logit's distance d from the row's largest: at most d 2^-11 + 2^-25. Of the tail:
     what the basis leaves, which `kdcache.store.fidelity` measures, and half a step of each

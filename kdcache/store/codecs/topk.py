@@ -63,7 +63,8 @@ class TopK(Codec):
     at most d 2^-11 + 2^-25. Range: spread <= 65,504.
 
     References:
-        Shen and Xing 2022 (FKD), section 3.2, "marginal smoothing", has the uniform tail at T = 1.
+        Shen and Xing 2022, "A Fast Knowledge Distillation Framework for Visual Recognition", has
+        the uniform tail at T = 1 ("marginal smoothing").
     """
 
     k: int
