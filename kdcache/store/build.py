@@ -18,6 +18,7 @@ from kdcache.files import exclusive_lock
 from kdcache.options import BuildLogitsOptions
 from kdcache.progress import logger
 from kdcache.reader.probe import probe_pixels
+from kdcache.store.accounting import store_bytes
 from kdcache.store.codec_file import is_decided
 from kdcache.store.decide import decide_codec
 from kdcache.store.layout import FEATURES, array_named
@@ -217,6 +218,12 @@ def _fill(
         work = missing_work(writer, range(first, last + 1), part)
         forwards += sum(len(shard.rows) for shard in work)
         if work:
+            logger.info(
+                "%s images through the teacher; %s bytes when views 0 to %d are whole",
+                f"{sum(len(shard.rows) for shard in work):,}",
+                f"{_expected_bytes(writer, last):,}",
+                last,
+            )
             conditions = _conditions(writer, wanted, allow_mixed=options.allow_mixed)
             for answers in run_teacher(
                 forward,
@@ -233,6 +240,19 @@ def _fill(
     if not forwards:
         logger.info("up to date: %s", writer.path)
     return forwards
+
+
+def _expected_bytes(writer: StoreWriter, num_views: int) -> int:
+    """Return what the store will take, to 1 % from a few MB on."""
+    about = writer.manifest
+    return store_bytes(
+        writer.codec(num_views),
+        writer.codec(0),
+        num_samples=about.samples,
+        num_rows=about.rows,
+        num_views=num_views,
+        shard_rows=about.shard_rows,
+    )
 
 
 def _phases(writer: StoreWriter, num_views: int) -> list[tuple[int, int]]:

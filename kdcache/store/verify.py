@@ -11,7 +11,7 @@ import zarr
 
 from kdcache.data.beton import open_beton
 from kdcache.data.check import check_beton
-from kdcache.errors import CacheCorruptError, DatasetError, TeacherError
+from kdcache.errors import CacheCorruptError, ConfigError, DatasetError, TeacherError
 from kdcache.files import exclusive_lock
 from kdcache.options import BuildLogitsOptions, VerifyOptions
 from kdcache.progress import logger

@@ -13,12 +13,15 @@ import numpy as np
 from kdcache.data.beton import LARGEST_SMALL_SIZE, Beton, open_beton
 from kdcache.data.repack import require_samples_of, subset_beton
 from kdcache.data.views import default_views
-from kdcache.errors import CacheMismatchError
+from kdcache.errors import CacheMismatchError, ConfigError
 from kdcache.loader.distill import DistillLoader, require_same_data
 from kdcache.options import TrainOptions
 from kdcache.progress import logger
 from kdcache.reader.probe import PROBE_VIEWS, probe_ids, probe_pixels
 from kdcache.selection.subset import Subset
+from kdcache.store.codecs.dense import Dense, Float32
+from kdcache.store.decide import fidelity_of
+from kdcache.store.fidelity import LARGEST_ANGLE_DEGREES, NORM_RATIOS
 from kdcache.store.logit_store import LogitStore
 from kdcache.teacher.forward import resolve_device
 from kdcache.training.optim import (
@@ -93,6 +96,7 @@ def train(options: TrainOptions) -> dict[str, Any]:
     # Before anything is written: it refuses what does not fit together.
     if store and distils:
         _check_pixels(beton, store, options)
+        _check_codec(store, options.temperature)
     loader = DistillLoader(
         beton,
         store if distils else None,
@@ -185,10 +189,38 @@ def _check_pixels(beton: Beton, store: LogitStore, options: TrainOptions) -> Non
     )
 
 
+def _check_codec(store: LogitStore, temperature: float) -> None:
+    """Measure what the store's codec does to the gradient at the temperature that it is used at."""
+    if isinstance(store.codec, (Dense, Float32)):
+        return
+    if store.codec.bound_to not in {None, temperature}:
+        raise ConfigError(
+            f"--temperature is {temperature:g}, expected {store.codec.bound_to:g}: the rows of "
+            f"{store.path} are {store.codec}, drawn for that temperature alone. Build a store with "
+            f"another --codec for this one"
+        )
+    found = fidelity_of(store, temperature)
+    if not found.is_accepted:
+        logger.warning(
+            "%s is stored as %s, which at T = %g turns the distillation gradient by %.1f degrees "
+            "and scales it by %.2f, expected at most %g degrees and %g to %g. Use another "
+            "--temperature, or build a store with --codec dense",
+            store.path,
+            store.codec,
+            temperature,
+            found.angle_degrees,
+            found.norm_ratio,
+            LARGEST_ANGLE_DEGREES,
+            *NORM_RATIOS,
+        )
+
+
 def _open_data(
     workspace: Workspace, options: TrainOptions
 ) -> tuple[Beton, Path | None, Subset | None]:
     """Return the beton to read, and the subset; its own beton where `kdcache pack` made one."""
+    if options.subset is None and workspace.recall("subset") is None:
+        workspace.require_beton()  # where nothing is packed, that comes before selecting
     path = workspace.require_subset(options.subset)
     if path is None:
         return open_beton(workspace.require_beton()), None, None
