@@ -1,0 +1,215 @@
+"""The store at ImageNet's size: writing, reading and staging, beside plain files of the same bytes.
+
+    python benchmarks/store.py                   # 1,281,167 rows of 1,000 classes, dense
+    python benchmarks/store.py --codec 'topk(k=10)'
+    python benchmarks/store.py --pipeline rust   # zarr's codecs by the package zarrs
+
+"images" are rows here. Every arm works on bytes that the page cache may hold: a disk that is slower
+than memory sets the same limit to all. What is written is flushed to the disk in both arms. The
+staging arm reads a random 70 % of a view in random order into memory, as an epoch's rows are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import resource
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import zarr
+from measure import Measured, Work, environment, measure, print_table, record
+
+from kdcache.loader.staging import RowStage
+from kdcache.store.choice import choose_codec
+from kdcache.store.codec_file import Decision, write_decision
+from kdcache.store.codecs.codec import Codec
+from kdcache.store.codecs.request import CodecRequest
+from kdcache.store.layout import PER_SAMPLE, rows_name
+from kdcache.store.logit_store import LogitStore
+from kdcache.store.manifest import FORMAT_VERSION, StoreManifest, digest_of
+from kdcache.store.writer import StoreWriter
+
+SHARD_ROWS = 4096
+SHARE = 0.7
+
+
+def drawn_logits(rows: int, classes: int) -> npt.NDArray[np.float32]:
+    """Return logits of one shard: bytes matter here, not what they say."""
+    rng = np.random.default_rng(0)
+    return 3 * rng.standard_normal((rows, classes), dtype=np.float32)
+
+
+def empty_store(path: Path, *, rows: int, classes: int, codec: str) -> StoreWriter:
+    """Make a store with an unwritten clean view and one augmented view under a codec."""
+    ids = np.arange(rows, dtype=np.int64)
+    about = StoreManifest(
+        format_version=FORMAT_VERSION,
+        data_fingerprint="drawn",
+        samples=rows,
+        classes=classes,
+        class_names=[str(label) for label in range(classes)],
+        rows=rows,
+        rows_digest=digest_of(ids),
+        teacher="drawn",
+        teacher_arch="none",
+        teacher_digest="none",
+        policy="rrc",
+        view_seed=0,
+        image_size=224,
+        mean=[0.5, 0.5, 0.5],
+        std=[0.2, 0.2, 0.2],
+        codec=codec,
+        precision="fp32",
+        shard_rows=SHARD_ROWS,
+        batch_size=256,
+        device="none",
+        versions={},
+    )
+    writer = StoreWriter.create(path, about, labels=ids % classes, sample_ids=ids)
+    if CodecRequest.parse(codec).name not in {"dense", "float32"}:
+        choice = choose_codec(codec, drawn_logits(SHARD_ROWS, classes), ids[:SHARD_ROWS])
+        write_decision(writer.group, Decision(choice.codec, choice.table))
+    writer.add_views(1)
+    return writer
+
+
+def shards(rows: int) -> Iterator[tuple[int, int]]:
+    """Yield the number and the rows of every shard."""
+    for shard, start in enumerate(range(0, rows, SHARD_ROWS)):
+        yield shard, min(SHARD_ROWS, rows - start)
+
+
+def run(
+    arguments: argparse.Namespace, folder: Path
+) -> tuple[dict[str, dict[str, Measured]], Codec]:
+    """Measure writing, reading and staging."""
+    rows, classes = arguments.rows, arguments.classes
+    writer = empty_store(folder / "s.zarr", rows=rows, classes=classes, codec=arguments.codec)
+    codec = writer.codec(1)
+    ids = np.arange(SHARD_ROWS)
+    encoded = codec.encode(drawn_logits(SHARD_ROWS, classes), sample_ids=ids, view=1)
+    work = Work(rows, rows)
+
+    def write_store() -> Work:
+        for shard, count in shards(rows):
+            writer.write_shard(1, shard, encoded[:count], {})
+        return work
+
+    def write_files() -> Work:
+        for shard, count in shards(rows):
+            with (folder / f"plain-{shard}").open("wb") as file:
+                file.write(encoded[:count].tobytes())
+                file.flush()
+                os.fsync(file.fileno())
+        return work
+
+    writing = measure(
+        {"write: kdcache": write_store, "write: plain files": write_files},
+        repeats=arguments.repeats,
+    )
+    finish(writer, rows)
+    store = LogitStore.open(folder / "s.zarr")
+    everything = np.arange(rows)
+
+    def read_store() -> Work:
+        store.rows(everything, 1)
+        return work
+
+    def read_files() -> Work:
+        out = np.empty((rows, codec.row_width), dtype=codec.dtype)
+        for shard, count in shards(rows):
+            start = shard * SHARD_ROWS
+            content = np.fromfile(folder / f"plain-{shard}", dtype=codec.dtype)
+            out[start : start + count] = content.reshape(count, -1)
+        return work
+
+    reading = measure(
+        {"read: kdcache": read_store, "read: plain files": read_files}, repeats=arguments.repeats
+    )
+    rng = np.random.default_rng(1)
+    kept = rng.permutation(rng.choice(rows, int(SHARE * rows), replace=False))
+    staged = Work(len(kept), len(kept))
+
+    def stage_store() -> Work:
+        stage = RowStage(store)
+        stage.take(0, 1, kept)
+        stage.close()
+        return staged
+
+    def stage_files() -> Work:
+        """Gather from one mapped file: no checksums, no shards."""
+        np.take(plain, kept, axis=0)
+        return staged
+
+    plain = np.memmap(folder / "plain", dtype=codec.dtype, mode="w+", shape=(rows, codec.row_width))
+    store.rows(everything, 1, out=plain)
+    staging = measure(
+        {"stage 70 %: kdcache": stage_store, "stage 70 %: mapped file": stage_files},
+        repeats=arguments.repeats,
+    )
+    return {"write": writing, "read": reading, "stage": staging}, codec
+
+
+def finish(writer: StoreWriter, rows: int) -> None:
+    """Fill what a store needs to open: the clean view's scores and rows, all zero."""
+    clean = writer.codec(0)
+    for shard, count in shards(rows):
+        per_sample = {name: np.zeros(count, dtype) for name, dtype in PER_SAMPLE.items()}
+        writer.write_shard(0, shard, np.zeros((count, clean.row_width), clean.dtype), per_sample)
+    for view in (0, 1):
+        writer.finish_view(view)
+    assert rows_name(1) in writer.group
+
+
+def main() -> None:
+    """Measure and print; with --record, keep the result."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rows", type=int, default=1_281_167)
+    parser.add_argument("--classes", type=int, default=1_000)
+    parser.add_argument("--codec", default="dense")
+    parser.add_argument("--pipeline", choices=("zarr", "rust"), default="zarr")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--folder", type=Path, help="where to write; the system's when left out")
+    parser.add_argument("--record", action="store_true", help="write to benchmarks/results/")
+    parser.add_argument("--tiny", action="store_true", help="a few rows: does it still run?")
+    arguments = parser.parse_args()
+    if arguments.tiny:
+        arguments.rows, arguments.classes, arguments.repeats = 10_000, 10, 1
+    if arguments.pipeline == "rust":
+        import zarrs
+
+        assert zarrs
+        zarr.config.set({"codec_pipeline.path": "zarrs.ZarrsCodecPipeline"})
+    with tempfile.TemporaryDirectory(prefix="kdcache-store-", dir=arguments.folder) as folder:
+        measured, codec = run(arguments, Path(folder))
+    peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    sizes = {"encoded": codec.row_bytes, "decoded": 4 * arguments.classes}
+    for part, arms in measured.items():
+        print_table(arms)
+        names = list(arms)
+        ours, plain = (arms[name].images_per_second for name in names)
+        rates = ", ".join(f"{ours * size / 1e9:.2f} GB/s {name}" for name, size in sizes.items())
+        print(f"{part}: {ours / plain:.2f} of {names[1].partition(': ')[2]}; {rates}\n")
+    print(f"peak memory {peak_bytes / 2**30:.2f} GiB")
+    if arguments.record:
+        content = {
+            "arguments": {key: str(value) for key, value in vars(arguments).items()},
+            "codec": str(codec),
+            "row_bytes": codec.row_bytes,
+            "peak_bytes": peak_bytes,
+            "arms": {
+                name: arm._asdict() for arms in measured.values() for name, arm in arms.items()
+            },
+        }
+        name = f"store-{arguments.pipeline}-{CodecRequest.parse(arguments.codec).name}"
+        print(record(name, content))
+    else:
+        print(environment())
+
+
+if __name__ == "__main__":
+    main()
