@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
@@ -73,7 +74,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _complain(error, 1)
     except KeyboardInterrupt:
         return _complain("interrupted; run the same command again to continue", 1)
-    sys.stdout.write((json.dumps(result) if options.json else _summary(result)) + "\n")
+    if os.environ.get("RANK", "0") == "0":  # of several processes of torchrun one speaks
+        sys.stdout.write((json.dumps(result) if options.json else _summary(result)) + "\n")
     return 0
 
 

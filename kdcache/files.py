@@ -6,6 +6,7 @@ import fcntl
 import hashlib
 import json
 import os
+import platform
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ from kdcache.errors import CacheCorruptError, KDCacheError
 def replace_atomically(path: Path) -> Iterator[Path]:
     """Yield a temporary path; `path` appears complete, flushed to disk, or not at all."""
     make_directory(path.parent)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = path.with_name(f".{path.name}.{this_process()}.partial")
     try:
         yield partial
         with partial.open("rb") as file:
@@ -48,11 +49,19 @@ def sync_directory(directory: Path) -> None:
         os.close(descriptor)
 
 
-def sweep_partials(directory: Path) -> None:
-    """Remove what processes that no longer run left half-written in `directory`."""
-    for partial in directory.glob(".*.partial"):
-        pid = partial.name.split(".")[-2]
-        if pid.isdigit() and Path("/proc", pid).exists():
+def this_process() -> str:
+    """Return what tells this process from others, on this machine and beyond; without a dot."""
+    return f"{os.getpid()}@{platform.node()}".replace(".", "-")
+
+
+def sweep_partials(directory: Path, *, recursive: bool = False) -> None:
+    """Remove what processes that no longer run left half-written in `directory`.
+
+    What processes of other machines write stays: whether they run is not known here.
+    """
+    for partial in (directory.rglob if recursive else directory.glob)(".*.partial"):
+        pid, _, node = partial.name.split(".")[-2].partition("@")
+        if node != this_process().partition("@")[2] or Path("/proc", pid).exists():
             continue
         if partial.is_dir():
             shutil.rmtree(partial, ignore_errors=True)
@@ -89,16 +98,25 @@ def sha256_of(path: Path) -> str:
 
 
 @contextmanager
-def exclusive_lock(path: Path, *, purpose: str) -> Iterator[None]:
+def file_lock(
+    path: Path, *, purpose: str, shared: bool = False, wait: bool = False
+) -> Iterator[None]:
     """Hold the lock file `path`; the kernel releases it when this process ends, however it ends.
+
+    Args:
+        path: of the lock file.
+        purpose: named to those who find it held.
+        shared: others may hold it too, if they share it.
+        wait: until it is free, instead of raising.
 
     Raises:
         KDCacheError: if another process holds it; names that process.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
     with path.open("a+", encoding="utf-8") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, kind if wait else kind | fcntl.LOCK_NB)
         except BlockingIOError as error:
             file.seek(0)
             holder = file.read().strip() or "another process"

@@ -24,7 +24,8 @@ from ffcv.pipeline import PipelineSpec
 from torch import Tensor
 
 from kdcache.data.beton import Beton, open_beton
-from kdcache.data.views import Policy, Views
+from kdcache.data.policy import Policy
+from kdcache.data.views import Views
 from kdcache.errors import ConfigError, DatasetError
 from kdcache.reader.containment import ffcv_contained
 from kdcache.reader.decode import ViewDecoder
@@ -285,6 +286,12 @@ def clamp_workers(num_workers: int | None) -> int:
     """Return a number of threads that numba accepts here; all it may use for None."""
     available = min(len(os.sched_getaffinity(0)), numba.config.NUMBA_NUM_THREADS)
     return available if num_workers is None else max(1, min(num_workers, available))
+
+
+def workers_of_rank() -> int:
+    """Return this process's share of the cores, where torchrun runs several on this machine."""
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return max(1, clamp_workers(None) // processes)
 
 
 def _take(ready: queue.SimpleQueue[Any], thread: threading.Thread) -> int:

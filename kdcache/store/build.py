@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,16 +15,17 @@ import numpy.typing as npt
 import torch
 
 from kdcache.data.beton import Beton, open_beton
-from kdcache.errors import CacheMismatchError
-from kdcache.files import exclusive_lock
+from kdcache.errors import CacheMismatchError, ConfigError
+from kdcache.files import file_lock
 from kdcache.options import BuildLogitsOptions
 from kdcache.progress import logger
+from kdcache.reader.batches import workers_of_rank
 from kdcache.reader.probe import probe_pixels
 from kdcache.store.accounting import store_bytes
 from kdcache.store.codec_file import is_decided
 from kdcache.store.decide import decide_codec
-from kdcache.store.layout import FEATURES, array_named
-from kdcache.store.location import Location, as_location, exists, size_bytes
+from kdcache.store.layout import FEATURES, array_named, is_complete, open_group
+from kdcache.store.location import Location, as_location, exists, open_place, size_bytes
 from kdcache.store.manifest import (
     CONDITIONS,
     IDENTITY,
@@ -38,6 +41,9 @@ from kdcache.teacher.forward import TeacherForward, resolve_device
 from kdcache.teacher.scores import SCORES, STATS
 from kdcache.teacher.teacher import open_teacher
 from kdcache.workspace import Workspace
+
+WAIT_SECONDS = 0.2
+"""Between two looks at what other ranks have made."""
 
 
 def build_logits(options: BuildLogitsOptions) -> dict[str, Any]:
@@ -82,7 +88,14 @@ def build_store(
         image_size=options.image_size or beton.manifest.image_size,
     )
     location = _location(options, workspace, teacher.name)
-    with exclusive_lock(store_lock(location, workspace), purpose="build-logits"):
+    part = Part.parse(options.part, os.environ)
+    if options.overwrite and not part.is_whole:
+        raise ConfigError(
+            f"--overwrite is given to part {part.number + 1}/{part.of}, expected none: each part "
+            f"would replace what the others made. Remove {location} first"
+        )
+    lock = store_lock(location, workspace)
+    with file_lock(lock, purpose="build-logits", shared=not part.is_whole):
         wanted = wanted_manifest(options, beton, teacher, device, location, rows)
         logger.info(
             "teacher %s (%s, sha256 %s), %d views of %s samples, %s, codec %s -> %s",
@@ -102,10 +115,12 @@ def build_store(
             std=wanted.std,
             device=device,
             precision=wanted.precision,
-            keep_features=options.features,
+            keep_features=options.features or _has_features(options, location),
         )
-        writer = _open_writer(options, location, wanted, beton, rows, workspace, forward)
-        forwards = _fill(options, writer, wanted, beton, forward)
+        # One part makes the store, the others find it.
+        with file_lock(lock.with_suffix(".new.lock"), purpose="build-logits", wait=True):
+            writer = _open_writer(options, location, wanted, beton, rows, workspace, forward)
+        forwards = _fill(options, writer, wanted, beton, forward, part)
     workspace.remember("store", location)
     return {
         "samples": wanted.samples,
@@ -135,6 +150,14 @@ def store_lock(location: Location, workspace: Workspace) -> Path:
     return workspace.store(digest).with_name(f".{digest}.lock")
 
 
+def _has_features(options: BuildLogitsOptions, location: Location) -> bool:
+    """Return whether a store that is to be continued holds features, which are kept whole then."""
+    if options.overwrite or not exists(location):
+        return False
+    group, _ = open_group(open_place(location, read_only=True), path=str(location))
+    return FEATURES in group
+
+
 def _open_writer(
     options: BuildLogitsOptions,
     location: Location,
@@ -147,7 +170,7 @@ def _open_writer(
     """Create a store or continue one."""
     is_new = options.overwrite or not exists(location)
     if not is_new:
-        writer = StoreWriter(location)
+        writer = StoreWriter(location, alone=Part.parse(options.part, os.environ).is_whole)
         require_equal(
             writer.manifest,
             wanted,
@@ -176,6 +199,9 @@ def _open_writer(
     else:
         writer.fill_in(labels=beton.labels, sample_ids=rows, pixel_probe=probe)
         _require_same_pixels(writer, probe)
+        if options.views > writer.num_views or (options.features and FEATURES not in writer.group):
+            # Before an array is added: a store that is refused stays as it was.
+            _conditions(writer, wanted, allow_mixed=options.allow_mixed)
     if width is not None:
         writer.add_features(width)
     return writer
@@ -198,11 +224,19 @@ def _fill(
     wanted: StoreManifest,
     beton: Beton,
     forward: TeacherForward,
+    part: Part,
 ) -> int:
     """Make what is missing; return the images whose answers were stored."""
-    part = Part.parse(options.part)
     forwards = 0
     for first, last in _phases(writer, options.views):
+        if first == 1 and part.others_run:
+            # The first rank decides the codec when all have made their shards of view 0.
+            _wait(
+                lambda: (
+                    is_decided(writer.group, writer.manifest)
+                    or (part.number == 0 and not writer.missing_shards(0))
+                )
+            )
         if first == 1 and not is_decided(writer.group, writer.manifest):
             if unfinished := writer.missing_shards(0):
                 logger.warning(
@@ -231,15 +265,23 @@ def _fill(
                 beton,
                 writer.manifest.views,
                 batch_size=wanted.batch_size,
-                num_workers=options.num_workers,
+                num_workers=options.num_workers or workers_of_rank(),
             ):
                 _commit(writer, answers, conditions)
         for view in range(first, last + 1):
             if not writer.missing_shards(view):
                 writer.finish_view(view)
+    if part.others_run and part.number == 0:
+        _wait(lambda: all(is_complete(writer.group, view) for view in range(last + 1)))
     if not forwards:
         logger.info("up to date: %s", writer.path)
     return forwards
+
+
+def _wait(is_done: Callable[[], bool]) -> None:
+    """Wait for other ranks; torchrun ends this one when one of them fails."""
+    while not is_done():
+        time.sleep(WAIT_SECONDS)
 
 
 def _expected_bytes(writer: StoreWriter, num_views: int) -> int:

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import zarr
 from zarr.core.metadata import ArrayV3Metadata
 
-from kdcache.errors import CacheCorruptError, CacheIncompleteError
+from kdcache.errors import CacheCorruptError
 from kdcache.progress import progress_bar
-from kdcache.store.codec_file import is_decided, read_decision
+from kdcache.store.codec_file import WITHOUT_SETTINGS, is_decided, read_decision
 from kdcache.store.layout import (
     CODEC_KEY,
     COMPLETE,
@@ -28,7 +28,13 @@ from kdcache.store.layout import (
 from kdcache.store.location import list_keys, read_key
 from kdcache.store.logit_store import read_whole, shard_damage
 from kdcache.store.manifest import StoreManifest, digest_of
-from kdcache.store.specs import array_metadata, array_spec, group_metadata
+from kdcache.store.specs import (
+    CODEC_ATTRIBUTE,
+    array_metadata,
+    array_spec,
+    codec_digest,
+    group_metadata,
+)
 
 
 class Damage(NamedTuple):
@@ -62,16 +68,15 @@ def expected_structure(
 ) -> dict[str, bytes]:
     """Return the zarr.json of the groups and arrays that a store must have, by key.
 
-    But those of `pixel_probe` and `features`, whose sizes the manifest does not say.
+    But those of `pixel_probe` and `features`, whose sizes the manifest does not say, and of views
+    whose codec is missing or damaged.
     """
     views = _views(keys)
     around = ["scores", "stats", "views", *(f"views/{view}" for view in views)]
     expected = {f"{name}/zarr.json": group_metadata() for name in around}
-    for name in ["labels", "sample_ids", *PER_SAMPLE, *(rows_name(view) for view in views)]:
-        try:
-            expected[f"{name}/zarr.json"] = array_metadata(array_spec(group, manifest, name))
-        except (CacheIncompleteError, CacheCorruptError):
-            continue  # the codec is missing or damaged, which is found for itself
+    known = views[:1] if any(_damaged_codec(group, manifest, keys)) else views
+    for name in ["labels", "sample_ids", *PER_SAMPLE, *(rows_name(view) for view in known)]:
+        expected[f"{name}/zarr.json"] = array_metadata(array_spec(group, manifest, name))
     return expected
 
 
@@ -114,8 +119,21 @@ def _damaged_codec(group: zarr.Group, manifest: StoreManifest, keys: list[str]) 
             read_decision(group, manifest)
         except CacheCorruptError as error:
             yield Damage(CODEC_KEY, str(error))
+            return
     elif any(_views(keys)):
         yield Damage(CODEC_KEY, "is missing")
+        return
+    # An npz has bytes that say nothing to a reader; the views know them all.
+    recorded = _recorded_digests(group, keys)
+    if manifest.codec not in WITHOUT_SETTINGS and recorded and codec_digest(group) not in recorded:
+        yield Damage(CODEC_KEY, "is not the file that the views were encoded with")
+
+
+def _recorded_digests(group: zarr.Group, keys: list[str]) -> set[object]:
+    """Return the digests of the codec file that the views from 1 hold."""
+    names = (f"{rows_name(view)}/zarr.json" for view in _views(keys) if view)
+    said = (_meaning(read_key(group.store, name) or b"") for name in names)
+    return {array["attributes"].get(CODEC_ATTRIBUTE) for array in said if isinstance(array, dict)}
 
 
 def _damaged_shards(

@@ -91,6 +91,15 @@ class StoreManifest:
                 "version of kdcache that wrote it, or build it again with --overwrite"
             )
         given = dict(content)
+        names = {field.name for field in fields(cls)}
+        if version == 1:
+            names -= {"rows", "rows_digest"}
+        if names != set(given):
+            odd = ", ".join(sorted(names ^ set(given)))
+            raise CacheCorruptError(
+                f"the manifest of {path} has missing or unknown fields: {odd}. Build the store "
+                "again with kdcache build-logits --overwrite"
+            )
         if version == 1:
             every_sample = np.arange(given["samples"], dtype=np.int64)
             given |= {
@@ -98,13 +107,6 @@ class StoreManifest:
                 "rows": len(every_sample),
                 "rows_digest": digest_of(every_sample),
             }
-        names = {field.name for field in fields(cls)}
-        if names != set(given):
-            odd = ", ".join(sorted(names ^ set(given)))
-            raise CacheCorruptError(
-                f"the manifest of {path} has missing or unknown fields: {odd}. Build the store "
-                "again with kdcache build-logits --overwrite"
-            )
         return cls(**given)
 
 

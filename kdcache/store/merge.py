@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import zarr
@@ -41,7 +42,7 @@ def merge(options: MergeOptions) -> dict[str, Any]:
         FileNotFoundError: if a part does not exist.
         CacheMismatchError: if the parts were not built from the same things under the same
             conditions, or hold different bytes under one key.
-        ConfigError: if there is something at `out`.
+        ConfigError: if there is something at `out`, or `out` is one of the parts.
     """
     out = as_location(options.out)
     sources = [_open(as_location(part)) for part in options.parts]
@@ -53,6 +54,11 @@ def merge(options: MergeOptions) -> dict[str, Any]:
             (*IDENTITY, *CONDITIONS),
             path=part,
             remedy=f"Parts must be built with the same options and versions as {options.parts[0]}",
+        )
+    if _resolved(out) in [_resolved(as_location(part)) for part in options.parts]:
+        raise ConfigError(
+            f"--out is {out}, which is one of the parts, expected another place: what is replaced "
+            "cannot be read"
         )
     if exists(out):
         if not options.overwrite:
@@ -89,6 +95,10 @@ def merge(options: MergeOptions) -> dict[str, Any]:
         "missing_shards": lacking,
         "path": str(out),
     }
+
+
+def _resolved(location: Location) -> Location:
+    return location.resolve() if isinstance(location, Path) else location.rstrip("/")
 
 
 def _open(location: Location) -> tuple[zarr.Group, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from importlib.metadata import version
 from typing import NamedTuple
 
@@ -43,18 +43,33 @@ class Shard(NamedTuple):
 
 
 class Part(NamedTuple):
-    """Which of the blocks of rows this build makes: every `of`-th, from `number`."""
+    """Which of the blocks of rows this process makes: every `of`-th, from `number`."""
 
     number: int = 0
     of: int = 1
+    others_run: bool = False
+    """The other parts are being made now, so that they can be waited for."""
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether there are no other parts."""
+        return self.of == 1
 
     @classmethod
-    def parse(cls, text: str | None) -> Part:
-        """Read `2/4`, the second of four parts; None is the whole.
+    def parse(cls, text: str | None, environment: Mapping[str, str]) -> Part:
+        """Read `2/4`, the second of four parts; None is this process's rank of torchrun, or all.
 
         Raises:
-            ConfigError: if it is no such text.
+            ConfigError: if it is no such text, or beside torchrun.
         """
+        rank, world_size = environment.get("RANK"), environment.get("WORLD_SIZE")
+        if rank is not None and world_size is not None:
+            if text is not None:
+                raise ConfigError(
+                    f"--part is {text}, but torchrun already makes this process part "
+                    f"{int(rank) + 1}/{world_size}. Leave the option out"
+                )
+            return cls(int(rank), int(world_size), others_run=True)
         if text is None:
             return cls()
         match = re.fullmatch(r"(\d+)/(\d+)", text)

@@ -12,7 +12,7 @@ import zarr
 from kdcache.data.beton import open_beton
 from kdcache.data.check import check_beton
 from kdcache.errors import CacheCorruptError, ConfigError, DatasetError, TeacherError
-from kdcache.files import exclusive_lock
+from kdcache.files import file_lock
 from kdcache.options import BuildLogitsOptions, VerifyOptions
 from kdcache.progress import logger
 from kdcache.store.build import build_store, store_lock
@@ -114,7 +114,7 @@ def _repair(
     """Build what is damaged again; return its keys."""
     beton = open_beton(workspace.require_beton())
     logger.info("%s", _describe(location, damaged))
-    with exclusive_lock(store_lock(location, workspace), purpose="verify --repair"):
+    with file_lock(store_lock(location, workspace), purpose="verify --repair"):
         group, manifest = _open(location, read_only=False)
         remove_damaged(group, manifest, damaged)
         rows = _rows(group, manifest)

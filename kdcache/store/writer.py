@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import zarr
 
+from kdcache.files import sweep_partials
 from kdcache.store.codec_file import codec_of
 from kdcache.store.codecs.codec import Codec
 from kdcache.store.layout import (
@@ -42,7 +43,12 @@ from kdcache.store.specs import ArraySpec, array_spec, create_array
 
 
 class StoreWriter:
-    """A store that is being built or extended. One process writes at a time.
+    """A store that is being built or extended.
+
+    Args:
+        path: where it lies.
+        alone: no other process writes to it; what any left half-written is swept. Otherwise only
+            what dead processes of this machine left is.
 
     Attributes:
         path: where it lies.
@@ -50,11 +56,13 @@ class StoreWriter:
         group: of zarr, writable.
     """
 
-    def __init__(self, path: Location) -> None:
+    def __init__(self, path: Location, *, alone: bool = True) -> None:
         self.path = as_location(path)
-        if isinstance(self.path, Path):
+        if isinstance(self.path, Path) and alone:
             for leftover in self.path.rglob(f"*{PARTIAL_SUFFIX}"):
                 leftover.unlink(missing_ok=True)
+        elif isinstance(self.path, Path):
+            sweep_partials(self.path, recursive=True)
         self.group, self.manifest = open_group(
             open_place(self.path, read_only=False), path=str(self.path)
         )

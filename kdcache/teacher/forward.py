@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -26,7 +27,10 @@ def resolve_device(device: Device) -> torch.device:
             "--device is cuda, but torch finds no CUDA device. Use --device cpu, or install a "
             "driver and a CUDA build of torch"
         )
-    return torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
+    if device == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    # torchrun says which of the machine's devices is this process's.
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
 
 
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[Any]:

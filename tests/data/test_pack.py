@@ -4,6 +4,7 @@ import functools
 import json
 import multiprocessing
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -410,8 +411,9 @@ def test_leftovers_of_a_dead_process_are_swept_and_those_of_a_live_one_kept(fold
     dead = subprocess.run(
         [sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True
     )
-    left = workspace / f".pack.abc.{int(dead.stdout)}.partial"
-    kept = workspace / f".pack.abc.{os.getppid()}.partial"
+    node = platform.node().replace(".", "-")
+    left = workspace / f".pack.abc.{int(dead.stdout)}@{node}.partial"
+    kept = workspace / f".pack.abc.{os.getppid()}@{node}.partial"
     for path in (left, kept):
         path.mkdir(parents=True)
         (path / "train.beton").write_bytes(b"half")
