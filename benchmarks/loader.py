@@ -1,9 +1,10 @@
 """Images per second out of the loader alone: kdcache, stock FFCV, and what people use instead.
 
 Every arm yields the same images once, as batches of uint8 of one size, cut by RandomResizedCrop (at
-32 px: zero padding, crop and flip). Arms that another package makes run where it is installed and
-are named where it is not. `libjpeg-turbo alone` decodes whole images with as many threads and does
-nothing else: the floor of every arm that decodes whole images.
+32 px: zero padding, crop and flip). Arms that another package makes (`pip install kdcache[bench]`)
+run where it is installed and are recorded as missing where it is not. `libjpeg-turbo alone` decodes
+whole images with as many threads and does nothing else: the floor of every arm that decodes whole
+images. `libjpeg-turbo, rows alone` decodes what kdcache decodes of them: its own floor.
 
     python benchmarks/loader.py PHOTOS --image-size 224
     python benchmarks/loader.py --tiny
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import multiprocessing
 import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +25,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from decoding import DecodingJob, decoding_jobs
 from measure import Work, environment, measure, print_table, record
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
@@ -31,8 +34,9 @@ from torchvision.transforms import v2
 
 from kdcache.data.beton import open_beton
 from kdcache.data.pack import pack
+from kdcache.data.policy import Policy
 from kdcache.data.sources import open_source
-from kdcache.data.views import Policy, Views
+from kdcache.data.views import Views
 from kdcache.options import PackOptions
 from kdcache.reader.batches import PixelReader
 from kdcache.reader.order import batch_bounds
@@ -53,7 +57,7 @@ class Files(Dataset[tuple[torch.Tensor, int]]):
     def __init__(self, paths: list[Path], *, decoder: str, image_size: int) -> None:
         self._paths = paths
         self._decoder = decoder
-        self._transform = transform(image_size)
+        self._image_size = image_size
 
     def __len__(self) -> int:
         return len(self._paths)
@@ -61,10 +65,8 @@ class Files(Dataset[tuple[torch.Tensor, int]]):
     def __getitem__(self, position: int) -> tuple[torch.Tensor, int]:
         content = self._paths[position].read_bytes()
         if self._decoder == "pil":
-            image = self._transform(Image.open(io.BytesIO(content)).convert("RGB"))
-            return torch.from_numpy(np.array(image)).permute(2, 0, 1), position
-        encoded = torch.frombuffer(bytearray(content), dtype=torch.uint8)
-        return self._transform(decode_jpeg(encoded, mode=ImageReadMode.RGB)), position
+            return _to_tensor(Image.open(io.BytesIO(content)), size=self._image_size), position
+        return _decode_and_cut(content, size=self._image_size), position
 
 
 class Arrays(Dataset[tuple[torch.Tensor, int]]):
@@ -90,13 +92,17 @@ def tally(batches: Iterator[tuple[torch.Tensor, torch.Tensor]]) -> Work:
     return Work(images, checksum)
 
 
+def views_of(options: argparse.Namespace) -> Views:
+    """Return the views of kdcache's arms."""
+    policy = "pad-crop(4, flip)" if options.image_size <= SMALL else "rrc"
+    return Views(Policy.parse(policy), 0, options.image_size)
+
+
 def ours(beton: Path, options: argparse.Namespace) -> Callable[[], Work]:
     """Return the arm of kdcache's reader; each epoch another view."""
     opened = open_beton(beton)
-    policy = "pad-crop(4, flip)" if options.image_size <= SMALL else "rrc"
-    views = Views(Policy.parse(policy), 0, options.image_size)
     reader = PixelReader(
-        opened, views, batch_size=options.batch_size, num_workers=options.num_workers
+        opened, views_of(options), batch_size=options.batch_size, num_workers=options.num_workers
     )
     epoch = 0
 
@@ -169,6 +175,19 @@ def decode_alone(paths: list[Path], options: argparse.Namespace) -> Callable[[],
     return once
 
 
+def decode_rows(beton: Path, options: argparse.Namespace) -> Callable[[], Work]:
+    """Return kdcache's floor: the rows of a view's boxes, at their scale, and nothing else."""
+    jobs = decoding_jobs(open_beton(beton), views_of(options), view=1)
+    pool = ThreadPoolExecutor(options.num_workers)
+
+    def once() -> Work:
+        for _ in pool.map(DecodingJob.decode, jobs):
+            pass
+        return Work(len(jobs), sum(range(len(jobs))))
+
+    return once
+
+
 def web_dataset(paths: list[Path], options: argparse.Namespace, folder: Path) -> Any:
     """Return the arm of WebDataset on tar shards."""
     import webdataset as wds
@@ -197,6 +216,78 @@ def web_dataset(paths: list[Path], options: argparse.Namespace, folder: Path) ->
     return lambda: tally((images, torch.as_tensor(ids)) for images, ids in loader)
 
 
+def lit_data(paths: list[Path], options: argparse.Namespace, folder: Path) -> Callable[[], Work]:
+    """Return the arm of LitData on its own chunks of JPEG files."""
+    import litdata
+    from litdata.streaming.writer import BinaryWriter
+
+    optimized = str(folder / "litdata")
+    # Not `litdata.optimize`: it starts processes for what one loop does.
+    writer = BinaryWriter(optimized, chunk_bytes="64MB")
+    for position, path in enumerate(paths):
+        writer[position] = {"jpg": path.read_bytes(), "id": position}
+    writer.done()
+    writer.merge()
+    data = litdata.StreamingDataset(
+        optimized,
+        shuffle=True,
+        drop_last=False,
+        transform=partial(_lit_decode, size=options.image_size),
+    )
+    loader = litdata.StreamingDataLoader(
+        data,
+        batch_size=options.batch_size,
+        num_workers=options.num_workers,
+        persistent_workers=True,
+        drop_last=False,
+        multiprocessing_context="forkserver",
+    )
+    return lambda: tally(iter(loader))
+
+
+def _lit_decode(item: dict[str, Any], *, size: int) -> tuple[torch.Tensor, int]:
+    return _decode_and_cut(item["jpg"], size=size), item["id"]
+
+
+def spdl(paths: list[Path], options: argparse.Namespace) -> Callable[[], Work]:
+    """Return the arm of SPDL's pipeline of threads; its own decoder needs FFmpeg's libraries."""
+    from spdl.pipeline import PipelineBuilder
+
+    def read(position: int) -> tuple[torch.Tensor, int]:
+        return _decode_and_cut(paths[position].read_bytes(), size=options.image_size), position
+
+    def collate(samples: list[tuple[torch.Tensor, int]]) -> tuple[torch.Tensor, torch.Tensor]:
+        images, ids = zip(*samples, strict=True)
+        return torch.stack(images), torch.tensor(ids)
+
+    pool = ThreadPoolExecutor(options.num_workers, initializer=torch.set_num_threads, initargs=(1,))
+    epoch = 0
+
+    def once() -> Work:
+        nonlocal epoch
+        epoch += 1
+        order = np.random.default_rng(epoch).permutation(len(paths)).tolist()
+        pipeline = (
+            PipelineBuilder()
+            .add_source(order)
+            .pipe(read, executor=pool, concurrency=options.num_workers)
+            .aggregate(options.batch_size)
+            .pipe(collate)
+            .add_sink(3)
+            .build(num_threads=1)
+        )
+        with pipeline.auto_stop():
+            return tally(iter(pipeline))
+
+    return once
+
+
+def _decode_and_cut(content: bytes, *, size: int) -> torch.Tensor:
+    encoded = torch.frombuffer(bytearray(content), dtype=torch.uint8)
+    image: torch.Tensor = transform(size)(decode_jpeg(encoded, mode=ImageReadMode.RGB))
+    return image
+
+
 def _to_tensor(image: Image.Image, *, size: int) -> torch.Tensor:
     return torch.from_numpy(np.array(transform(size)(image.convert("RGB")))).permute(2, 0, 1)
 
@@ -218,10 +309,14 @@ def write_files(source: str, folder: Path, count: int) -> list[Path]:
     return paths
 
 
-def make_arms(options: argparse.Namespace, folder: Path) -> dict[str, Callable[[], Work]]:
-    """Write every arm's files and return the arms."""
+def make_arms(
+    options: argparse.Namespace, folder: Path
+) -> tuple[dict[str, Callable[[], Work]], list[str]]:
+    """Write every arm's files; return the arms, and the names of those whose package is missing."""
+    # So that worker processes start with what this file imports, and not by importing it.
+    multiprocessing.set_forkserver_preload(["torchvision.transforms.v2", "kdcache.reader.batches"])
     paths = write_files(options.source, folder / "files", options.images)
-    pack(PackOptions(str(folder / "files"), workspace=folder, val_fraction=0))
+    pack(PackOptions(str(folder / "files"), workspace=folder, val_fraction=0, num_workers=1))
     beton = folder / "train.beton"
     size = options.image_size
     arms = {
@@ -233,14 +328,27 @@ def make_arms(options: argparse.Namespace, folder: Path) -> dict[str, Callable[[
         ),
         "libjpeg-turbo alone": decode_alone(paths, options),
     }
+    if open_beton(beton).manifest.write_mode == "jpg":
+        arms["libjpeg-turbo, rows alone"] = decode_rows(beton, options)
     if size <= SMALL:
         images = np.stack([np.array(Image.open(path).convert("RGB")) for path in paths])
         arms["DataLoader, arrays"] = torch_loader(Arrays(images, image_size=size), options)
-    if find_spec("webdataset"):
-        arms["WebDataset"] = web_dataset(paths, options, folder)
-    else:
-        print("webdataset is not installed: no arm")
-    return arms
+    others: dict[str, tuple[str, Callable[[], Callable[[], Work]]]] = {
+        "WebDataset": ("webdataset", lambda: web_dataset(paths, options, folder)),
+        "LitData": ("litdata", lambda: lit_data(paths, options, folder)),
+        "SPDL": ("spdl.pipeline", lambda: spdl(paths, options)),
+    }
+    missing = [name for name, (package, _) in others.items() if not is_installed(package)]
+    arms |= {name: make() for name, (_, make) in others.items() if name not in missing}
+    return arms, missing
+
+
+def is_installed(package: str) -> bool:
+    """Return whether a package can be imported."""
+    try:
+        return find_spec(package) is not None
+    except ModuleNotFoundError:  # not even the package around it
+        return False
 
 
 def main() -> None:
@@ -257,12 +365,16 @@ def main() -> None:
     options = parser.parse_args()
     if options.tiny:
         options.images, options.repeats, options.batch_size, options.image_size = 64, 1, 16, 8
+        options.num_workers = 1
     with tempfile.TemporaryDirectory() as folder:
-        measured = measure(make_arms(options, Path(folder)), repeats=options.repeats)
+        arms, missing = make_arms(options, Path(folder))
+        measured = measure(arms, repeats=options.repeats)
     where = environment()
     print(f"\n{where['cpu']}, {where['cores']} cores, {options.repeats} repeats")
     print(f"{options.images:,} images -> {options.image_size} px\n")
     print_table(measured)
+    for name in missing:
+        print(f"{name:28}{'not installed: no arm':>36}")
     own = measured["kdcache"]
     ratios = {
         name: {
@@ -276,10 +388,10 @@ def main() -> None:
         print(f"{name:28}{ratio['wall']:>8.2f}{ratio['cpu']:>8.2f}")
     if options.record:
         told = vars(options) | {"source": Path(options.source).name}
-        arms = {name: arm._asdict() for name, arm in measured.items()}
+        figures = {name: arm._asdict() for name, arm in measured.items()}
         path = record(
             f"loader-{options.image_size}px",
-            {"options": told, "arms": arms, "ratios": ratios},
+            {"options": told, "arms": figures, "missing": missing, "ratios": ratios},
         )
         print(f"\nrecorded in {path}")
 

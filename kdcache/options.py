@@ -253,7 +253,7 @@ class VerifyOptions(CommonOptions):
 class MergeOptions(CommonOptions):
     """Bring parts of one store together, such as those of build-logits --part."""
 
-    parts: list[str] = field(kw_only=False)
+    parts: Annotated[list[str], Parameter(negative="")] = field(kw_only=False)
     """Paths or URLs of stores that were built from the same things."""
 
     out: str

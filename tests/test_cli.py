@@ -29,7 +29,7 @@ COMMON = {"--workspace", "--json", "--quiet"}
 MODEL = {"--image-size", "--policy", "--view-seed", "--device", "--precision", "--batch-size"}
 OPTIONS = {
     "pack": {
-        *("--source", "--write-mode", "--max-resolution", "--val-fraction", "--seed"),
+        *("--source", "--subset", "--write-mode", "--max-resolution", "--val-fraction", "--seed"),
         *("--num-workers", "--overwrite"),
     },
     "train-teacher": {
@@ -37,18 +37,27 @@ OPTIONS = {
         *MODEL,
     },
     "build-logits": {
-        *("--teacher", "--arch", "--views", "--codec", "--num-workers", "--overwrite"),
+        *("--teacher", "--arch", "--views", "--subset", "--features", "--codec", "--store"),
+        *("--part", "--allow-mixed", "--num-workers", "--overwrite"),
         *MODEL,
     },
     "select": {
-        *("--method", "--score", "--keep", "--balance", "--seed", "--teacher", "--out"),
-        "--overwrite",
+        *("--method", "--score", "--scores", "--keep", "--balance", "--min-per-class", "--start"),
+        *("--cut", "--peak", "--concentration", "--parity", "--seed", "--teacher"),
+        *("--average-with", "--compare", "--export", "--out", "--overwrite"),
     },
     "train": {
-        *("--subset", "--teacher", "--model", "--epochs", "--batch-size", "--lr", "--alpha"),
+        *("--subset", "--teacher", "--store", "--model", "--epochs", "--batch-size", "--lr"),
+        "--alpha",
         *("--temperature", "--kd", "--no-kd", "--seed", "--device", "--precision"),
         *("--num-workers", "--order", "--pixels", "--out", "--resume"),
     },
+    "verify": {
+        *("--store", "--repair", "--teacher", "--arch", "--rows", "--seed", "--device"),
+        "--num-workers",
+    },
+    "merge": {"--parts", "--out", "--overwrite"},
+    "export": {"--out", "--store", "--view", "--overwrite"},
 }
 """Frozen: an option that is added, renamed or lost is a change for every user and recipe."""
 

@@ -55,7 +55,19 @@ class BetonManifest:
     """sha256 over class names, sample ids, labels and the digest of every stored image."""
     beton_bytes: int
     made_from: dict[str, Any]
-    """The source's identity and the pack options."""
+    """The source's identity and the pack options; of a packed subset, the full data's fingerprint
+    as `parent`."""
+
+    @property
+    def is_subset(self) -> bool:
+        """Whether it holds some samples of another beton."""
+        return "parent" in self.made_from
+
+    @property
+    def data_fingerprint(self) -> str:
+        """Of the full data, whose sample ids these are: what stores and subsets are made from."""
+        parent: str = self.made_from.get("parent", self.fingerprint)
+        return parent
 
     @classmethod
     def load(cls, beton: Path) -> BetonManifest:
@@ -159,7 +171,7 @@ def write_beton(
             size = len(image.content)
             if size > PAGE_SIZE_BYTES:
                 raise DatasetError(
-                    f"image {position} takes {size:,} bytes, expected at most "
+                    f"sample {sample_ids[position]} takes {size:,} bytes, expected at most "
                     f"{PAGE_SIZE_BYTES:,}. Shrink images with --max-resolution"
                 )
             # FFCV finds a sample's page from its pointer: no image lies across two pages.
@@ -226,9 +238,10 @@ class Beton:
 
 
 def open_beton(path: Path | str) -> Beton:
-    """Open a packed beton and check that its tables are whole.
+    """Open a packed beton and check that its tables are whole and are its manifest's.
 
-    FFCV opens an unfinished file without a word and then allocates by what it reads there.
+    FFCV opens an unfinished file without a word and then allocates by what it reads there. The
+    images' own bytes are not read here.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -264,19 +277,42 @@ def open_beton(path: Path | str) -> Beton:
     lengths = reader.alloc_table["size"].astype(np.int64)
     is_raw = images["mode"] == 1
     whole = (
-        (reader.alloc_table["ptr"] == images["data_ptr"]).all()
+        int(header["page_size"]) == PAGE_SIZE_BYTES
+        and (reader.alloc_table["ptr"] == images["data_ptr"]).all()
+        and (is_raw == (manifest.write_mode == "raw")).all()
+        and (reader.alloc_table["sample_id"] == np.arange(manifest.samples)).all()
         and (pointers + lengths <= table).all()
         and (sizes > 0).all()
         and (lengths[is_raw] == 3 * sizes[is_raw].astype(np.int64).prod(axis=1)).all()
     )
     if not whole:
         raise DatasetError(f"{path} has a table that does not fit its images. {remedy}")
+    labels = reader.metadata["f1"].astype(np.int64)
+    sample_ids = reader.metadata["f2"].astype(np.int64)
+    found_content = fingerprint(manifest.class_names, sample_ids, labels, _load_digests(path))
+    if found_content != manifest.fingerprint:
+        raise DatasetError(
+            f"{path} and its digests have the fingerprint {found_content[:12]}, expected "
+            f"{manifest.fingerprint[:12]} as its manifest says. {remedy}"
+        )
     return Beton(
         path=path,
         manifest=manifest,
-        labels=reader.metadata["f1"].astype(np.int64),
-        sample_ids=reader.metadata["f2"].astype(np.int64),
+        labels=labels,
+        sample_ids=sample_ids,
         sizes=sizes,
         pointers=pointers,
         lengths=lengths,
     )
+
+
+def _load_digests(beton: Path) -> npt.NDArray[np.uint8]:
+    path = digests_path(beton)
+    try:
+        digests: npt.NDArray[np.uint8] = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise DatasetError(
+            f"{path} cannot be read ({error}), expected the digests of {beton.name}'s images. "
+            "Run: kdcache pack SOURCE --overwrite"
+        ) from error
+    return digests

@@ -15,6 +15,7 @@ from kdcache.reader.batches import default_memory_budget
 from kdcache.store.codecs.codec import Codec
 from kdcache.store.logit_store import LogitStore
 
+
 class Rows(NamedTuple):
     """The teacher's answers to a batch, still encoded."""
 

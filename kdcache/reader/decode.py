@@ -24,7 +24,9 @@ from ffcv.pipeline.state import State
 
 from kdcache.compiled import compiled
 from kdcache.data.beton import Beton
-from kdcache.data.views import PolicyNumbers, Views, view_box
+from kdcache.data.policy import PolicyNumbers
+from kdcache.data.views import Views, checked_seed, checked_view, view_box
+from kdcache.reader.photometric import change_batch
 from kdcache.reader.render import U8, render, render_jpeg
 
 _JPEG = 0
@@ -58,6 +60,8 @@ class ViewDecoder(Operation):
             dtype=np.int64,
         )
         self._numbers = np.array(views.policy.numbers(), dtype=np.float64)
+        self._changes = np.array(views.policy.photometric_numbers(), dtype=np.float64)
+        self._seed = checked_seed(views.seed)
         self._lengths = beton.lengths.copy()
         self._shown = np.zeros(views_per_sample, dtype=np.uint64)
         self.status = np.zeros(len(beton), dtype=np.int32)
@@ -77,7 +81,7 @@ class ViewDecoder(Operation):
 
     def show(self, views: Sequence[int]) -> None:
         """Decode these views from now on; no batch may be under way."""
-        self._shown = np.array(views, dtype=np.uint64)
+        self._shown = np.array([checked_view(view) for view in views])
 
     def declare_state_and_memory(self, previous_state: State) -> tuple[State, AllocationQuery]:
         """Say what one sample takes: (views, S, S, 3) uint8."""
@@ -103,7 +107,7 @@ class ViewDecoder(Operation):
                 self._lengths,
                 self.status,
                 self._numbers,
-                np.uint64(self._views.seed),
+                self._seed,
                 self._shown,
                 self._decoded,
                 self._padded,
@@ -112,6 +116,9 @@ class ViewDecoder(Operation):
                 self._functions,
                 destination,
             )
+            if self._views.policy.changes_pixels:
+                ids = self._sample_ids[positions]
+                change_batch(self._changes, self._seed, self._shown, ids, destination)
             return destination[: len(positions)]
 
         return decode

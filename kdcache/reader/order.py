@@ -45,6 +45,8 @@ def epoch_order(
         raise ConfigError(f"order is {order!r}, expected one of {', '.join(get_args(Order))}")
     if not 0 <= rank < world_size:
         raise ConfigError(f"rank is {rank}, expected a number in [0, {world_size})")
+    if seed < 0:
+        raise ConfigError(f"seed is {seed}, expected a number of at least 0")
     rng = generator(seed, "order", epoch)
     if order == "random":
         return rng.permutation(sample_ids)[rank::world_size]

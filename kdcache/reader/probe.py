@@ -29,20 +29,25 @@ def probe_ids(sample_ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
 
 
 def probe_pixels(
-    beton: Beton, views: Views, *, num_workers: int | None = None
+    beton: Beton,
+    views: Views,
+    *,
+    sample_ids: npt.NDArray[np.int64] | None = None,
+    num_workers: int | None = None,
 ) -> npt.NDArray[np.uint8]:
     """Return the digests of the probed pixels.
 
     Args:
         beton: the images.
         views: policy, seed and image size.
+        sample_ids: at least one; `probe_ids` of the beton when left out.
         num_workers: threads; all that this process may use when left out.
 
     Returns:
-        (n, 16) uint8: blake2b of each (sample, view), samples in the order of `probe_ids`, the
-        views of a sample together.
+        (n, 16) uint8: blake2b of each (sample, view), samples in the order of their ids, the views
+        of a sample together.
     """
-    ids = probe_ids(beton.sample_ids)
+    ids = probe_ids(beton.sample_ids) if sample_ids is None else sample_ids
     reader = PixelReader(
         beton,
         views,

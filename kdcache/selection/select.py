@@ -1,4 +1,4 @@
-"""`kdcache select`: the scores of a store -> a subset file."""
+"""`kdcache select`: scores -> a subset file."""
 
 from __future__ import annotations
 
@@ -12,21 +12,29 @@ from kdcache.errors import CacheMismatchError
 from kdcache.files import differences
 from kdcache.options import SelectOptions
 from kdcache.progress import logger
-from kdcache.selection.policies import select_ids
+from kdcache.selection.beta import DEFAULT_CONCENTRATION
+from kdcache.selection.compare import Comparison, compare
+from kdcache.selection.mdslr import mdslr_quotas
+from kdcache.selection.policies import Policy, keep_of_each, require_finite, select_ids
+from kdcache.selection.score_files import write_scores
+from kdcache.selection.score_source import find_scores, scores_identity
 from kdcache.selection.subset import Subset
 from kdcache.store.logit_store import LogitStore
 from kdcache.workspace import Workspace
+
+_LINES_SHOWN = 20
 
 
 def select(options: SelectOptions) -> dict[str, Any]:
     """Choose samples and write their ids.
 
     Returns:
-        `method`, `keep`, `kept`, `of` and `path`.
+        `method`, `keep`, `kept`, `of` and `path`; `compare` where it was asked for.
 
     Raises:
-        ConfigError: if nothing was built yet, or a score is not finite.
-        CacheMismatchError: if the file exists and was made otherwise.
+        ConfigError: if nothing was built yet, or a score is missing or not finite.
+        CacheMismatchError: if the file exists and was made otherwise, or scores or the other subset
+            are of other data.
     """
     workspace = Workspace(options.workspace)
     store = LogitStore.open(workspace.require_store(options.teacher))
@@ -34,57 +42,111 @@ def select(options: SelectOptions) -> dict[str, Any]:
     provenance = {
         "method": options.method,
         "keep": options.keep,
-        "score": options.score,
+        "score": options.score if options.scores is None else None,
         "balance": options.balance,
         "seed": options.seed,
         "of": manifest.samples,
         "data_fingerprint": manifest.data_fingerprint,
         "teacher": manifest.teacher,
         "teacher_digest": manifest.teacher_digest,
+        **_policy_options(options),
+        **scores_identity(options, workspace, store),
     }
+    other = None if options.compare is None else _load_other(workspace, options.compare, store)
     path = options.out or workspace.subset(subset_name(options))
-    logger.info("%s of %s by %s", options.method, store.path, options.score)
+    logger.info("%s of %s by %s", options.method, store.path, options.scores or options.score)
+    scores: npt.NDArray[Any] | None = None
     if path.exists() and not options.overwrite:
         subset = _reuse(path, provenance)
     else:
-        ids = select_ids(
-            store.scores[options.score],
-            store.labels,
-            method=options.method,
-            keep=options.keep,
-            balance=options.balance,
-            seed=options.seed,
-            num_classes=manifest.classes,
-        )
-        subset = Subset(ids, provenance)
+        scores = find_scores(options, workspace, store)
+        subset = Subset(_choose(options, store, scores), provenance)
         subset.save(path)
-    _report(subset, store.labels, manifest.class_names)
+    comparison = None
+    if other is not None:
+        comparison = compare(subset, other, store.labels, manifest.classes)
+    _report(subset, comparison, store.labels, manifest.class_names)
+    if options.export is not None:
+        write_scores(
+            options.export,
+            find_scores(options, workspace, store) if scores is None else scores,
+            store.labels,
+            subset.sample_ids,
+            data_fingerprint=manifest.data_fingerprint,
+        )
+        logger.info("scores -> %s", options.export)
     workspace.remember("subset", path)
-    return {
+    result = {
         "method": options.method,
         "keep": options.keep,
         "kept": len(subset),
         "of": manifest.samples,
         "path": str(path.resolve()),
     }
+    return result if comparison is None else result | {"compare": comparison.to_json()}
 
 
 def subset_name(options: SelectOptions) -> str:
-    """Return METHOD-KEEP[-SCORE][-BALANCE][-sSEED], defaults left out."""
+    """Return METHOD-KEEP[-SCORE][-BALANCE][-OPTION...][-sSEED], defaults left out."""
     parts = [options.method, f"{options.keep:g}"]
     defaults = SelectOptions()
-    if options.score != defaults.score:
+    if options.scores is not None:
+        parts.append(options.scores.stem)
+    elif options.score != defaults.score:
         parts.append(options.score)
     if options.balance != defaults.balance:
         parts.append(options.balance)
+    parts += options.average_with and ["with", *options.average_with]
+    parts += [
+        f"{name.replace('_per_class', '')}{value:g}"
+        for name, value in _policy_options(options).items()
+    ]
+    if options.parity is not None:
+        parts.append(options.parity)
     if options.seed != defaults.seed:
         parts.append(f"s{options.seed}")
     return "-".join(parts)
 
 
+def _policy_options(options: SelectOptions) -> dict[str, float]:
+    """Return the options of the method that were given."""
+    names = ("min_per_class", "start", "cut", "peak", "concentration")
+    given = {name: getattr(options, name) for name in names}
+    return {name: value for name, value in given.items() if value != getattr(SelectOptions, name)}
+
+
+def _choose(
+    options: SelectOptions, store: LogitStore, scores: npt.NDArray[Any]
+) -> npt.NDArray[np.int64]:
+    classes = store.manifest.classes
+    if options.parity == "mdslr":
+        require_finite(scores)
+        sizes = np.bincount(store.labels, minlength=classes).tolist()
+        policy = Policy(method=options.method, seed=options.seed)
+        quotas = mdslr_quotas(sizes, options.keep)
+        return keep_of_each(scores, store.labels, policy, np.arange(classes), quotas)
+    adaptive = options.method == "class-adaptive"
+    concentration = options.concentration
+    return select_ids(
+        scores,
+        store.labels,
+        method=options.method,
+        keep=options.keep,
+        balance=options.balance,
+        seed=options.seed,
+        num_classes=classes,
+        min_per_class=options.min_per_class,
+        start=options.start,
+        cut=options.cut or 0.0,
+        peak=options.peak,
+        concentration=DEFAULT_CONCENTRATION if concentration is None else concentration,
+        correct=store.stats["correct"] if adaptive else None,
+    )
+
+
 def _reuse(path: Path, provenance: dict[str, Any]) -> Subset:
     subset = Subset.load(path)
-    if differ := differences(subset.provenance, provenance):
+    if differ := differences(subset.provenance, dict.fromkeys(subset.provenance) | provenance):
         raise CacheMismatchError(
             f"{path} was made otherwise: {differ}. "
             "Use --overwrite to replace it, or --out for another file"
@@ -93,19 +155,52 @@ def _reuse(path: Path, provenance: dict[str, Any]) -> Subset:
     return subset
 
 
-def _report(subset: Subset, labels: npt.NDArray[np.int64], class_names: list[str]) -> None:
+def _load_other(workspace: Workspace, name: str, store: LogitStore) -> Subset:
+    path = workspace.require_subset(name)
+    if path is None:  # full
+        return Subset(np.arange(store.manifest.samples))
+    other = Subset.load(path)
+    found = other.provenance.get("data_fingerprint", store.manifest.data_fingerprint)
+    if found != store.manifest.data_fingerprint or other.sample_ids[-1] >= store.manifest.samples:
+        raise CacheMismatchError(
+            f"{path} is a subset of other data than {store.path}: data_fingerprint is "
+            f"{found[:12]} and the largest sample id {other.sample_ids[-1]}, expected "
+            f"{store.manifest.data_fingerprint[:12]} and ids below {store.manifest.samples}"
+        )
+    return other
+
+
+def _report(
+    subset: Subset,
+    comparison: Comparison | None,
+    labels: npt.NDArray[np.int64],
+    class_names: list[str],
+) -> None:
     kept = np.bincount(labels[subset.sample_ids], minlength=len(class_names))
     sizes = np.bincount(labels, minlength=len(class_names))
-    shown = 20
-    for name, count, size in list(zip(class_names, kept, sizes, strict=True))[:shown]:
-        logger.info("  %-20s %7s of %s", name, f"{count:,}", f"{size:,}")
-    if len(class_names) > shown:
+    others = [""] * len(class_names)
+    if comparison is not None:
+        others = [f", the other {count:,}" for count in comparison.other_kept]
+        logger.info(
+            "%s samples are in the other subset too, %s would be by chance",
+            f"{comparison.overlap:,}",
+            f"{comparison.by_chance:,.0f}",
+        )
+    rows = list(zip(class_names, kept, sizes, others, strict=True))
+    for name, count, size, other in rows[:_LINES_SHOWN]:
+        logger.info("  %-20s %7s of %s%s", name, f"{count:,}", f"{size:,}", other)
+    if len(class_names) > _LINES_SHOWN:
         logger.info(
             "  and %d more classes; over all, %s to %s are kept of each",
-            len(class_names) - shown,
+            len(class_names) - _LINES_SHOWN,
             f"{kept.min():,}",
             f"{kept.max():,}",
         )
-    gone = [name for name, count in zip(class_names, kept, strict=True) if count == 0]
+    gone = [name for name, count, size, _ in rows if size and not count]
     if gone:
-        logger.warning("%d classes keep no sample, the first is %s", len(gone), gone[0])
+        logger.warning(
+            "%d classes keep no sample, the first is %s: a student never learns them. "
+            "--min-per-class 1 keeps some of each",
+            len(gone),
+            gone[0],
+        )

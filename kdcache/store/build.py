@@ -26,6 +26,7 @@ from kdcache.store.codec_file import is_decided
 from kdcache.store.decide import decide_codec
 from kdcache.store.layout import FEATURES, array_named, is_complete, open_group
 from kdcache.store.location import Location, as_location, exists, open_place, size_bytes
+from kdcache.store.logit_store import LogitStore
 from kdcache.store.manifest import (
     CONDITIONS,
     IDENTITY,
@@ -35,6 +36,7 @@ from kdcache.store.manifest import (
 )
 from kdcache.store.plan import Part, missing_work, rows_of_views, wanted_manifest
 from kdcache.store.reuse import copy_clean_view, find_clean_view
+from kdcache.store.teacher_check import check_teacher
 from kdcache.store.teacher_pass import Answers, rehearse, require_finite, run_teacher
 from kdcache.store.writer import StoreWriter
 from kdcache.teacher.forward import TeacherForward, resolve_device
@@ -51,7 +53,9 @@ def build_logits(options: BuildLogitsOptions) -> dict[str, Any]:
 
     Returns:
         `samples`, `views`, `rows` (of each view from 1), `teacher_forwards` (images whose answers
-        this call stored; the rehearsal of one batch before a new store is made is not among them),
+        this call stored; the rehearsal of one batch before a new store is made, and the evaluation
+        split, are not among them), `train_quality` and `val_quality` (of the teacher, measured
+        where this call built something: `top1` and `top5` in percent, `nll`, `ece`; else None),
         `bytes`, `seconds` and `path`.
 
     Raises:
@@ -121,12 +125,23 @@ def build_store(
         with file_lock(lock.with_suffix(".new.lock"), purpose="build-logits", wait=True):
             writer = _open_writer(options, location, wanted, beton, rows, workspace, forward)
         forwards = _fill(options, writer, wanted, beton, forward, part)
+        is_whole = all(is_complete(writer.group, view) for view in range(writer.num_views + 1))
+        quality = {"train": None, "val": None}
+        if forwards and is_whole and part.number == 0:
+            quality = check_teacher(
+                LogitStore.open(location),
+                forward,
+                workspace.beton("val"),
+                stated_top1=teacher.stated_top1,
+            )
     workspace.remember("store", location)
     return {
         "samples": wanted.samples,
         "views": writer.num_views,
         "rows": wanted.rows,
         "teacher_forwards": forwards,
+        "train_quality": quality["train"],
+        "val_quality": quality["val"],
         "bytes": size_bytes(location),
         "seconds": round(time.perf_counter() - started, 3),
         "path": str(location),

@@ -71,7 +71,7 @@ def expected_structure(
     But those of `pixel_probe` and `features`, whose sizes the manifest does not say, and of views
     whose codec is missing or damaged.
     """
-    views = _views(keys)
+    views = views_found(keys)
     around = ["scores", "stats", "views", *(f"views/{view}" for view in views)]
     expected = {f"{name}/zarr.json": group_metadata() for name in around}
     known = views[:1] if any(_damaged_codec(group, manifest, keys)) else views
@@ -80,7 +80,7 @@ def expected_structure(
     return expected
 
 
-def _views(keys: list[str]) -> list[int]:
+def views_found(keys: list[str]) -> list[int]:
     """Return the views of which there is anything, in order."""
     parts = (key.split("/") for key in keys if key.startswith("views/"))
     return sorted({int(part[1]) for part in parts if part[1].isdigit()})
@@ -89,7 +89,7 @@ def _views(keys: list[str]) -> list[int]:
 def _arrays(keys: list[str]) -> list[str]:
     """Return every array of which there is anything."""
     features = [FEATURES] if any(key.startswith(f"{FEATURES}/") for key in keys) else []
-    return [*GIVEN, *PER_SAMPLE, *features, *(rows_name(view) for view in _views(keys))]
+    return [*GIVEN, *PER_SAMPLE, *features, *(rows_name(view) for view in views_found(keys))]
 
 
 def _damaged_structure(
@@ -120,7 +120,7 @@ def _damaged_codec(group: zarr.Group, manifest: StoreManifest, keys: list[str]) 
         except CacheCorruptError as error:
             yield Damage(CODEC_KEY, str(error))
             return
-    elif any(_views(keys)):
+    elif any(views_found(keys)):
         yield Damage(CODEC_KEY, "is missing")
         return
     # An npz has bytes that say nothing to a reader; the views know them all.
@@ -131,7 +131,7 @@ def _damaged_codec(group: zarr.Group, manifest: StoreManifest, keys: list[str]) 
 
 def _recorded_digests(group: zarr.Group, keys: list[str]) -> set[object]:
     """Return the digests of the codec file that the views from 1 hold."""
-    names = (f"{rows_name(view)}/zarr.json" for view in _views(keys) if view)
+    names = (f"{rows_name(view)}/zarr.json" for view in views_found(keys) if view)
     said = (_meaning(read_key(group.store, name) or b"") for name in names)
     return {array["attributes"].get(CODEC_ATTRIBUTE) for array in said if isinstance(array, dict)}
 

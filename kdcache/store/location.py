@@ -48,8 +48,13 @@ class DurableStore(LocalStore):
     def set_sync(self, key: str, value: Buffer) -> None:
         """Write a key; it appears whole or not at all."""
         self._check_writable()
-        with replace_atomically(self.root / key) as partial:
-            partial.write_bytes(value.as_buffer_like())
+        path = self.root / key
+        try:
+            with replace_atomically(path) as partial:
+                partial.write_bytes(value.as_buffer_like())
+        except OSError as error:
+            # A full disk names no file.
+            raise OSError(error.errno, f"{error.strerror}, writing", str(path)) from error
 
 
 def open_place(location: Location, *, read_only: bool) -> Store:

@@ -27,6 +27,7 @@ from kdcache.store.layout import (
 )
 from kdcache.store.location import Location, as_location, exists, open_place
 from kdcache.store.manifest import StoreManifest, digest_of
+from kdcache.store.reshaping import reshaping_constants
 from kdcache.store.specs import is_encoded_with
 
 SHARDS_AT_ONCE = 4
@@ -136,6 +137,10 @@ class LogitStore:
                 f"{self.path} holds no features. Run kdcache build-logits with --features"
             )
         return read_whole(self.group, FEATURES)
+
+    def reshaping_constants(self) -> npt.NDArray[np.float64]:
+        """Return k of MDSLR's logit reshaping, (C,), see `kdcache.store.reshaping`."""
+        return reshaping_constants(self.stats["logit_std"], self.labels, self.manifest.classes)
 
     def rows(
         self,

@@ -16,6 +16,7 @@ from kdcache.data.policy import Policy
 from kdcache.errors import CacheMismatchError, ConfigError
 from kdcache.options import BuildLogitsOptions
 from kdcache.selection.subset import Subset
+from kdcache.store.codecs.request import CodecRequest
 from kdcache.store.layout import open_group
 from kdcache.store.location import Location, exists, open_place
 from kdcache.store.manifest import FORMAT_VERSION, StoreManifest, digest_of
@@ -131,7 +132,7 @@ def wanted_manifest(
         image_size=options.image_size or data.image_size,
         mean=data.mean,
         std=data.std,
-        codec=options.codec,
+        codec=str(CodecRequest.parse(options.codec)),
         precision=options.precision or ("fp16" if device.type == "cuda" else "fp32"),
         shard_rows=found.shard_rows if found else _shard_rows(data.samples, batch_size),
         batch_size=batch_size,

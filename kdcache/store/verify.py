@@ -16,9 +16,9 @@ from kdcache.files import file_lock
 from kdcache.options import BuildLogitsOptions, VerifyOptions
 from kdcache.progress import logger
 from kdcache.store.build import build_store, store_lock
-from kdcache.store.inspection import Damage, find_damage
-from kdcache.store.layout import FEATURES, open_group, views_started
-from kdcache.store.location import Location, as_location, open_place
+from kdcache.store.inspection import Damage, find_damage, views_found
+from kdcache.store.layout import FEATURES, open_group
+from kdcache.store.location import Location, as_location, list_keys, open_place
 from kdcache.store.logit_store import LogitStore, read_whole
 from kdcache.store.manifest import StoreManifest
 from kdcache.store.recheck import Recheck, recheck
@@ -116,10 +116,10 @@ def _repair(
     logger.info("%s", _describe(location, damaged))
     with file_lock(store_lock(location, workspace), purpose="verify --repair"):
         group, manifest = _open(location, read_only=False)
+        views = max(views_found(list_keys(group.store)), default=0)
         remove_damaged(group, manifest, damaged)
         rows = _rows(group, manifest)
         features = FEATURES in group or any(key.startswith(FEATURES) for key, _ in damaged)
-        views = max(views_started(group), default=0)
     build_store(
         BuildLogitsOptions(
             workspace=options.workspace,

@@ -29,6 +29,8 @@ class Teacher:
     digest: str
     """sha256 over names and values of its tensors, in the order of its state dict."""
     model: nn.Module
+    stated_top1: float | None
+    """Percent that its file says of the evaluation split; None where it does not."""
 
 
 def open_teacher(
@@ -78,7 +80,7 @@ def open_teacher(
         )
     model = make_model(name, num_classes=data.classes, image_size=image_size)
     fill_model(model, tensors, path=path)
-    return Teacher(teacher_name(spec), name, tensor_digest(model), model)
+    return Teacher(teacher_name(spec), name, tensor_digest(model), model, about.get("top1"))
 
 
 def _from_callable(spec: str, arch: str | None) -> Teacher:
@@ -109,7 +111,7 @@ def _from_callable(spec: str, arch: str | None) -> Teacher:
             f"{spec} returned {type(model).__name__}, expected a torch.nn.Module that maps images "
             "(B, 3, H, W) to logits (B, C)"
         )
-    return Teacher(teacher_name(spec), spec, tensor_digest(model), model)
+    return Teacher(teacher_name(spec), spec, tensor_digest(model), model, None)
 
 
 def tensor_digest(model: nn.Module) -> str:

@@ -5,16 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from kdcache.data.views import Views
 from kdcache.errors import CacheMismatchError
 from kdcache.options import Precision
 from kdcache.reader.batches import PixelReader
-from kdcache.reader.order import batch_bounds
 from kdcache.teacher.forward import Normalise, autocast
+from kdcache.teacher.quality import measure_quality
 
 
 class Accuracy(NamedTuple):
@@ -64,17 +63,11 @@ class Evaluator:
         """Return a model's accuracy; the model keeps its mode."""
         was_training = model.training
         model.eval()
-        count = len(self._reader.beton)
-        bounds = batch_bounds(count, self._reader.batch_size)
-        batches = np.split(np.arange(count), bounds[1:-1])
-        hits_1 = hits_5 = 0
-        for pixels in self._reader.read(batches, 0):
-            images = self._normalise(pixels.images.to(self._device))
-            labels = pixels.labels.to(self._device)
+
+        def answer(images: Tensor) -> Tensor:
             with autocast(self._device, self._precision):
-                logits = model(images).float()
-            top = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
-            hits_1 += int(top[:, 0].sum())
-            hits_5 += int(top.sum())
+                return model(self._normalise(images.to(self._device))).float()
+
+        found = measure_quality(answer, self._reader, self._device)
         model.train(was_training)
-        return Accuracy(100 * hits_1 / count, 100 * hits_5 / count)
+        return Accuracy(found.top1, found.top5)

@@ -19,6 +19,7 @@ from PIL import Image
 from kdcache.data.beton import (
     PAGE_SIZE_BYTES,
     BetonManifest,
+    digests_path,
     fingerprint,
     manifest_path,
     open_beton,
@@ -47,8 +48,9 @@ def size_of(path):
 
 
 def copy_into(folder, beton):
-    """Copy a beton and its manifest; return the copy's path."""
+    """Copy a beton, its manifest and its digests; return the copy's path."""
     shutil.copy(manifest_path(beton), folder)
+    shutil.copy(digests_path(beton), folder)
     return Path(shutil.copy(beton, folder))
 
 
@@ -199,7 +201,7 @@ def test_no_image_lies_across_two_pages(tmp_path, lengths, pages):
 
 
 def test_an_image_larger_than_a_page_is_refused(tmp_path):
-    with pytest.raises(DatasetError, match=f"image 1 takes {PAGE_SIZE_BYTES + 1:,} bytes"):
+    with pytest.raises(DatasetError, match=f"sample 1 takes {PAGE_SIZE_BYTES + 1:,} bytes"):
         write_beton(tmp_path / "a.beton", stored(5, PAGE_SIZE_BYTES + 1), numbers(2), numbers(2))
     assert list(tmp_path.iterdir()) == []
 
@@ -358,6 +360,13 @@ def spread(whole_beton, tmp_path_factory):
     with copy.open("r+b") as file:
         file.seek(HeaderType.itemsize + reader.field_descriptors.nbytes)
         file.write(metadata.tobytes())
+    found = fingerprint(
+        BetonManifest.load(copy).class_names,
+        metadata["f2"].astype(np.int64),
+        metadata["f1"].astype(np.int64),
+        np.load(digests_path(copy)),
+    )
+    edit_manifest(copy, fingerprint=found)
     return open_beton(copy)
 
 
@@ -393,3 +402,32 @@ def test_the_first_of_several_missing_ids_is_named(spread):
 def test_anything_but_a_row_of_integers_is_refused(spread, sample_ids, message):
     with pytest.raises(DatasetError, match=message):
         spread.positions(sample_ids)
+
+
+@pytest.mark.parametrize("kind", ["digests", "manifest", "label"])
+def test_content_that_is_not_the_manifests_is_refused(beton, kind):
+    if kind == "digests":
+        digests = np.load(digests_path(beton))
+        digests[7, 3] ^= 1
+        np.save(digests_path(beton), digests)
+    elif kind == "manifest":
+        edit_manifest(beton, fingerprint="0" * 64)
+    else:
+        reader = Reader(str(beton))
+        metadata = reader.metadata.copy()
+        metadata["f1"][7] += 1
+        with beton.open("r+b") as file:
+            file.seek(HeaderType.itemsize + reader.field_descriptors.nbytes)
+            file.write(metadata.tobytes())
+    expected = BetonManifest.load(beton).fingerprint[:12]
+    with pytest.raises(DatasetError, match=f"fingerprint .*, expected {expected}"):
+        open_beton(beton)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"not numpy's"], ids=["missing", "empty", "other"])
+def test_a_beton_without_readable_digests_is_refused(beton, content):
+    digests_path(beton).unlink()
+    if content is not None:
+        digests_path(beton).write_bytes(content)
+    with pytest.raises(DatasetError, match=r"train\.digests\.npy cannot be read"):
+        open_beton(beton)

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from kdcache.data.philox import below, philox, uniform
+from kdcache.data.philox import below, exp, philox, uniform
 
 WORDS = st.integers(0, 2**64 - 1)
 LARGEST = 2**64 - 1
@@ -60,3 +62,8 @@ def test_below_gives_every_number_an_equal_share_of_the_draws(count):
     borders = [-(-number * 2**64 // count) for number in range(1, count)]
     assert [below(np.uint64(border - 2**20), count) for border in borders] == middles[:-1]
     assert [below(np.uint64(border + 2**20), count) for border in borders] == middles[1:]
+
+
+def test_no_draw_hangs_on_the_c_librarys_exponential():
+    for x in np.linspace(-8, 8, 4001):
+        assert abs(exp(x) / math.exp(x) - 1) < 2e-13

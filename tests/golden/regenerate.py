@@ -1,8 +1,8 @@
 """How the golden files were made: `python -m tests.golden.regenerate`.
 
 They hold streams of numbers that must never change, because stores and runs on disk depend on
-them: the views behind cached rows, and the order of an epoch. A change here is a new format version
-and an entry in the change log, never a silent update.
+them: the views behind cached rows, the order of an epoch, and what is drawn for a seed. A change
+here is a new format version and an entry in the change log, never a silent update.
 """
 
 from __future__ import annotations
@@ -13,8 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
+from kdcache.data.photometric import photometric
 from kdcache.data.views import parameters
 from kdcache.reader.order import epoch_order
+from kdcache.selection.policies import select_ids
 
 FOLDER = Path(__file__).parent
 
@@ -41,6 +43,30 @@ def view_parameters() -> list[dict]:
     ]
 
 
+CHANGING_POLICIES = [
+    "pad-crop(4, brightness=0.4, contrast=0.4, saturation=0.4, erase=0.5)",
+    "rrc(brightness=(0.5, 2), erase=1, erase_scale=(0.3, 1), erase_ratio=(0.1, 10))",
+]
+IMAGE_SIZES = [8, 224]
+
+
+def photometric_parameters() -> list[dict]:
+    """Return the changes of the pixels of a few views of a few samples."""
+    return [
+        {
+            "policy": policy,
+            "seed": seed,
+            "view": view,
+            "sample_ids": SAMPLE_IDS,
+            "image_size": image_size,
+            "changes": photometric(policy, seed, view, SAMPLE_IDS, image_size).tolist(),
+        }
+        for policy, seed, view, image_size in itertools.product(
+            CHANGING_POLICIES, SEEDS, VIEWS, IMAGE_SIZES
+        )
+    ]
+
+
 def epoch_orders() -> list[dict]:
     """Return the order of a few epochs over 20 samples."""
     sample_ids = np.arange(20)
@@ -55,6 +81,32 @@ def epoch_orders() -> list[dict]:
     ]
 
 
+def selections() -> list[dict]:
+    """Return what the policies with a draw keep of 60 samples."""
+    samples = np.arange(60)
+    scores = (samples * 7919 % 1009 / 1009).astype(np.float32)
+    labels = samples * samples % 7 % 3
+    return [
+        {
+            "method": method,
+            "seed": seed,
+            "scores": scores.tolist(),
+            "labels": labels.tolist(),
+            "kept": select_ids(
+                scores,
+                labels,
+                method=method,
+                keep=0.3,
+                seed=seed,
+                num_classes=3,
+                correct=samples % 4 > 0,
+            ).tolist(),
+        }
+        for method in ("random", "stratified", "beta", "class-adaptive")
+        for seed in (0, 1, 2**40)
+    ]
+
+
 def write(name: str, cases: list[dict]) -> None:
     """Write one case per line."""
     lines = ",\n".join(json.dumps(case) for case in cases)
@@ -63,4 +115,6 @@ def write(name: str, cases: list[dict]) -> None:
 
 if __name__ == "__main__":
     write("view_parameters.json", view_parameters())
+    write("photometric_parameters.json", photometric_parameters())
     write("epoch_order.json", epoch_orders())
+    write("selections.json", selections())

@@ -4,7 +4,8 @@ import pytest
 
 from kdcache.data.beton import open_beton
 from kdcache.data.pack import pack
-from kdcache.data.views import Policy, Views
+from kdcache.data.policy import Policy
+from kdcache.data.views import Views
 from kdcache.options import PackOptions
 from kdcache.reader.batches import PixelReader
 from tests.conftest import write_images

@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 from ffcv.libffcv import imdecode, resize_crop
 
 from kdcache.data.views import parameters
+
+
+def batches_of(positions, size):
+    """Cut positions into batches."""
+    return np.split(np.asarray(positions), range(size, len(positions), size))
+
+
+def reader_threads():
+    """Return the threads of readers that run."""
+    return [thread for thread in threading.enumerate() if thread.name.startswith("kdcache-reader")]
 
 
 def read_all(reader, view, batches=None):

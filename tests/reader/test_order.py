@@ -100,6 +100,11 @@ def test_a_rank_outside_the_world_is_refused(rank, world_size):
         epoch_order(np.arange(10), seed=0, epoch=0, rank=rank, world_size=world_size)
 
 
+def test_a_negative_seed_is_refused():
+    with pytest.raises(ConfigError, match="seed is -1"):
+        epoch_order(np.arange(10), seed=-1, epoch=0)
+
+
 def test_an_epoch_order_never_changes():
     for case in json.loads((ROOT / "tests" / "golden" / "epoch_order.json").read_text()):
         ids = np.arange(case["samples"])

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from kdcache.data.beton import open_beton
-from kdcache.data.views import Policy, Views
+from kdcache.data.policy import Policy
+from kdcache.data.views import Views
 from kdcache.reader.batches import pixels
 from kdcache.reader.probe import PROBE_VIEWS, probe_ids, probe_pixels
 

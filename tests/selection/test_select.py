@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import zarr
+from PIL import Image
 
+from kdcache.data.beton import BetonManifest
+from kdcache.data.pack import training_names
 from kdcache.errors import (
     CacheCorruptError,
     CacheIncompleteError,
     CacheMismatchError,
     ConfigError,
+    DatasetError,
 )
 from kdcache.options import SelectOptions
 from kdcache.selection.policies import select_ids
 from kdcache.selection.select import select, subset_name
 from kdcache.selection.subset import Subset
+from tests.selection.conftest import change_manifest
 
 NUM_SAMPLES = 72
 
@@ -54,6 +62,16 @@ def state(path: Path) -> tuple[int, bytes]:
             {"method": "easy", "keep": 0.3, "score": "margin", "balance": "class", "seed": 12},
             "easy-0.3-margin-class-s12",
         ),
+        ({"method": "window", "keep": 0.2, "start": 0.35}, "window-0.2-start0.35"),
+        ({"method": "window", "keep": 0.2, "start": 0.0}, "window-0.2-start0"),
+        ({"method": "stratified", "keep": 0.1, "cut": 0.3}, "stratified-0.1-cut0.3"),
+        (
+            {"method": "beta", "peak": 0.25, "concentration": 6, "seed": 2},
+            "beta-0.7-peak0.25-concentration6-s2",
+        ),
+        ({"scores": Path("/a/forgetting.csv"), "min_per_class": 5}, "medium-0.7-forgetting-min5"),
+        ({"average_with": ("r34", "r18"), "score": "el2n"}, "medium-0.7-el2n-with-r34-r18"),
+        ({"parity": "mdslr", "keep": 0.4}, "medium-0.4-mdslr"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -82,8 +100,13 @@ def test_a_selection_is_written_under_its_name_and_remembered(workspace):
         {},
         {"method": "easy", "score": "margin", "balance": "none", "keep": 0.2},
         {"method": "random", "seed": 5, "balance": "class", "keep": 0.9},
+        {"method": "window", "start": 0.1, "keep": 0.3},
+        {"method": "stratified", "cut": 0.2, "keep": 0.5},
+        {"method": "stratified", "keep": 0.5, "balance": "none", "min_per_class": 4},
+        {"method": "beta", "peak": 0.9, "concentration": 30.0, "keep": 0.3},
+        {"method": "beta", "concentration": 0.0, "keep": 0.3},
     ],
-    ids=["defaults", "easy", "random"],
+    ids=lambda options: " ".join(map(str, options.values())) or "defaults",
 )
 def test_the_ids_are_chosen_from_the_scores_in_the_store(workspace, tiny_store, options):
     defaults = {"method": "medium", "keep": 0.7, "balance": "proportional", "seed": 0}
@@ -92,6 +115,15 @@ def test_the_ids_are_chosen_from_the_scores_in_the_store(workspace, tiny_store, 
     expected = select_ids(scores, tiny_store.labels, num_classes=4, **chosen)
     found = Subset.load(run(workspace, **options)["path"])
     assert found.sample_ids.tolist() == expected.tolist()
+
+
+def test_class_adaptive_asks_the_store_where_the_teacher_is_wrong(workspace, tiny_store):
+    found = Subset.load(run(workspace, method="class-adaptive", keep=0.3)["path"])
+    wrong = np.bincount(tiny_store.labels[~tiny_store.stats["correct"]], minlength=4)
+    counts = np.bincount(tiny_store.labels[found.sample_ids], minlength=4)
+    # Classes of one size: numbers in proportion to the errors, within rounding.
+    assert (abs(counts - 22 * wrong / wrong.sum()) < 1).all()
+    assert len(set(wrong.tolist())) > 1
 
 
 def test_a_subset_says_where_it_comes_from(workspace, tiny_store):
@@ -129,6 +161,8 @@ def test_a_second_selection_is_up_to_date(workspace):
         ({"score": "el2n"}, "score is 'el2n', there 'cross_entropy'"),
         ({"balance": "class"}, "balance is 'class', there 'proportional'"),
         ({"seed": 1}, "seed is 1, there 0"),
+        ({"min_per_class": 3}, "min_per_class is 3, there None"),
+        ({"parity": "mdslr"}, "parity is 'mdslr', there None"),
     ],
     ids=lambda value: "".join(value) if isinstance(value, dict) else "",
 )
@@ -146,12 +180,16 @@ def test_a_file_that_was_made_otherwise_is_refused_until_overwrite(
     assert Subset.load(out).provenance[name] == value
 
 
+def test_a_file_that_was_made_with_an_option_is_refused_without_it(workspace, tmp_path):
+    out = tmp_path / "chosen.npz"
+    run(workspace, out=out, method="stratified", cut=0.2)
+    with pytest.raises(CacheMismatchError, match=r"cut is None, there 0\.2"):
+        run(workspace, out=out, method="stratified")
+
+
 def test_a_subset_of_another_teacher_is_refused(workspace):
     run(workspace)
-    path = store_of(workspace) / "zarr.json"
-    about = json.loads(path.read_text())
-    about["attributes"]["kdcache"]["teacher_digest"] = "e" * 64
-    path.write_text(json.dumps(about))
+    change_manifest(store_of(workspace), teacher_digest="e" * 64)
     with pytest.raises(CacheMismatchError, match=f"teacher_digest is '{'e' * 64}', there '"):
         run(workspace)
 
@@ -223,6 +261,211 @@ def test_the_user_is_warned_of_classes_that_keep_nothing(workspace, caplog, monk
         run(workspace, keep=0.02, balance="none")
     (warning,) = [record.getMessage() for record in caplog.records]
     assert warning.startswith("3 classes keep no sample, the first is class_")
+    assert "--min-per-class 1" in warning
+
+
+def test_with_a_minimum_no_class_is_lost(workspace, tiny_store, caplog):
+    with caplog.at_level(logging.WARNING, logger="kdcache"):
+        path = run(workspace, keep=0.06, balance="none", min_per_class=1)["path"]
+    kept = np.bincount(tiny_store.labels[Subset.load(path).sample_ids], minlength=4)
+    assert (kept.min(), kept.sum(), caplog.records) == (1, 4, [])
+
+
+# Scores from elsewhere
+
+
+def test_scores_of_a_file_take_the_place_of_the_stores(workspace, tmp_path):
+    scores = np.random.default_rng(0).random(NUM_SAMPLES)
+    np.save(tmp_path / "mine.npy", scores)
+    result = run(workspace, method="hard", keep=0.5, balance="none", scores=tmp_path / "mine.npy")
+    found = Subset.load(result["path"])
+    assert found.sample_ids.tolist() == sorted(np.argsort(scores)[36:].tolist())
+    assert result["path"].endswith("subsets/hard-0.5-mine-none.npz")
+    assert (found.provenance["score"], found.provenance["scores"]) == (None, "mine.npy")
+    np.save(tmp_path / "mine.npy", scores[::-1])
+    with pytest.raises(CacheMismatchError, match="scores_digest is '"):
+        run(workspace, method="hard", keep=0.5, balance="none", scores=tmp_path / "mine.npy")
+
+
+def test_a_file_that_is_not_there_is_named(workspace, tmp_path):
+    with pytest.raises(ConfigError, match=r"--scores is .*gone\.csv, expected a file that exists"):
+        run(workspace, scores=tmp_path / "gone.csv")
+
+
+def test_nan_in_a_file_names_its_sample(workspace, tmp_path):
+    scores = np.random.default_rng(0).random(NUM_SAMPLES)
+    scores[[7, 70]] = np.nan
+    np.save(tmp_path / "s.npy", scores)
+    with pytest.raises(ConfigError, match=r"score of sample 7 is nan \(2 such .*samples 7, 70$"):
+        run(workspace, scores=tmp_path / "s.npy")
+
+
+def test_scores_are_found_by_the_names_of_the_packed_files(
+    workspace, tiny_workspace, tiny_folder, tmp_path
+):
+    shutil.copy(tiny_workspace / "train.json", workspace)
+    (workspace / "train.beton").touch()
+    names = training_names(BetonManifest.load(workspace / "train.beton"))
+    assert len(names) == NUM_SAMPLES
+    # The digest of a sample is that of its file's pixels: names and ids belong together.
+    digests = np.load(tiny_workspace / "train.digests.npy")
+    for sample_id in (0, 20, 71):
+        with Image.open(names[sample_id]) as image:
+            pixels = image.convert("RGB").tobytes()
+        digest = hashlib.blake2b(pixels, digest_size=16).digest()
+        assert digests[sample_id].tobytes() == digest
+    scores = np.random.default_rng(1).random(NUM_SAMPLES)
+    rows = [
+        f"{Path(name).relative_to(tiny_folder)},{score}"
+        for name, score in zip(names, scores, strict=True)
+    ]
+    (tmp_path / "s.csv").write_text("file,score\n" + "\n".join(rows[::-1]) + "\n")
+    ids = Subset.load(run(workspace, method="easy", scores=tmp_path / "s.csv")["path"]).sample_ids
+    (tmp_path / "n.npy").parent.mkdir(exist_ok=True)
+    np.save(tmp_path / "n.npy", scores)
+    by_id = Subset.load(run(workspace, method="easy", scores=tmp_path / "n.npy")["path"])
+    assert ids.tolist() == by_id.sample_ids.tolist()
+
+
+def test_names_are_refused_where_the_source_is_gone_or_has_changed(
+    workspace, tiny_workspace, tiny_folder, tmp_path
+):
+    (workspace / "train.beton").touch()
+    (tmp_path / "s.csv").write_text("file,score\na,1\n")
+    about = json.loads((tiny_workspace / "train.json").read_text())
+    for path, content, message in (
+        (str(tmp_path / "gone"), about["made_from"]["content"], "gone is gone, expected"),
+        (str(tiny_folder), "0" * 64, r"has changed since it was packed: .* there '0+'"),
+    ):
+        made_from = about["made_from"] | {"path": path, "content": content}
+        (workspace / "train.json").write_text(json.dumps(about | {"made_from": made_from}))
+        with pytest.raises(DatasetError, match=message):
+            run(workspace, scores=tmp_path / "s.csv")
+    (workspace / "train.json").write_text(json.dumps(about | {"fingerprint": "f" * 64}))
+    with pytest.raises(CacheMismatchError, match=f"fingerprint is {'f' * 12}"):
+        run(workspace, scores=tmp_path / "s.csv")
+
+
+@pytest.fixture
+def two_stores(workspace: Path) -> Path:
+    """The workspace with a second teacher's store, whose cross-entropies are squared."""
+    other = workspace / "stores" / "other.zarr"
+    shutil.copytree(store_of(workspace), other)
+    change_manifest(other, teacher="other", teacher_digest="e" * 64)
+    scores = zarr.open_group(other, mode="r+")["scores/cross_entropy"]
+    scores[:] = scores[:] ** 2
+    return workspace
+
+
+def test_scores_are_averaged_over_teachers(two_stores, tiny_store, tmp_path):
+    options = {"average_with": ("other",), "balance": "none", "export": tmp_path / "mean.npy"}
+    found = Subset.load(run(two_stores, method="hard", keep=0.5, **options)["path"])
+    scores = tiny_store.scores["cross_entropy"].astype(np.float64)
+    mean = ((scores + (scores**2).astype(np.float32)) / 2).astype(np.float32)
+    assert np.array_equal(np.load(tmp_path / "mean.npy"), mean)
+    assert found.sample_ids.tolist() == sorted(np.argsort(mean, kind="stable")[36:].tolist())
+    assert found.provenance["averaged_with"] == ["e" * 64]
+
+
+def test_averages_over_other_data_or_the_same_teacher_are_refused(two_stores):
+    with pytest.raises(ConfigError, match="--average-with is projection, expected other teachers"):
+        run(two_stores, average_with=("projection",))
+    with pytest.raises(ConfigError, match=r"gone\.zarr does not exist"):
+        run(two_stores, average_with=("gone",))
+    change_manifest(two_stores / "stores/other.zarr", data_fingerprint="f" * 64)
+    with pytest.raises(CacheMismatchError, match=f"other.zarr holds scores of other .*{'f' * 12}"):
+        run(two_stores, average_with=("other",))
+
+
+def test_exported_scores_select_the_same_samples_again(workspace, tmp_path):
+    first = run(workspace, keep=0.4, export=tmp_path / "s.parquet")
+    second = run(workspace, keep=0.4, scores=tmp_path / "s.parquet")
+    ids = [Subset.load(result["path"]).sample_ids.tolist() for result in (first, second)]
+    assert ids[0] == ids[1]
+    table = pq.read_table(tmp_path / "s.parquet")
+    assert np.flatnonzero(table["kept"].to_numpy()).tolist() == ids[0]
+    # Also when nothing is selected anew.
+    run(workspace, keep=0.4, export=tmp_path / "again.parquet")
+    assert pq.read_table(tmp_path / "again.parquet").equals(table)
+
+
+# Beside another subset
+
+
+def test_two_subsets_are_compared_class_by_class(workspace, tiny_store, caplog):
+    other = Subset.load(run(workspace, method="hard", keep=0.25, balance="none")["path"])
+    with caplog.at_level(logging.INFO, logger="kdcache"):
+        result = run(workspace, method="easy", keep=0.9, compare="hard-0.25-none")
+    found = set(Subset.load(result["path"]).sample_ids.tolist())
+    shared = found & set(other.sample_ids.tolist())
+    labels = tiny_store.labels
+    kept = np.bincount(labels[sorted(found)], minlength=4)
+    others = np.bincount(labels[other.sample_ids], minlength=4)
+    assert result["compare"] == {
+        "other_kept": 18,
+        "overlap": len(shared),
+        "overlap_share": round(len(shared) / 18, 6),
+        "by_chance_share": round(float((kept * others / 18).sum()) / 18, 6),
+        "kept_per_class": kept.tolist(),
+        "other_kept_per_class": others.tolist(),
+    }
+    assert 0 < len(shared) < 18
+    lines = [" ".join(record.getMessage().split()) for record in caplog.records]
+    for label in range(4):
+        assert f"class_{label} {kept[label]} of 18, the other {others[label]}" in lines
+    assert any(line.startswith(f"{len(shared)} samples are in the other subset") for line in lines)
+
+
+def test_compared_with_all_data_everything_is_shared(workspace):
+    result = run(workspace, keep=0.5, compare="full")
+    assert (result["compare"]["overlap"], result["compare"]["other_kept"]) == (36, NUM_SAMPLES)
+    assert result["compare"]["overlap_share"] == 1
+
+
+def test_a_comparison_with_other_data_or_nothing_is_refused(workspace):
+    subsets = workspace / "subsets"
+    Subset(np.arange(9), {"data_fingerprint": "f" * 64}).save(subsets / "data.npz")
+    Subset(np.arange(73)).save(subsets / "large.npz")
+    with pytest.raises(CacheMismatchError, match=f"data.npz is a subset of other .*{'f' * 12}"):
+        run(workspace, compare="data")
+    with pytest.raises(CacheMismatchError, match=r"large\.npz .* largest sample id 72, .*below 72"):
+        run(workspace, compare="large")
+    with pytest.raises(ConfigError, match="--subset is none-such"):
+        run(workspace, compare="none-such")
+
+
+# What is asked wrongly
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"method": "window"}, r"--start is not given, expected a number in \[0, 0\.3\]"),
+        (
+            {"method": "window", "start": 0.31},
+            r"--start is 0\.31, .* \[0, 0\.3\], what --keep 0\.7",
+        ),
+        ({"method": "window", "start": -0.1}, r"--start is -0\.1"),
+        ({"start": 0.1}, r"--start is 0\.1, expected --method window"),
+        ({"method": "stratified", "cut": 0.4}, r"--cut is 0\.4, .* \[0, 0\.3\]"),
+        ({"method": "beta", "cut": 0.1}, r"--cut is 0\.1, expected --method stratified"),
+        ({"method": "beta", "peak": 1.5}, r"--peak is 1\.5, .* \[0, 1\]"),
+        ({"method": "beta", "concentration": -1.0}, r"--concentration is -1\.0, .* at least 0"),
+        ({"peak": 0.5}, r"--peak is 0\.5, expected --method beta"),
+        ({"method": "class-adaptive", "balance": "none"}, "--balance is none, .* class-adaptive"),
+        ({"min_per_class": -1}, "--min-per-class is -1"),
+        ({"scores": Path("a.npy"), "score": "el2n"}, "--score is el2n, expected no --scores"),
+        ({"scores": Path("a.npy"), "average_with": ("r34",)}, "--average-with is r34"),
+    ],
+    ids=str,
+)
+def test_options_that_do_not_fit_together_are_refused(options, message):
+    with pytest.raises(ConfigError, match=message):
+        SelectOptions(**options)
+
+
+def test_a_window_may_end_with_the_hardest_sample():
+    assert SelectOptions(method="window", keep=0.9, start=0.1).start == 0.1
 
 
 def test_selecting_loads_neither_torch_nor_ffcv(workspace):

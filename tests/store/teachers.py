@@ -50,6 +50,25 @@ class Slow(Projection):
         return super().forward(images)
 
 
+class WithHead(nn.Module):
+    """Ends in a linear layer, whose input are its features."""
+
+    WIDTH = 6
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = Projection(self.WIDTH, seed=5)
+        self.head = nn.Linear(self.WIDTH, 4)
+        generator = torch.Generator().manual_seed(6)
+        with torch.no_grad():
+            self.head.weight.copy_(torch.randn(4, self.WIDTH, generator=generator))
+            self.head.bias.copy_(torch.randn(4, generator=generator))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map (B, 3, S, S) to (B, C)."""
+        return self.head(torch.relu(self.body(images)))
+
+
 def counted() -> nn.Module:
     """Return a teacher that fills `SHAPES_SEEN`."""
     return Counted(4, seed=1)
@@ -63,6 +82,16 @@ def failing() -> nn.Module:
 def slow() -> nn.Module:
     """Return a teacher that can be interrupted."""
     return Slow(4, seed=1)
+
+
+def with_head() -> nn.Module:
+    """Return a teacher that has features."""
+    return WithHead()
+
+
+def small() -> nn.Module:
+    """Return a teacher for 16 px images."""
+    return Projection(4, seed=1, image_size=16)
 
 
 def projection() -> nn.Module:

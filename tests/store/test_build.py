@@ -27,25 +27,14 @@ from kdcache.errors import (
     KDCacheError,
     TeacherError,
 )
-from kdcache.options import BuildLogitsOptions
 from kdcache.reader.batches import pixels
-from kdcache.store.build import build_logits
 from kdcache.store.logit_store import LogitStore
 from kdcache.teacher.scores import SCORES, STATS
 from tests import teachers
 from tests.conftest import ROOT
+from tests.store.builds import NUM_SAMPLES, SLOW, build
 from tests.store.conftest import change_manifest, fresh_workspace, snapshot
 from tests.store.teachers import DELAY, SHAPES_SEEN, Failing
-
-NUM_SAMPLES = 72
-PROJECTION = "tests.teachers:projection"
-SLOW = "tests.store.teachers:slow"
-
-
-def build(workspace: Path, teacher: str = PROJECTION, **options: Any) -> dict[str, Any]:
-    """Build as `tiny_store` was built, but for the options."""
-    given = {"views": 3, "codec": "float32", "batch_size": 8, "device": "cpu"} | options
-    return build_logits(BuildLogitsOptions(teacher=teacher, workspace=workspace, **given))
 
 
 def shards_of(path: Path) -> int:
@@ -334,39 +323,5 @@ def test_a_build_that_was_killed_goes_on_where_it_was_and_gives_the_same_bytes(
         assert name.endswith(".partial") or content == undisturbed[name]
 
     assert build(workspace, SLOW, views=2)["teacher_forwards"] == (27 - kept) * 8
-    assert snapshot(path) == undisturbed
-    assert not partials_of(workspace)
-
-
-POINTS = [
-    "stores/slow.zarr/zarr.json",  # the empty store is about to appear
-    "stores/slow.zarr/labels/zarr.json",
-    "stores/slow.zarr/labels/c/0",
-    "views/0/zarr.json",
-    "views/1/rows/zarr.json",
-    "stats/top1/c/0",  # amid the scores of the first shard
-    "views/2/rows/c/8/0",  # the last shard of all
-    "views/1/complete",
-]
-
-
-def test_a_build_killed_at_any_point_gives_the_same_bytes(workspace, undisturbed):
-    result = subprocess.run(
-        [sys.executable, "-m", "tests.store.killed_builds", *POINTS, "--", *arguments(workspace)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
-    ends = [json.loads(line) for line in result.stdout.splitlines()]
-    assert ends == [{"point": point, "ended by": signal.SIGKILL} for point in POINTS], result.stderr
-    assert result.stderr == ""
-    path = workspace / "stores" / "slow.zarr"
-    (leftover,) = partials_of(workspace)  # those of the deaths before were swept
-    assert leftover.name.startswith(".complete.")
-    with pytest.raises(CacheIncompleteError, match="holds 1 of 3 views"):
-        LogitStore.open(path)
-    assert build(workspace, SLOW, views=2)["teacher_forwards"] == 0
     assert snapshot(path) == undisturbed
     assert not partials_of(workspace)

@@ -278,6 +278,22 @@ def test_equal_rows_give_an_equal_basis():
         np.testing.assert_array_equal(first.basis, second.basis)
 
 
+@pytest.mark.parametrize("rows", [30, 80])
+def test_a_basis_is_of_principal_components_as_long_as_their_deviations(rows):
+    logits_NC = drawn_logits(rows, 50)  # fewer and more rows than classes
+    codec = LowRank.fit(logits_NC, k=4, r=6)
+    lowered_NC = np.minimum(logits_NC, np.sort(logits_NC, axis=1)[:, -5][:, None])
+    lowered_NC = lowered_NC.astype(np.float64)
+    lowered_NC -= lowered_NC.mean(axis=1, keepdims=True)
+    lowered_NC -= lowered_NC.mean(axis=0)
+    _, lengths, components = np.linalg.svd(lowered_NC, full_matrices=False)
+    expected_RC = lengths[:6, None] / np.sqrt(rows) * components[:6]
+    signs_R1 = np.sign((codec.basis * expected_RC).sum(axis=1, keepdims=True))
+    np.testing.assert_allclose(codec.basis, signs_R1 * expected_RC, atol=1e-4)
+    # Of a component and its opposite, the one whose largest entry is positive.
+    assert (codec.basis.max(axis=1) == np.abs(codec.basis).max(axis=1)).all()
+
+
 def test_the_basis_of_constant_rows_is_zero_and_decodes_them():
     constant_NC = np.full((5, 4), 3.0, np.float32)
     codec = LowRank.fit(constant_NC, k=2, r=3)

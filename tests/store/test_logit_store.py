@@ -174,9 +174,7 @@ def test_a_store_of_another_format_is_refused(store_path):
     about = json.loads((store_path / "zarr.json").read_text())
     about["attributes"]["kdcache"]["format_version"] = 99
     (store_path / "zarr.json").write_text(json.dumps(about))
-    with pytest.raises(
-        CacheMismatchError, match=r"format_version of .* is 99, expected"
-    ):
+    with pytest.raises(CacheMismatchError, match=r"format_version of .* is 99, expected"):
         LogitStore.open(store_path)
 
 

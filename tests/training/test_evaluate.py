@@ -69,10 +69,8 @@ def make_evaluator(beton: Beton, *, classes: int) -> Evaluator:
     )
 
 
-@pytest.mark.parametrize("num_classes", [8, 5, 4])
-def test_accuracy_is_the_share_of_labels_among_the_largest_logits(beton, evaluator, num_classes):
-    """The model may answer fewer classes than there are: then labels beyond are never hit."""
-    model = Linear(num_classes)
+def test_accuracy_is_the_share_of_labels_among_the_largest_logits(beton, evaluator):
+    model = Linear(8)
     found = evaluator(model)
 
     data = beton.manifest

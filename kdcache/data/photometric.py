@@ -1,0 +1,119 @@
+"""What a policy does to a view's pixels, as a pure function of (seed, view number, sample id).
+
+A change is (brightness, contrast, saturation, top, left, height, width): three factors in 1/256 and
+the box of the output that is erased. The clean view has none. The factors are those of
+torchvision's ColorJitter, applied in this order always; the box is that of its RandomErasing.
+`kdcache.reader.photometric` applies them.
+
+Their random numbers are streams of their own: a policy with changes has the boxes of the same
+policy without them, and each factor is the same whatever else the policy changes.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from kdcache.compiled import compiled
+from kdcache.data.philox import below, log_uniform, philox, uniform
+from kdcache.data.policy import FACTOR_ONE, PhotometricNumbers, Policy
+from kdcache.data.views import checked_ids, checked_seed, checked_view
+
+ERASE_ATTEMPTS = 10
+"""Boxes drawn before nothing is erased, as in torchvision."""
+
+Change = tuple[np.int64, np.int64, np.int64, np.int64, np.int64, np.int64, np.int64]
+"""Brightness, contrast, saturation; top, left, height, width."""
+
+_STREAM_FACTORS = np.uint64(0x666163746F7273)  # "factors"
+_STREAM_ERASE = np.uint64(0x6572617365)  # "erase"
+
+
+def photometric(
+    policy: Policy | str, seed: int, view: int, sample_ids: npt.ArrayLike, image_size: int
+) -> npt.NDArray[np.int32]:
+    """Return the change of each sample's view.
+
+    Args:
+        policy: a policy, or the text of one.
+        seed: the store's view seed, in [0, 2^64).
+        view: view number; 0 is the clean view.
+        sample_ids: (n,) integers >= 0.
+        image_size: height and width of the output.
+
+    Returns:
+        (n, 7) int32: brightness, contrast and saturation in 1/256 (256 changes nothing); top, left,
+        height and width of the erased box in the output (height 0: nothing is erased).
+    """
+    if isinstance(policy, str):
+        policy = Policy.parse(policy)
+    ids = checked_ids(sample_ids)
+    changes = np.empty((len(ids), 7), dtype=np.int32)
+    numbers = policy.photometric_numbers()
+    _fill(numbers, checked_seed(seed), checked_view(view), ids, image_size, changes)
+    return changes
+
+
+@compiled()
+def _fill(
+    numbers: PhotometricNumbers,
+    seed: np.uint64,
+    view: np.uint64,
+    sample_ids: npt.NDArray[np.uint64],
+    image_size: int,
+    changes: npt.NDArray[np.int32],
+) -> None:
+    for i in range(len(sample_ids)):
+        changes[i] = view_change(numbers, seed, view, sample_ids[i], image_size)
+
+
+@compiled()
+def view_change(
+    numbers: PhotometricNumbers,
+    seed: np.uint64,
+    view: np.uint64,
+    sample_id: np.uint64,
+    image_size: int,
+) -> Change:
+    """Return the change of one view, see `photometric`, as int64."""
+    one, none = np.int64(FACTOR_ONE), np.int64(0)
+    if view == 0:
+        return one, one, one, none, none, none, none
+    draws = philox(seed, _STREAM_FACTORS, sample_id, view, np.uint64(0))
+    brightness = _between(draws[0], numbers.brightness_low, numbers.brightness_high)
+    contrast = _between(draws[1], numbers.contrast_low, numbers.contrast_high)
+    saturation = _between(draws[2], numbers.saturation_low, numbers.saturation_high)
+    top, left, height, width = _erased_box(numbers, seed, view, sample_id, image_size)
+    return brightness, contrast, saturation, top, left, height, width
+
+
+@compiled()
+def _between(bits: np.uint64, low: int, high: int) -> np.int64:
+    """Return an int64 in [low, high]."""
+    return low + below(bits, high - low + 1)
+
+
+@compiled()
+def _erased_box(
+    numbers: PhotometricNumbers,
+    seed: np.uint64,
+    view: np.uint64,
+    sample_id: np.uint64,
+    image_size: int,
+) -> tuple[np.int64, np.int64, np.int64, np.int64]:
+    none = np.int64(0)
+    first, _, _, _ = philox(seed, _STREAM_ERASE, sample_id, view, np.uint64(0))
+    if uniform(first) >= numbers.erase:
+        return none, none, none, none
+    for attempt in range(ERASE_ATTEMPTS):
+        draws = philox(seed, _STREAM_ERASE, sample_id, view, np.uint64(attempt + 1))
+        share = numbers.scale_low + uniform(draws[0]) * (numbers.scale_high - numbers.scale_low)
+        area = share * np.float64(image_size * image_size)
+        ratio = log_uniform(draws[1], numbers.log_ratio_low, numbers.log_ratio_high)
+        height = np.int64(np.floor(np.sqrt(area * ratio) + 0.5))
+        width = np.int64(np.floor(np.sqrt(area / ratio) + 0.5))
+        if 0 < height < image_size and 0 < width < image_size:
+            top = below(draws[2], image_size - height + 1)
+            left = below(draws[3], image_size - width + 1)
+            return top, left, height, width
+    return none, none, none, none

@@ -1,0 +1,109 @@
+"""A beton with some of another's samples: the stored bytes are copied, nothing is decoded.
+
+Pruning alone does not make reading cheaper, because FFCV reads whole pages and the kept samples are
+spread over all of them. Sample ids stay what they are, so stores and subsets of the full data hold.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from kdcache.data.beton import (
+    Beton,
+    BetonManifest,
+    digests_path,
+    fingerprint,
+    manifest_path,
+    write_beton,
+)
+from kdcache.data.images import StoredImage
+from kdcache.errors import CacheMismatchError, DatasetError
+from kdcache.files import replace_atomically, write_json
+from kdcache.progress import progress_bar
+
+
+def subset_beton(subset: Path) -> Path:
+    """Return where the beton of a subset file lies: beside it."""
+    return subset.with_suffix(".beton")
+
+
+def repack(full: Beton, sample_ids: npt.NDArray[np.int64], path: Path) -> BetonManifest:
+    """Write a beton with the given samples; its manifest is written last.
+
+    Args:
+        full: the beton of all data.
+        sample_ids: (n,) sorted and unique.
+        path: the file to write; manifest and digests are named after it.
+
+    Raises:
+        DatasetError: if an id is not in the beton, or stored bytes differ from their digest.
+    """
+    positions = full.positions(sample_ids)
+    labels = full.labels[positions]
+    digests = np.load(digests_path(full.path))[positions]
+    manifest_path(path).unlink(missing_ok=True)
+    beton_bytes = write_beton(path, _stored(full, positions, digests), labels, sample_ids)
+    with replace_atomically(digests_path(path)) as partial, partial.open("wb") as file:
+        np.save(file, digests)
+    # Everything that decides a pixel or its normalisation stays that of all data.
+    manifest = replace(
+        full.manifest,
+        samples=len(positions),
+        fingerprint=fingerprint(full.manifest.class_names, sample_ids, labels, digests),
+        beton_bytes=beton_bytes,
+        made_from={"kind": "subset", "parent": full.manifest.fingerprint},
+    )
+    write_json(manifest_path(path), manifest.to_json())
+    return manifest
+
+
+def require_samples_of(packed: Beton, subset: Path, sample_ids: npt.NDArray[np.int64]) -> None:
+    """Compare a packed subset with the subset file beside it.
+
+    Args:
+        packed: beton of the subset.
+        subset: path of the subset file.
+        sample_ids: what it keeps.
+
+    Raises:
+        CacheMismatchError: if the samples are others.
+    """
+    if not np.array_equal(packed.sample_ids, sample_ids):
+        other = np.setxor1d(packed.sample_ids, sample_ids)
+        raise CacheMismatchError(
+            f"{packed.path} holds {len(packed):,} samples, expected the {len(sample_ids):,} of "
+            f"{subset}; {len(other):,} are in one of them alone, the first is {other[0]}. "
+            f"Run: kdcache pack --subset {subset} --overwrite"
+        )
+
+
+def _stored(
+    full: Beton, positions: npt.NDArray[np.int64], digests: npt.NDArray[np.uint8]
+) -> Iterator[StoredImage]:
+    content = np.memmap(full.path, dtype=np.uint8, mode="r")
+    no_sums = np.zeros((3, 2), dtype=np.int64)  # mean and deviation are not worked out again
+    with progress_bar(total=len(positions), unit="image", description="pack subset") as bar:
+        for position, digest in zip(positions.tolist(), digests, strict=True):
+            start = int(full.pointers[position])
+            stored = content[start : start + int(full.lengths[position])].tobytes()
+            if hashlib.blake2b(stored, digest_size=16).digest() != digest.tobytes():
+                raise DatasetError(
+                    f"the bytes of sample {full.sample_ids[position]} in {full.path} differ from "
+                    "their digest, expected what was packed. Run: kdcache pack SOURCE --overwrite"
+                )
+            height, width = full.sizes[position].tolist()
+            yield StoredImage(
+                content=stored,
+                is_jpeg=full.manifest.write_mode == "jpg",
+                height=height,
+                width=width,
+                digest=digest.tobytes(),
+                channel_sums=no_sums,
+            )
+            bar.update()

@@ -1,0 +1,112 @@
+"""Where the scores of a selection come from: a store, several, a view's rows, or a file."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from kdcache.data.beton import BetonManifest
+from kdcache.errors import CacheMismatchError, ConfigError
+from kdcache.files import sha256_of
+from kdcache.options import SelectOptions
+from kdcache.selection.mdslr import augmented_cross_entropy
+from kdcache.selection.score_files import read_scores
+from kdcache.store.logit_store import LogitStore
+from kdcache.workspace import Workspace
+
+
+def find_scores(
+    options: SelectOptions, workspace: Workspace, store: LogitStore
+) -> npt.NDArray[Any]:
+    """Return the scores to select by, (N,) by sample id.
+
+    Raises:
+        ConfigError: if a file or a store does not exist, or holds no such scores.
+        CacheMismatchError: if scores are of other data.
+    """
+    if options.parity == "mdslr":
+        return augmented_cross_entropy(store)
+    if options.scores is not None:
+        return read_scores(
+            options.scores,
+            store.manifest.samples,
+            data_fingerprint=store.manifest.data_fingerprint,
+            sample_names=lambda: _sample_names(workspace, store),
+        )
+    if options.average_with:
+        stores = [store, *_others(options, workspace, store)]
+        return average(stores, options.score)
+    return _score(store, options.score)
+
+
+def scores_identity(
+    options: SelectOptions, workspace: Workspace, store: LogitStore
+) -> dict[str, Any]:
+    """Return what tells the scores of `find_scores` from others, beside store and score; JSON."""
+    if options.parity == "mdslr":
+        return {"parity": "mdslr"}
+    if options.scores is not None:
+        if not options.scores.is_file():
+            raise ConfigError(f"--scores is {options.scores}, expected a file that exists")
+        return {"scores": options.scores.name, "scores_digest": sha256_of(options.scores)}
+    if options.average_with:
+        others = _others(options, workspace, store)
+        return {"averaged_with": [other.manifest.teacher_digest for other in others]}
+    return {}
+
+
+def average(stores: list[LogitStore], score: str) -> npt.NDArray[np.float32]:
+    """Return the mean over several teachers, (N,), added in float64 and rounded once.
+
+    Args:
+        stores: of the same data.
+        score: a name that all of them have.
+    """
+    total = _score(stores[0], score).astype(np.float64)
+    for store in stores[1:]:
+        total += _score(store, score)
+    total /= len(stores)
+    return total.astype(np.float32)
+
+
+def _others(options: SelectOptions, workspace: Workspace, store: LogitStore) -> list[LogitStore]:
+    names = options.average_with
+    others = [LogitStore.open(workspace.require_store(name)) for name in names]
+    for other in others:
+        found, wanted = other.manifest.data_fingerprint, store.manifest.data_fingerprint
+        if found != wanted:
+            raise CacheMismatchError(
+                f"{other.path} holds scores of other data than {store.path}: data_fingerprint is "
+                f"{found[:12]}, expected {wanted[:12]}"
+            )
+    digests = [each.manifest.teacher_digest for each in (store, *others)]
+    if len(set(digests)) < len(digests):
+        raise ConfigError(
+            f"--average-with is {', '.join(names)}, expected other teachers than that of "
+            f"{store.path}, each once"
+        )
+    return others
+
+
+def _score(store: LogitStore, name: str) -> npt.NDArray[Any]:
+    if name not in store.scores:
+        raise ConfigError(
+            f"--score is {name}, but {store.path} holds {', '.join(store.scores)}. "
+            "Run kdcache build-logits with --overwrite"
+        )
+    return store.scores[name]
+
+
+def _sample_names(workspace: Workspace, store: LogitStore) -> list[str]:
+    from kdcache.data.pack import training_names
+
+    path = workspace.require_beton()
+    manifest = BetonManifest.load(path)
+    if manifest.data_fingerprint != store.manifest.data_fingerprint:
+        raise CacheMismatchError(
+            f"{path} holds other data than {store.path}: fingerprint is "
+            f"{manifest.fingerprint[:12]}, expected {store.manifest.data_fingerprint[:12]}"
+        )
+    return training_names(manifest)

@@ -1,0 +1,80 @@
+"""How good the teacher is on our pixels: wrong preprocessing shows at once.
+
+Measured through the reader that the student uses, on the evaluation split and, from the rows that
+are stored already, on the clean view of the training data.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from kdcache.errors import CacheMismatchError
+from kdcache.progress import logger
+from kdcache.reader.batches import PixelReader
+from kdcache.store.logit_store import LogitStore
+from kdcache.teacher.forward import TeacherForward
+from kdcache.teacher.quality import Quality, QualityMeter, measure_quality
+
+LARGEST_LOSS = 1.0
+"""Points of top-1 below what the teacher's file says that are no reason to warn."""
+
+ROWS_AT_ONCE = 1 << 14
+
+
+def check_teacher(
+    store: LogitStore, forward: TeacherForward, val: Path, *, stated_top1: float | None
+) -> dict[str, Any]:
+    """Measure the teacher and warn where it is worse than its file says.
+
+    Args:
+        store: finished, of this teacher.
+        forward: the teacher.
+        val: the evaluation beton; it need not exist.
+        stated_top1: percent of the evaluation split, where it is known.
+
+    Returns:
+        `train` and `val` (None without an evaluation split), each a `Quality` as a dict.
+
+    Raises:
+        CacheMismatchError: if the evaluation split has other classes.
+    """
+    train = _of_clean_view(store)
+    _say("training data, clean view", train)
+    if not val.exists():
+        return {"train": train._asdict(), "val": None}
+    reader = PixelReader(val, store.manifest.views, batch_size=store.manifest.batch_size)
+    if reader.beton.manifest.class_names != store.manifest.class_names:
+        raise CacheMismatchError(
+            f"{val} has other classes than {store.path}, expected the same names in the same order"
+        )
+    found = measure_quality(forward, reader, forward.device)
+    _say("evaluation split", found)
+    if stated_top1 is not None and found.top1 < stated_top1 - LARGEST_LOSS:
+        logger.warning(
+            "the teacher reaches %.2f %% on the evaluation split, but its file says %.2f %%: "
+            "normalisation, image size or the order of the classes may be another here",
+            found.top1,
+            stated_top1,
+        )
+    return {"train": train._asdict(), "val": found._asdict()}
+
+
+def _of_clean_view(store: LogitStore) -> Quality:
+    meter = QualityMeter()
+    ids = np.arange(store.manifest.samples)
+    for part in np.split(ids, range(ROWS_AT_ONCE, len(ids), ROWS_AT_ONCE)):
+        logits = torch.from_numpy(store.logits(part, 0))
+        meter.add(logits, torch.from_numpy(store.labels[part]))
+    return meter.result()
+
+
+def _say(where: str, found: Quality) -> None:
+    logger.info(
+        "teacher on the %s: top-1 %.2f %%, top-5 %.2f %%, NLL %.3f, calibration error %.3f",
+        where,
+        *found,
+    )

@@ -1,0 +1,356 @@
+"""Verify and repair: every flipped byte is found, named, and made again as it was."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from kdcache.data.beton import digests_path, open_beton
+from kdcache.data.check import check_beton
+from kdcache.errors import (
+    CacheCorruptError,
+    CacheMismatchError,
+    ConfigError,
+    DatasetError,
+    TeacherError,
+)
+from kdcache.files import read_json
+from kdcache.selection.subset import Subset
+from kdcache.store.inspection import find_damage
+from kdcache.store.layout import FEATURES, GIVEN, PER_SAMPLE, open_group
+from kdcache.store.location import open_place
+from kdcache.store.logit_store import LogitStore
+from tests.store.builds import NUM_SAMPLES, PROJECTION, WITH_HEAD, build, check, flip
+from tests.store.conftest import fresh_workspace, snapshot
+
+SUBSET_ROWS = 20
+
+
+def times(path: Path) -> dict[str, int]:
+    return {
+        str(file.relative_to(path)): file.stat().st_mtime_ns
+        for file in path.rglob("*")
+        if file.is_file()
+    }
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, tiny_workspace) -> Path:
+    """A workspace with a store that has every kind of key. Read only."""
+    workspace = fresh_workspace(tmp_path_factory.mktemp("whole") / "w", tiny_workspace)
+    build(workspace, WITH_HEAD, views=2, codec="lowrank(k=2, r=2)", features=True)
+    return workspace
+
+
+@pytest.fixture
+def damaged_workspace(whole, tmp_path, tiny_workspace) -> Path:
+    """A copy of `whole`, to damage."""
+    workspace = fresh_workspace(tmp_path / "w", tiny_workspace)
+    shutil.copytree(whole / "stores", workspace / "stores")
+    shutil.copy(whole / "workspace.json", workspace)
+    return workspace
+
+
+@pytest.fixture
+def path(damaged_workspace) -> Path:
+    return damaged_workspace / "stores/with_head.zarr"
+
+
+def a_shard_of_every_array() -> list[str]:
+    flat = {"labels", "sample_ids", *PER_SAMPLE}
+    names = [*GIVEN, *PER_SAMPLE, FEATURES, *(f"views/{view}/rows" for view in range(3))]
+    # The arrays of the clean view are cut into 9 shards, those that are given into one.
+    return [
+        f"{name}/c/{0 if name in GIVEN else number % 9}" + ("" if name in flat else "/0")
+        for number, name in enumerate(names)
+    ]
+
+
+EVERY_KIND = [
+    *a_shard_of_every_array(),
+    "codec.npz",
+    *("views/0/complete", "views/2/complete"),
+    *("views/zarr.json", "scores/zarr.json", "views/1/zarr.json"),
+    *("labels/zarr.json", "sample_ids/zarr.json", "pixel_probe/zarr.json", "features/zarr.json"),
+    *("stats/top1/zarr.json", "views/0/rows/zarr.json", "views/1/rows/zarr.json"),
+]
+
+
+def find(path: Path) -> list[str]:
+    return [key for key, _ in find_damage(*open_group(open_place(path, read_only=True), path=""))]
+
+
+def test_a_flipped_byte_is_found_in_every_key_below_the_root(path):
+    keys = set(snapshot(path)) - {"zarr.json"}
+    structure = {key for key in keys if key.endswith("/zarr.json")}
+    assert len(keys - structure) > 9 * len(PER_SAMPLE)
+    assert find(path) == []
+    # What a damaged zarr.json or codec.npz says of others is not known: these go for themselves.
+    for together in (structure, {"codec.npz"}, keys - structure - {"codec.npz"}):
+        intact = {key: (path / key).read_bytes() for key in together}
+        for key in together:
+            flip(path / key, 0)  # of a JSON file its brace, of codec.npz the signature
+        assert find(path) == sorted(together)
+        for key, content in intact.items():
+            (path / key).write_bytes(content)
+    assert find(path) == []
+
+
+@pytest.mark.parametrize("key", EVERY_KIND)
+def test_repair_gives_back_the_undisturbed_bytes_and_names_the_key(damaged_workspace, path, key):
+    before, untouched = snapshot(path), times(path)
+    flip(path / key, len(before[key]) // 2 if key == "codec.npz" else 0)
+    found = check(damaged_workspace, repair=True)
+    assert key in found["repaired"]
+    after = snapshot(path)
+    assert after.keys() == before.keys()
+    assert [name for name in before if after[name] != before[name]] == []
+    again = {name for name, time in times(path).items() if time != untouched[name]}
+    assert key in again
+    if key not in {"pixel_probe/zarr.json", "features/zarr.json"}:
+        # Nothing else is written, not even with the same bytes.
+        together = {key}
+        if key.split("/")[0] in GIVEN:
+            together.add(key.partition("/c/")[0] + "/zarr.json")
+        if key.startswith(("scores/", "stats/", "features/")) and "/c/" in key:
+            shard = key.split("/c/")[1].split("/")[0]
+            # One forward answers all of a shard of the clean view.
+            together = {name for name in before if f"/c/{shard}" in name and "views/1" not in name}
+            together |= {f"views/0/rows/c/{shard}/0"}
+        elif key.startswith("views/0/rows/c/"):
+            shard = key.split("/")[4]
+            together = {name for name in before if f"/c/{shard}" in name}
+        assert again <= together
+    assert check(damaged_workspace)["repaired"] == []
+
+
+def test_what_is_damaged_is_named_and_the_rest_counted(damaged_workspace, path):
+    found = check(damaged_workspace)
+    assert (found["images"], found["store"]) == (NUM_SAMPLES, str(path))
+    assert (found["repaired"], found["rows_compared"]) == ([], None)
+    for shard in range(9):
+        flip(path / f"views/1/rows/c/{shard}/0")
+        flip(path / f"scores/el2n/c/{shard}")
+    with pytest.raises(CacheCorruptError, match="has 18 damaged files: scores/el2n/c/0: ") as error:
+        check(damaged_workspace)
+    assert "views/1/rows/c/0/0: " in str(error.value)
+    assert " and 8 more. Run kdcache verify --repair" in str(error.value)
+
+
+def test_several_damaged_files_are_repaired_at_once(damaged_workspace, path):
+    before = snapshot(path)
+    keys = ["views/1/rows/c/2/0", "views/2/rows/c/8/0", "stats/logit_std/c/4", "codec.npz"]
+    for key in keys:
+        flip(path / key)
+    (path / "scores/margin/c/1").unlink()
+    (path / "views/2/rows/zarr.json").write_text("{}")
+    found = check(damaged_workspace, repair=True)
+    assert {*keys, "scores/margin/c/1", "views/2/rows/zarr.json"} <= set(found["repaired"])
+    assert snapshot(path) == before
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"zarr_format": 3}'])
+def test_a_root_that_says_nothing_is_refused_and_left_as_it_is(damaged_workspace, path, content):
+    (path / "zarr.json").write_bytes(content)
+    before = snapshot(path)
+    for repair in (False, True):
+        with pytest.raises(CacheCorruptError, match=r"with_head\.zarr.*build-logits"):
+            check(damaged_workspace, repair=repair)
+    assert snapshot(path) == before
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('"view_seed": 0', '"view_seed": 1'),
+        ('"samples": 72', '"samples": 73'),
+        ('"precision": "fp32"', '"precision": "fp33"'),
+        ('"kdcache_digest": "', '"kdcache_digest": "0'),
+    ],
+)
+def test_a_manifest_that_was_edited_is_refused(damaged_workspace, path, old, new):
+    about = (path / "zarr.json").read_text()
+    assert about.count(old) == 1
+    (path / "zarr.json").write_text(about.replace(old, new))
+    with pytest.raises(CacheCorruptError, match=r"zarr\.json differs from its digest.*--overwrite"):
+        check(damaged_workspace, repair=True)
+    with pytest.raises(CacheCorruptError, match=r"zarr\.json differs from its digest"):
+        LogitStore.open(path)
+
+
+def test_every_bit_of_the_manifest_counts(path):
+    """No flipped bit in the root leaves a store that opens and says something else."""
+    intact = (path / "zarr.json").read_bytes()
+    meant = LogitStore.open(path).manifest
+    for place in range(0, len(intact), 7):
+        flip(path / "zarr.json", place)
+        try:
+            found = LogitStore.open(path).manifest
+        except (CacheCorruptError, CacheMismatchError):
+            found = meant
+        assert found == meant, intact[max(0, place - 20) : place + 20]
+        (path / "zarr.json").write_bytes(intact)
+
+
+# Betons
+
+
+@pytest.fixture
+def own_beton(damaged_workspace) -> Path:
+    """The training beton of the workspace, in a file of its own."""
+    path = damaged_workspace / "train.beton"
+    for file in damaged_workspace.glob("train.*"):
+        target = file.resolve()
+        file.unlink()
+        shutil.copy(target, file)
+    return path
+
+
+def test_a_flipped_byte_of_an_image_is_found_and_the_sample_is_named(own_beton):
+    beton = open_beton(own_beton)
+    content = bytearray(own_beton.read_bytes())
+    for sample_id, offset in ((17, 0), (3, int(beton.lengths[3]) - 1)):
+        content[int(beton.pointers[sample_id]) + offset] ^= 1
+    own_beton.write_bytes(content)
+    source = beton.manifest.made_from["path"]
+    with pytest.raises(DatasetError, match="for 2 of 72 samples, the first are 3, 17") as error:
+        check(own_beton.parent)
+    assert f"kdcache pack {source} " in str(error.value)
+    assert "--val-fraction 0.25" in str(error.value)
+    assert str(error.value).endswith("--overwrite")
+
+
+def test_a_store_is_not_repaired_from_damaged_images(own_beton, path):
+    beton = open_beton(own_beton)
+    content = bytearray(own_beton.read_bytes())
+    content[int(beton.pointers[9])] ^= 1
+    own_beton.write_bytes(content)
+    flip(path / "views/1/rows/c/2/0")
+    before = snapshot(path)
+    with pytest.raises(DatasetError, match="the first are 9"):
+        check(own_beton.parent, repair=True)
+    assert snapshot(path) == before
+
+
+def test_a_flipped_byte_of_the_digests_is_found(own_beton):
+    flip(digests_path(own_beton))
+    with pytest.raises(DatasetError, match=r"(digests|samples).*kdcache pack"):
+        check(own_beton.parent)
+
+
+def places_of(dtype: np.dtype, start: int) -> list[int]:
+    """Return the last byte of each field of one entry of a table; what lies between is unused."""
+    fields = [dtype.fields[name] for name in dtype.names]
+    return [start + offset + kind.itemsize - 1 for kind, offset, *_ in fields]
+
+
+def test_a_flipped_byte_in_any_table_of_a_beton_is_found(own_beton):
+    from ffcv.fields import IntField, RGBImageField
+    from ffcv.types import ALLOC_TABLE_TYPE, FieldDescType, HeaderType, get_metadata_type
+
+    content = own_beton.read_bytes()
+    table = int(np.frombuffer(content, HeaderType, count=1)[0]["alloc_table_ptr"])
+    metadata = HeaderType.itemsize + 3 * FieldDescType.itemsize
+    rows = get_metadata_type([RGBImageField(), IntField(), IntField()])
+    image = rows.fields["f0"][0]
+    places = {
+        "header": places_of(HeaderType, 0),
+        "image": places_of(image, metadata + 5 * rows.itemsize),
+        "label and id": places_of(rows, metadata + 7 * rows.itemsize)[1:],
+        "allocation": places_of(ALLOC_TABLE_TYPE, table + 9 * ALLOC_TABLE_TYPE.itemsize),
+    }
+    unseen = []
+    for what, found in places.items():
+        for place in found:
+            damaged = bytearray(content)
+            damaged[place] ^= 1
+            own_beton.write_bytes(damaged)
+            if check_beton(own_beton).error is None:
+                unseen.append((what, place))
+    assert unseen == []
+
+
+def test_a_workspace_with_nothing_to_verify_says_so(tmp_path):
+    with pytest.raises(ConfigError, match="holds no beton and no store"):
+        check(tmp_path)
+
+
+def test_a_store_may_be_verified_without_its_images(whole, tmp_path):
+    found = check(tmp_path, store=str(whole / "stores/with_head.zarr"))
+    assert (found["images"], found["repaired"]) == (0, [])
+
+
+# What a repair cannot know
+
+
+def test_the_lost_sample_ids_of_a_subset_come_back_with_the_subset(tmp_path, tiny_workspace):
+    workspace = fresh_workspace(tmp_path / "w", tiny_workspace)
+    Subset(np.arange(SUBSET_ROWS, dtype=np.int64) * 3).save(workspace / "subsets/third.npz")
+    path = Path(build(workspace, views=1, subset="third")["path"])
+    before = snapshot(path)
+    flip(path / "sample_ids/c/0")
+    with pytest.raises(CacheCorruptError, match=r"sample_ids/c/0 .*is lost.*--subset"):
+        check(workspace, repair=True)
+    (path / "sample_ids/c/0").unlink()
+    assert build(workspace, views=1, subset="third")["teacher_forwards"] == 0
+    assert snapshot(path) == before
+
+
+def test_repair_with_another_teacher_is_refused_and_leaves_the_rest(store_path, workspace):
+    flip(store_path / "views/1/rows/c/2/0")
+    before = snapshot(store_path)
+    options = {"store": str(store_path), "repair": True}
+    with pytest.raises(CacheMismatchError, match="teacher_digest is "):
+        check(workspace, **options, teacher="tests.teachers:other_projection")
+    del before["views/1/rows/c/2/0"]
+    after = snapshot(store_path)
+    after.pop("views/1/rows/c/2/0", None)
+    assert after == before
+    assert check(workspace, **options)["repaired"] == ["views/1/rows/c/2/0"]
+
+
+# The teacher, asked again
+
+
+def test_a_store_agrees_with_its_own_teacher(store_path, workspace):
+    found = check(workspace, store=str(store_path), teacher=PROJECTION, rows=16)
+    assert found["rows_compared"] == 4 * 16
+    assert 0 <= found["largest_difference"] <= found["bound"]
+    assert found["bound"] < 0.01
+
+
+def test_a_store_under_a_codec_that_loses_something_agrees_too(whole):
+    found = check(whole, teacher=WITH_HEAD, rows=NUM_SAMPLES)
+    assert found["rows_compared"] == 3 * NUM_SAMPLES
+    assert found["largest_difference"] <= found["bound"]
+
+
+def test_the_weights_of_another_teacher_are_refused_and_counted(store_path, workspace):
+    with pytest.raises(
+        TeacherError, match=r"otherwise than .* for 64 of 64 rows; .* expected at most .* at fp32"
+    ) as error:
+        check(workspace, store=str(store_path), teacher="tests.teachers:other_projection", rows=16)
+    assert read_json(store_path / "zarr.json")["attributes"]["kdcache"]["teacher_digest"][:12] in (
+        str(error.value)
+    )
+
+
+def test_another_teacher_is_refused_under_a_codec_that_loses_something_too(whole):
+    with pytest.raises(TeacherError, match=r"for \d+ of 48 rows"):
+        check(whole, teacher=PROJECTION, rows=16)
+
+
+def test_one_row_that_the_teacher_did_not_give_is_found(store_path, workspace):
+    """Bytes may be whole and wrong: a shard of view 2 in the place of one of view 1."""
+    shutil.copy(store_path / "views/2/rows/c/4/0", store_path / "views/1/rows/c/4/0")
+    assert check(workspace, store=str(store_path))["repaired"] == []
+    with pytest.raises(TeacherError, match=rf"for 8 of {4 * NUM_SAMPLES} rows"):
+        check(workspace, store=str(store_path), teacher=PROJECTION, rows=NUM_SAMPLES)
+
+
+def test_a_result_is_plain_json(whole):
+    assert json.loads(json.dumps(check(whole)))["store"].endswith("with_head.zarr")
