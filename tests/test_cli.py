@@ -212,7 +212,7 @@ def test_help_comes_at_once():
         ("train-teacher", {"top1", "path", "seconds"}),
         (
             "build-logits",
-            {"samples", "views", "teacher_forwards", "bytes", "seconds", "path"},
+            {"samples", "views", "rows", "teacher_forwards", "bytes", "seconds", "path"},
         ),
         ("select", {"method", "keep", "kept", "of", "path"}),
         (
@@ -445,7 +445,7 @@ def test_a_store_with_a_missing_shard_is_refused(ask, workspace):
     (workspace / "stores/resnet8.zarr/views/1/rows/c/0/0").unlink()
     for command in ("select", "train"):
         answer = ask(command, "--workspace", workspace)
-        refused(answer, 1, "views/1/rows lacks shard 0", "kdcache build-logits")
+        refused(answer, 1, "lacks views/1/rows/c/0/0", "kdcache build-logits")
 
 
 def test_a_run_that_is_there_is_refused(ask, workspace):

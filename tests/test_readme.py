@@ -29,8 +29,8 @@ def test_the_commands_and_the_example_run_as_written(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("KDCACHE_WORKSPACE", raising=False)
     for line in COMMAND_LINES:
-        arguments = line.split()[1:]
-        # As written, but one epoch: the walk is under test, not the models.
+        # As written, but few views and one epoch: the walk is under test, not the models.
+        arguments = line.replace("--views 50", "--views 2").split()[1:]
         short = {"train": ["--epochs", "1"], "train-teacher": ["--epochs", "1"]}.get(
             arguments[0], []
         )
@@ -73,3 +73,16 @@ def test_epoch_throughput_runs_tiny():
     rates = re.findall(r"^(\D+?)\s+([\d,.]+)\s+[\d.]+%", process.stdout, flags=re.MULTILINE)
     assert len(rates) == 4
     assert all(float(rate.replace(",", "")) > 0 for _, rate in rates)
+
+
+@pytest.mark.parametrize("script", ["store", "codecs", "selection"])
+def test_a_benchmark_runs_tiny(script):
+    process = subprocess.run(
+        [sys.executable, f"benchmarks/{script}.py", "--tiny"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert process.returncode == 0, process.stderr
+    assert re.search(r"[\d,.]+", process.stdout)

@@ -12,11 +12,12 @@ from pathlib import Path
 
 from zarr.abc.store import Store
 from zarr.core.buffer import Buffer, default_buffer_prototype
+from zarr.core.common import AccessModeLiteral
 from zarr.core.sync import sync
 from zarr.storage import FsspecStore, LocalStore
 
 from kdcache.errors import ConfigError
-from kdcache.files import replace_atomically
+from kdcache.files import make_directory, replace_atomically
 
 Location = Path | str
 """A folder is a Path, a URL (s3://, gs://, memory://, ...) a string."""
@@ -35,6 +36,12 @@ def as_location(given: Path | str) -> Location:
 
 class DurableStore(LocalStore):
     """zarr's local store, with every file flushed to the disk before it gets its name."""
+
+    async def _open(self, *, mode: AccessModeLiteral | None = None) -> None:
+        """Make the folder; it survives a power cut as what lies in it does."""
+        if not self.read_only:
+            await asyncio.to_thread(make_directory, self.root)
+        await super()._open(mode=mode)
 
     async def set(self, key: str, value: Buffer) -> None:
         """Write a key; it appears whole or not at all."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import threading
+import time
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -478,6 +479,10 @@ def test_rows_are_read_ahead_until_the_last_epoch(beton, store, monkeypatch, epo
     loader = DistillLoader(beton, store, batch_size=36, num_workers=1, epochs=epochs)
     for epoch in range(2):
         assert len(list(loader.epoch(epoch))) == 2
+    for _ in range(1000):  # what is under way in the background
+        if len(asked) >= len(views):
+            break
+        time.sleep(0.01)
     loader.close()
     assert asked == views
 

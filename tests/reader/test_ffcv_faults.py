@@ -107,7 +107,7 @@ def bare(tiny_beton, damaged_beton):
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=240,
         check=True,
     )
     return json.loads(process.stdout)
@@ -407,7 +407,7 @@ def used_and_left(tiny_beton, crop_reader):
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=240,
         check=False,
     )
 

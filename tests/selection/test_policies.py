@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 from typing import Any, NamedTuple, get_args
 
 import numpy as np
@@ -14,7 +15,7 @@ from scipy.stats import chisquare
 
 from kdcache.errors import ConfigError
 from kdcache.options import Balance, Method
-from kdcache.selection.beta import default_peak
+from kdcache.selection.beta import _log, default_peak
 from kdcache.selection.policies import select_ids
 from kdcache.selection.quotas import class_quotas, kept_total
 from kdcache.selection.stratified import bin_budgets
@@ -259,6 +260,13 @@ def test_a_score_on_the_edge_of_two_bins_is_in_the_upper_one():
     assert ids.tolist() == sorted(expected)
 
 
+def test_of_a_large_bin_those_with_the_smallest_draws_are_kept():
+    # Sorting small arrays whole is what a partition does; of many samples it is not.
+    ids = kept(one_class(np.zeros(3000)), "stratified", keep=0.3, cut=0.0)
+    draws = reference.random_draws(0, 3000)
+    assert ids.tolist() == sorted(reference.ranked(draws, range(3000))[:900])
+
+
 def test_stratified_drops_the_hardest_first():
     scores = np.random.default_rng(0).permutation(200)
     ids = kept(one_class(scores), "stratified", keep=0.5, cut=0.3)
@@ -291,6 +299,13 @@ def test_beta_draws_like_one_sample_after_the_other_without_replacement(keep, pe
         drawn[rng.choice(count, number, replace=False, p=weights / weights.sum())] += 1
     # Shares of 400 draws: their difference has a standard deviation of at most 0.035.
     assert abs(chosen - drawn).max() / seeds < 0.14
+
+
+@settings(max_examples=200, deadline=None)
+@given(x=st.floats(1e-12, 50.0))
+def test_the_logarithm_of_beta_is_that_of_the_c_library(x):
+    # Near 1 both lose the same digits of x - 1; elsewhere the series ends below 1e-13.
+    assert _log(x) == pytest.approx(math.log(x), rel=2e-13, abs=1e-15)
 
 
 def test_the_peak_of_beta_is_easier_where_less_is_kept():

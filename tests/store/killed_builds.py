@@ -13,6 +13,7 @@ import json
 import os
 import signal
 import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import kdcache.store.build
@@ -44,7 +45,8 @@ def run_and_die(point: str | int, arguments: list[str]) -> int:
     child = os.fork()
     if child == 0:
         die_at(point)
-        os._exit(main(arguments))
+        with redirect_stdout(sys.stderr):  # one that lives on says so there
+            os._exit(main(arguments))
     _, status = os.waitpid(child, 0)
     return os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
 

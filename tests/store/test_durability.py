@@ -83,7 +83,11 @@ def trace(tmp_path_factory, tiny_workspace) -> tuple[Path, list[Call]]:
 
 
 def within(calls: list[Call], store: Path, *names: str) -> list[Call]:
-    return [call for call in calls if call.name in names and call.paths[-1].startswith(str(store))]
+    return [
+        call
+        for call in calls
+        if call.name in names and call.paths and call.paths[-1].startswith(str(store))
+    ]
 
 
 def renames(trace: tuple[Path, list[Call]]) -> list[Call]:

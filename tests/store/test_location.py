@@ -90,7 +90,7 @@ def test_a_store_at_a_url_is_verified_and_repaired(workspace, tiny_store, url, t
         CacheCorruptError, match=r"memory://.* has 1 damaged files: views/2/rows/c/4/0"
     ):
         check(workspace, store=url)
-    with pytest.raises(CacheCorruptError, match=r"views/2/rows/c/4/0 of .*memory"):
+    with pytest.raises(CacheCorruptError, match=r"views/2/rows/c/4/0 of .*s\.zarr"):
         LogitStore.open(url).logits([33], 2)
     assert check(workspace, store=url, repair=True)["repaired"] == ["views/2/rows/c/4/0"]
     assert objects(url) == snapshot(tiny_store.path)
@@ -135,12 +135,8 @@ def test_keys_are_written_read_listed_and_removed(location):
     assert list_keys(place, "b/") == ["b/1/x", "b/2"]
     assert read_key(place, "b/2") == b"b/2"
     assert read_key(place, "gone") is None
-    assert (has_key(place, "a"), has_key(place, "b"), has_key(place, "gone")) == (
-        True,
-        False,
-        False,
-    )
-    assert size_bytes(location) == len("abcb/1/xb/2bc/1") - 2
+    assert (has_key(place, "b/1/x"), has_key(place, "gone")) == (True, False)
+    assert size_bytes(location) == sum(map(len, ["a", "b/1/x", "b/2", "bc/1"]))
     delete_key(place, "b/2")
     delete_key(place, "b/2")
     assert list_keys(place, "b/") == ["b/1/x"]
@@ -172,6 +168,11 @@ def test_a_write_that_fails_leaves_no_file_and_names_it(tmp_path):
 # S3, as a server of its own speaks it
 
 
+def answers(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
 @pytest.fixture(scope="module")
 def bucket(tmp_path_factory) -> Iterator[str]:
     """The URL of a bucket on an S3 server of its own, which the environment names."""
@@ -192,7 +193,7 @@ def bucket(tmp_path_factory) -> Iterator[str]:
     with log, subprocess.Popen(command, stdout=log, stderr=log) as server:
         try:
             deadline = time.monotonic() + 120
-            while socket.socket().connect_ex(("127.0.0.1", port)):
+            while not answers(port):
                 assert server.poll() is None, "the S3 server ended"
                 assert time.monotonic() < deadline, "the S3 server does not answer"
                 time.sleep(0.1)

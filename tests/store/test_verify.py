@@ -149,6 +149,7 @@ def test_several_damaged_files_are_repaired_at_once(damaged_workspace, path):
     (path / "scores/margin/c/1").unlink()
     (path / "views/2/rows/zarr.json").write_text("{}")
     found = check(damaged_workspace, repair=True)
+    keys.remove("views/2/rows/c/8/0")  # not read: what its array looks like is lost
     assert {*keys, "scores/margin/c/1", "views/2/rows/zarr.json"} <= set(found["repaired"])
     assert snapshot(path) == before
 
