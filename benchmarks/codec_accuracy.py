@@ -1,0 +1,104 @@
+"""Does a student learn the same from a compact store? Several seeds on `dense` and another codec.
+
+Each command is a process of its own. Both stores hold views of the same samples by the same
+teacher; the students differ in their seed and in the store alone.
+
+    python benchmarks/codec_accuracy.py SOURCE --codec auto --seeds 3 --record
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+from pathlib import Path
+
+from measure import record
+from walk import Walk
+
+STORES = ("dense", "compact")
+
+
+def take(walk: Walk, options: argparse.Namespace, folder: Path) -> None:
+    """Run every stage."""
+    walk.run("pack", "pack", options.source)
+    teacher = ("--teacher", options.teacher)
+    walk.run(
+        "train-teacher",
+        *("train-teacher", "--model", options.teacher, "--epochs", str(options.teacher_epochs)),
+    )
+    walk.run("clean view", "build-logits", *teacher, "--views", "0")
+    walk.run("select", "select", "--method", "random", "--keep", str(options.keep))
+    subset = Path(walk.results["select"]["path"]).stem
+    for name, codec in zip(STORES, ("dense", options.codec), strict=True):
+        walk.run(
+            name,
+            *("build-logits", *teacher, "--subset", subset, "--views", str(options.views)),
+            *("--codec", codec, "--store", str(folder / f"{name}.zarr")),
+        )
+    for seed in range(options.seeds):
+        for name in STORES:
+            walk.run(
+                f"train {name} {seed}",
+                *("train", "--store", str(folder / f"{name}.zarr"), "--seed", str(seed)),
+                *("--model", options.student, "--epochs", str(options.epochs)),
+                *("--temperature", str(options.temperature)),
+            )
+
+
+def report(walk: Walk, options: argparse.Namespace) -> dict[str, list[float]]:
+    """Print the accuracies and return them."""
+    accuracies = {
+        name: [walk.results[f"train {name} {seed}"]["top1"] for seed in range(options.seeds)]
+        for name in STORES
+    }
+    print(f"\nteacher, {options.teacher}: {walk.results['train-teacher']['top1']:.2f} %")
+    for name, found in accuracies.items():
+        spread = statistics.stdev(found) if len(found) > 1 else float("nan")
+        print(
+            f"{name:10} {walk.results[name]['bytes']:>14,} bytes   "
+            f"mean {statistics.mean(found):.2f} %, standard deviation {spread:.2f} "
+            f"({', '.join(f'{value:.2f}' for value in found)})"
+        )
+    pairs = zip(*accuracies.values(), strict=True)
+    gains = [compact - dense for dense, compact in pairs]
+    print(f"compact less dense, seed by seed: {', '.join(f'{gain:+.2f}' for gain in gains)}")
+    return accuracies
+
+
+def main() -> None:
+    """Measure and print; with --record, keep the result."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("source", help="as for kdcache pack")
+    parser.add_argument("--codec", default="auto", help="beside dense")
+    parser.add_argument("--teacher", default="resnet20")
+    parser.add_argument("--teacher-epochs", type=int, default=10)
+    parser.add_argument("--student", default="resnet8")
+    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--keep", type=float, default=0.3)
+    parser.add_argument("--views", type=int, default=4)
+    parser.add_argument("--temperature", type=float, default=4.0)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--record", action="store_true", help="write to benchmarks/results/")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="kdcache-codecs-") as name:
+        folder = Path(name)
+        walk = Walk(folder / "workspace")
+        take(walk, options, folder)
+    accuracies = report(walk, options)
+    if options.record:
+        for result in walk.results.values():
+            for key in ("path", "train", "val"):
+                result.pop(key, None)
+        source = Path(options.source).name
+        content = {
+            "options": vars(options) | {"source": source},
+            "top1": accuracies,
+            "seconds": walk.seconds,
+            "results": walk.results,
+        }
+        print(record(f"codec_accuracy-{source}", content))
+
+
+if __name__ == "__main__":
+    main()
