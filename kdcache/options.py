@@ -418,6 +418,9 @@ class TrainOptions(CommonOptions):
     temperature: float = 4.0
     """Temperature of the distillation term, above 0."""
 
+    reshape: Annotated[bool, _FLAG] = False
+    """Give the teacher's logits of each sample the mean deviation of its class (MDSLR)."""
+
     kd: bool = True
     """--no-kd: labels alone, for comparison."""
 
@@ -447,6 +450,8 @@ class TrainOptions(CommonOptions):
 
     def __post_init__(self) -> None:
         """Check every range."""
+        if self.reshape and not self.kd:
+            raise ConfigError("--reshape is given with --no-kd, expected one: it needs a teacher")
         _require("alpha", self.alpha, lambda alpha: 0 <= alpha <= 1, "a number in [0, 1]")
         _require_positive(self, "temperature", "epochs", "batch_size", "lr", "num_workers")
         _require_non_negative(self, "seed")

@@ -49,7 +49,7 @@ OPTIONS = {
     "train": {
         *("--subset", "--teacher", "--store", "--model", "--epochs", "--batch-size", "--lr"),
         "--alpha",
-        *("--temperature", "--kd", "--no-kd", "--seed", "--device", "--precision"),
+        *("--temperature", "--reshape", "--kd", "--no-kd", "--seed", "--device", "--precision"),
         *("--num-workers", "--order", "--pixels", "--out", "--resume"),
     },
     "verify": {

@@ -23,6 +23,7 @@ from kdcache.reader.batches import workers_of_rank
 from kdcache.reader.probe import probe_pixels
 from kdcache.store.accounting import store_bytes
 from kdcache.store.codec_file import is_decided
+from kdcache.store.codecs.request import CodecRequest
 from kdcache.store.decide import decide_codec
 from kdcache.store.layout import FEATURES, array_named, is_complete, open_group
 from kdcache.store.location import Location, as_location, exists, open_place, size_bytes
@@ -65,6 +66,7 @@ def build_logits(options: BuildLogitsOptions) -> dict[str, Any]:
         CacheMismatchError: if the store was built from something else; names the fields.
         KDCacheError: if another process is building this store.
     """
+    CodecRequest.parse(options.codec)  # what is asked wrongly is said before anything is read
     workspace = Workspace(options.workspace)
     beton = open_beton(workspace.require_beton())
     rows = rows_of_views(options, workspace, beton)
@@ -194,7 +196,7 @@ def _open_writer(
             remedy="Use --overwrite to build it anew, or another --workspace",
         )
     source = None
-    if is_new and wanted.rows < wanted.samples:
+    if wanted.rows < wanted.samples and (is_new or not is_complete(writer.group, 0)):
         source = find_clean_view(workspace.store("any").parent, wanted)
     width = None
     if is_new or options.features:
@@ -209,14 +211,14 @@ def _open_writer(
             sample_ids=rows,
             pixel_probe=probe,
         )
-        if source:
-            copy_clean_view(source, writer)
     else:
         writer.fill_in(labels=beton.labels, sample_ids=rows, pixel_probe=probe)
         _require_same_pixels(writer, probe)
         if options.views > writer.num_views or (options.features and FEATURES not in writer.group):
             # Before an array is added: a store that is refused stays as it was.
             _conditions(writer, wanted, allow_mixed=options.allow_mixed)
+    if source and source.manifest.shard_rows == writer.manifest.shard_rows:
+        copy_clean_view(source, writer)
     if width is not None:
         writer.add_features(width)
     return writer

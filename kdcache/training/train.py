@@ -72,6 +72,7 @@ def train(options: TrainOptions) -> dict[str, Any]:
         lr=options.lr or default_lr(batch_size, model_name),
         alpha=options.alpha,
         temperature=options.temperature,
+        reshape=options.reshape,
         precision=default_precision(options.precision, device),
     )
     distils = options.kd

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from kdcache.errors import TrainingError
+from kdcache.errors import ConfigError, TrainingError
 from kdcache.files import replace_atomically
 from kdcache.loader.distill import Batch, DistillLoader
 from kdcache.options import Precision
@@ -22,7 +22,7 @@ from kdcache.teacher.weights import save_weights
 from kdcache.training.checkpoint import Checkpoint, Progress
 from kdcache.training.evaluate import Accuracy, Evaluator
 from kdcache.training.forwards import ForeignForwardCounter
-from kdcache.training.losses import LossParts, distillation_loss, label_loss
+from kdcache.training.losses import LossParts, distillation_loss, label_loss, reshape_logits
 from kdcache.training.optim import make_optimizer, make_schedule
 
 
@@ -34,6 +34,8 @@ class TrainSettings:
     lr: float
     alpha: float
     temperature: float
+    reshape: bool = False
+    """MDSLR's reshaping of the teacher's logits, before the temperature."""
     precision: Precision
 
 
@@ -84,6 +86,12 @@ class Trainer:
         self._run_dir = run_dir
         self._about = about
         self._device = loader.device
+        self._reshaping = None
+        if settings.reshape:
+            if loader.store is None:
+                raise ConfigError("reshape is on without a store, expected a teacher's logits")
+            constants = torch.from_numpy(loader.store.reshaping_constants())
+            self._reshaping = constants.float().to(self._device)
         self._optimizer = make_optimizer(model, lr=settings.lr)
         self._schedule = make_schedule(
             self._optimizer, lr=settings.lr, steps=settings.epochs * len(loader)
@@ -186,9 +194,12 @@ class Trainer:
         if batch.rows is None:
             parts = label_loss(student, batch.labels)
         else:
+            teacher = batch.rows.logits(self._settings.temperature)
+            if self._reshaping is not None:
+                teacher = reshape_logits(teacher, batch.labels, self._reshaping)
             parts = distillation_loss(
                 student,
-                batch.rows.logits(self._settings.temperature),
+                teacher,
                 batch.labels,
                 temperature=self._settings.temperature,
                 alpha=self._settings.alpha,

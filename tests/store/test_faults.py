@@ -164,9 +164,13 @@ def test_a_build_that_was_killed_is_finished_to_the_same_bytes(
     assert not list(left.workspace.rglob("*.partial"))
 
 
-def test_deaths_do_not_touch_the_store_that_gives_the_clean_view(deaths, tiny_store):
-    workspace = deaths["for a subset beside a full store"].workspace
-    assert snapshot(workspace / "stores/projection.zarr") == snapshot(tiny_store.path)
+def test_deaths_leave_the_store_that_gives_the_clean_view_and_still_take_it(deaths, tiny_store):
+    left = deaths["for a subset beside a full store"]
+    full = left.workspace / "stores/projection.zarr"
+    assert snapshot(full) == snapshot(tiny_store.path)
+    for shard in range(9):
+        key = f"views/0/rows/c/{shard}/0"
+        assert (left.path / key).samefile(full / key)
 
 
 # A full disk

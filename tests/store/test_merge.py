@@ -125,6 +125,15 @@ def test_parts_that_hold_different_bytes_under_one_key_are_refused(dense, tmp_pa
         merged(parts[0], other, out=tmp_path / "m.zarr")
 
 
+def test_the_word_of_a_part_that_a_view_is_whole_is_not_taken(store_path, tmp_path):
+    """A part may have lost a shard since; the other parts' shards may be there or not."""
+    (store_path / "views/2/rows/c/4/0").unlink()
+    result = merged(store_path, out=tmp_path / "m.zarr")
+    assert (result["complete"], result["missing_shards"]) == (3, 1)
+    with pytest.raises(CacheIncompleteError, match="holds 3 of 4 views"):
+        LogitStore.open(tmp_path / "m.zarr")
+
+
 def test_a_refused_merge_leaves_no_store_that_opens(dense, tmp_path):
     parts, _ = dense
     other = tmp_path / "other.zarr"

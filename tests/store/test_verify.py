@@ -301,6 +301,20 @@ def test_the_lost_sample_ids_of_a_subset_come_back_with_the_subset(tmp_path, tin
     assert snapshot(path) == before
 
 
+def test_views_whose_codec_is_lost_are_made_again(damaged_workspace, path):
+    """As after an update of a library that fits another basis: no view is read with a wrong one."""
+    before = snapshot(path)
+    for view in (1, 2):
+        rows = path / f"views/{view}/rows/zarr.json"
+        about = json.loads(rows.read_text())
+        about["attributes"]["codec_sha256"] = "0" * 64
+        rows.write_text(json.dumps(about))
+    with pytest.raises(CacheCorruptError, match=r"view 1 of .* was encoded with another codec"):
+        LogitStore.open(path)
+    assert check(damaged_workspace, repair=True)["repaired"] == ["codec.npz"]
+    assert snapshot(path) == before
+
+
 def test_repair_with_another_teacher_is_refused_and_leaves_the_rest(store_path, workspace):
     flip(store_path / "views/1/rows/c/2/0")
     before = snapshot(store_path)

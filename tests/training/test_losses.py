@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from kdcache.training.losses import distillation_loss, label_loss
+from kdcache.training.losses import distillation_loss, label_loss, reshape_logits
 
 B, C = 6, 5
 LABELS = torch.tensor([0, 4, 2, 2, 1, 3])
@@ -140,3 +140,25 @@ def test_the_label_loss_is_the_cross_entropy_without_a_distillation_term(student
     parts = label_loss(student, LABELS)
     assert parts.total == parts.cross_entropy == functional.cross_entropy(student, LABELS)
     assert parts.distillation is None
+
+
+def test_reshaped_logits_are_those_of_the_formula(teacher):
+    constants = torch.tensor([2.0, 0.5, 3.0, 1.0, 7.0], dtype=torch.float64)
+    rows = teacher.numpy()
+    expected = rows / rows.std(axis=1, ddof=1, keepdims=True) * constants.numpy()[LABELS, None]
+    found = reshape_logits(teacher, LABELS, constants)
+    torch.testing.assert_close(found, torch.from_numpy(expected), rtol=1e-12, atol=0)
+
+
+def test_a_constant_in_a_row_changes_no_probability_of_reshaped_logits(teacher):
+    constants = torch.arange(1.0, 6.0, dtype=torch.float64)
+    moved = reshape_logits(teacher + 13.0, LABELS, constants).softmax(dim=1)
+    expected = reshape_logits(teacher, LABELS, constants).softmax(dim=1)
+    torch.testing.assert_close(moved, expected, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("classes", [1, 4])
+def test_a_row_of_equal_logits_stays(classes):
+    rows = torch.full((2, classes), 3.0)
+    labels = torch.zeros(2, dtype=torch.int64)
+    assert torch.equal(reshape_logits(rows, labels, torch.full((classes,), 2.0)), rows)

@@ -18,9 +18,10 @@ from kdcache.data.beton import open_beton
 from kdcache.errors import CacheMismatchError, ConfigError, TrainingError
 from kdcache.files import read_json, write_json
 from kdcache.loader.distill import Batch, DistillLoader
-from kdcache.options import TrainOptions, TrainTeacherOptions
+from kdcache.options import BuildLogitsOptions, TrainOptions, TrainTeacherOptions
 from kdcache.progress import logger
 from kdcache.selection.subset import Subset
+from kdcache.store.build import build_logits
 from kdcache.teacher.forward import Normalise
 from kdcache.teacher.models import make_model
 from kdcache.teacher.weights import load_weights
@@ -380,6 +381,47 @@ def test_a_store_of_the_clean_view_alone_is_warned_about(workspace, messages):
     write_spelled_store(workspace / "stores/clean.zarr", beton, num_views=0)
     train(options(workspace, teacher="clean", epochs=1, out=workspace / "clean"))
     assert any("clean view alone" in message for message in messages)
+
+
+def lossy_store(workspace: Path, codec: str) -> None:
+    """Build views under a codec; the clean view is taken from the finished store."""
+    build_logits(
+        BuildLogitsOptions(
+            teacher="tests.teachers:projection",
+            workspace=workspace,
+            views=1,
+            codec=codec,
+            batch_size=8,
+            device="cpu",
+            store=str(workspace / "stores/lossy.zarr"),
+        )
+    )
+
+
+@pytest.mark.parametrize(("codec", "warns"), [("topk(k=1)", True), ("int8", False)])
+def test_a_codec_that_turns_the_gradient_is_warned_about(workspace, messages, codec, warns):
+    lossy_store(workspace, codec)
+    train(options(workspace, teacher="lossy", epochs=1, out=workspace / "lossy"))
+    assert any("turns the distillation gradient by" in message for message in messages) is warns
+
+
+def test_rows_drawn_for_another_temperature_are_refused_before_anything_is_written(workspace):
+    lossy_store(workspace, "sampled(draws=20, temperature=2)")
+    before = files(workspace)
+    with pytest.raises(ConfigError, match="--temperature is 4, expected 2"):
+        train(options(workspace, teacher="lossy"))
+    assert files(workspace) == before
+    assert train(options(workspace, teacher="lossy", temperature=2.0))["top1"] is not None
+
+
+def test_reshaping_learns_from_other_logits(workspace, finished):
+    result = train(options(workspace, reshape=True))
+    plain, reshaped = (metrics(path)[0] for path in (finished[1]["path"], result["path"]))
+    assert reshaped["distillation"] != plain["distillation"]
+    # One step has seen the same student: what the teacher says does not change its labels' loss.
+    assert reshaped["cross_entropy"] == pytest.approx(plain["cross_entropy"], rel=0.2)
+    with pytest.raises(ConfigError, match="--reshape is given with --no-kd"):
+        options(workspace, reshape=True, kd=False)
 
 
 def test_a_run_that_was_stopped_before_its_first_checkpoint_starts_again(workspace, finished):
