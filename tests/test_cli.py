@@ -23,6 +23,7 @@ from kdcache.selection.subset import Subset
 from kdcache.store.logit_store import LogitStore
 from kdcache.workspace import Workspace
 from tests.conftest import kdcache
+from tests.store.conftest import change_manifest
 from tests.workspaces import copy_workspace
 
 COMMON = {"--workspace", "--json", "--quiet"}
@@ -212,7 +213,10 @@ def test_help_comes_at_once():
         ("train-teacher", {"top1", "path", "seconds"}),
         (
             "build-logits",
-            {"samples", "views", "rows", "teacher_forwards", "bytes", "seconds", "path"},
+            {
+                *("samples", "views", "rows", "teacher_forwards", "train_quality", "val_quality"),
+                *("bytes", "seconds", "path"),
+            },
         ),
         ("select", {"method", "keep", "kept", "of", "path"}),
         (
@@ -433,8 +437,7 @@ def test_a_subset_of_other_data_is_refused(ask, workspace):
 
 
 def test_a_store_of_other_data_is_refused(ask, workspace):
-    content = read_json(workspace / "train.json")
-    write_json(workspace / "train.json", content | {"fingerprint": "f" * 64})
+    change_manifest(workspace / "stores/resnet8.zarr", data_fingerprint="f" * 64)
     answer = ask("train", "--subset", "full", "--workspace", workspace)
     refused(answer, 1, "resnet8.zarr", "f" * 12)
     answer = ask("build-logits", "--teacher", "resnet8", "--views", "2", "--workspace", workspace)

@@ -103,17 +103,6 @@ def build_store(
     lock = store_lock(location, workspace)
     with file_lock(lock, purpose="build-logits", shared=not part.is_whole):
         wanted = wanted_manifest(options, beton, teacher, device, location, rows)
-        logger.info(
-            "teacher %s (%s, sha256 %s), %d views of %s samples, %s, codec %s -> %s",
-            teacher.name,
-            teacher.arch,
-            teacher.digest[:12],
-            options.views,
-            f"{len(rows):,}",
-            wanted.policy,
-            wanted.codec,
-            location,
-        )
         forward = TeacherForward(
             teacher.model,
             num_classes=wanted.classes,
@@ -126,6 +115,17 @@ def build_store(
         # One part makes the store, the others find it.
         with file_lock(lock.with_suffix(".new.lock"), purpose="build-logits", wait=True):
             writer = _open_writer(options, location, wanted, beton, rows, workspace, forward)
+        logger.info(
+            "teacher %s (%s, sha256 %s), %d views of %s samples, %s, codec %s -> %s",
+            teacher.name,
+            teacher.arch,
+            teacher.digest[:12],
+            options.views,
+            f"{len(rows):,}",
+            wanted.policy,
+            wanted.codec,
+            location,
+        )
         forwards = _fill(options, writer, wanted, beton, forward, part)
         is_whole = all(is_complete(writer.group, view) for view in range(writer.num_views + 1))
         quality = {"train": None, "val": None}

@@ -420,6 +420,10 @@ def divide(labels, fraction, seed=0, classes=None):
 @settings(deadline=None, max_examples=50)
 def test_each_class_gives_its_share_and_keeps_an_image(labels, fraction, seed):
     labels = np.array(labels)
+    if all(int(fraction * size + 0.5) == 0 for size in np.bincount(labels)):
+        with pytest.raises(ConfigError, match="at least one image"):
+            divide(labels, fraction, seed, classes=6)
+        return
     divided = divide(labels, fraction, seed, classes=6)
     assert sorted(divided["train"] + divided["val"]) == list(range(len(labels)))
     assert divided["train"] == sorted(divided["train"])

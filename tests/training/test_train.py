@@ -16,7 +16,6 @@ from torch import nn
 
 from kdcache.data.beton import open_beton
 from kdcache.errors import CacheMismatchError, ConfigError, TrainingError
-from kdcache.files import read_json, write_json
 from kdcache.loader.distill import Batch, DistillLoader
 from kdcache.options import BuildLogitsOptions, TrainOptions, TrainTeacherOptions
 from kdcache.progress import logger
@@ -31,6 +30,7 @@ from kdcache.training.train_teacher import train_teacher
 from kdcache.training.trainer import Trainer, TrainResult, TrainSettings
 from kdcache.workspace import Workspace
 from tests.spelled import write_spelled_store
+from tests.store.conftest import change_manifest
 from tests.teachers import projection
 from tests.workspaces import copy_workspace, metrics, without_times
 
@@ -501,11 +501,10 @@ def test_an_unknown_model_is_refused_before_anything_is_written(
 
 
 def test_a_store_of_other_data_is_refused_before_anything_is_written(workspace, messages):
-    content = read_json(workspace / "train.json")
-    write_json(workspace / "train.json", content | {"fingerprint": "f" * 64})
+    change_manifest(workspace / "stores/projection.zarr", data_fingerprint="f" * 64)
     for changes in ({}, {"kd": False}):
         before = files(workspace)
-        with pytest.raises(CacheMismatchError, match=r"expected f{12}"):
+        with pytest.raises(CacheMismatchError, match=r"data_fingerprint is f{12}"):
             train(options(workspace, subset="full", **changes))
         assert files(workspace) == before
     assert messages == []
