@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import zarr
 
-from kdcache.data.beton import open_beton
+from kdcache.data.beton import Beton, open_beton
 from kdcache.data.check import check_beton
 from kdcache.errors import CacheCorruptError, ConfigError, DatasetError, TeacherError
 from kdcache.files import file_lock
@@ -24,7 +24,7 @@ from kdcache.store.manifest import StoreManifest
 from kdcache.store.recheck import Recheck, recheck
 from kdcache.store.repair import remove_damaged
 from kdcache.teacher.forward import TeacherForward, resolve_device
-from kdcache.teacher.teacher import open_teacher
+from kdcache.teacher.teacher import Teacher, open_teacher
 from kdcache.workspace import Workspace
 
 NAMED = 10
@@ -116,6 +116,14 @@ def _repair(
     logger.info("%s", _describe(location, damaged))
     with file_lock(store_lock(location, workspace), purpose="verify --repair"):
         group, manifest = _open(location, read_only=False)
+        spec = options.teacher or _teacher(manifest)
+        found = _open_teacher(spec, manifest, options, workspace, beton).digest
+        if found != manifest.teacher_digest:
+            raise TeacherError(
+                f"{spec} is another teacher than that of {location}: sha256 {found[:12]}, expected "
+                f"{manifest.teacher_digest[:12]}. Nothing was changed; name the right one with "
+                "--teacher"
+            )
         views = max(views_found(list_keys(group.store)), default=0)
         remove_damaged(group, manifest, damaged)
         rows = _rows(group, manifest)
@@ -123,7 +131,7 @@ def _repair(
     build_store(
         BuildLogitsOptions(
             workspace=options.workspace,
-            teacher=options.teacher or _teacher(manifest),
+            teacher=spec,
             arch=options.arch,
             store=str(location),
             views=views,
@@ -150,6 +158,18 @@ def _teacher(manifest: StoreManifest) -> str:
     return manifest.teacher_arch if ":" in manifest.teacher_arch else manifest.teacher
 
 
+def _open_teacher(
+    spec: str, manifest: StoreManifest, options: VerifyOptions, workspace: Workspace, beton: Beton
+) -> Teacher:
+    return open_teacher(
+        spec,
+        arch=options.arch,
+        workspace=workspace,
+        data=beton.manifest,
+        image_size=manifest.image_size,
+    )
+
+
 def _rows(group: zarr.Group, manifest: StoreManifest) -> npt.NDArray[np.int64]:
     if manifest.rows == manifest.samples:
         return np.arange(manifest.samples, dtype=np.int64)
@@ -160,13 +180,7 @@ def _ask_again(location: Location, options: VerifyOptions, workspace: Workspace)
     store = LogitStore.open(location)
     beton = open_beton(workspace.require_beton())
     about = store.manifest
-    teacher = open_teacher(
-        str(options.teacher),
-        arch=options.arch,
-        workspace=workspace,
-        data=beton.manifest,
-        image_size=about.image_size,
-    )
+    teacher = _open_teacher(str(options.teacher), about, options, workspace, beton)
     forward = TeacherForward(
         teacher.model,
         num_classes=about.classes,
