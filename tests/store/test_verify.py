@@ -319,7 +319,7 @@ def test_repair_with_another_teacher_is_refused_and_changes_nothing(store_path, 
     flip(store_path / "views/1/rows/c/2/0")
     before = snapshot(store_path)
     options = {"store": str(store_path), "repair": True}
-    with pytest.raises(TeacherError, match="other_projection is another teacher .* sha256"):
+    with pytest.raises(TeacherError, match=r"other_projection is another teacher .* sha256"):
         check(workspace, **options, teacher="tests.teachers:other_projection")
     assert snapshot(store_path) == before
     assert check(workspace, **options)["repaired"] == ["views/1/rows/c/2/0"]
