@@ -14,6 +14,7 @@ import pytest
 
 from tests.conftest import ROOT
 from tests.store.builds import WITH_HEAD
+from tests.store.conftest import fresh_workspace
 
 CALLS = "fsync,fdatasync,rename,renameat,renameat2,link,linkat,mkdir,mkdirat,openat"
 
@@ -61,6 +62,7 @@ def trace(tmp_path_factory, tiny_workspace) -> tuple[Path, list[Call]]:
     if strace is None:
         pytest.skip("needs strace, which is not installed")
     folder = tmp_path_factory.mktemp("trace")
+    workspace = fresh_workspace(folder / "w", tiny_workspace)
     store = folder / "s.zarr"
     options = ["--views", "1", "--codec", "lowrank(k=2, r=2)", "--batch-size", "24", "--features"]
     done = subprocess.run(
@@ -70,7 +72,7 @@ def trace(tmp_path_factory, tiny_workspace) -> tuple[Path, list[Call]]:
             *("--store", store, "--device", "cpu", "--quiet", *options),
         ],
         cwd=ROOT,
-        env=os.environ | {"KDCACHE_WORKSPACE": str(tiny_workspace)},
+        env=os.environ | {"KDCACHE_WORKSPACE": str(workspace)},
         capture_output=True,
         text=True,
         timeout=280,

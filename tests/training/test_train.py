@@ -307,6 +307,8 @@ def finished(tiny_store, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path
     subset = Subset(np.arange(5, 55), {"data_fingerprint": beton.manifest.fingerprint})
     subset.save(workspace / "subsets/fifty.npz")
     Workspace(workspace).remember("subset", workspace / "subsets/fifty.npz")
+    # Other tests may have built other stores beside it.
+    Workspace(workspace).remember("store", workspace / "stores/projection.zarr")
     return workspace, train(options(workspace))
 
 
