@@ -79,10 +79,11 @@ def main() -> None:
     parser.add_argument("--views", type=int, default=4)
     parser.add_argument("--temperature", type=float, default=4.0)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--folder", type=Path, help="kept, so that a second run finds the teacher")
     parser.add_argument("--record", action="store_true", help="write to benchmarks/results/")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="kdcache-codecs-") as name:
-        folder = Path(name)
+        folder = (options.folder or Path(name)).absolute()
         walk = Walk(folder / "workspace")
         take(walk, options, folder)
     accuracies = report(walk, options)
@@ -92,7 +93,7 @@ def main() -> None:
                 result.pop(key, None)
         source = Path(options.source).name
         content = {
-            "options": vars(options) | {"source": source},
+            "options": vars(options) | {"source": source, "folder": options.folder is not None},
             "top1": accuracies,
             "seconds": walk.seconds,
             "results": walk.results,
