@@ -31,9 +31,14 @@ def boxes_of(root: Path, cache_home: Path) -> str:
     return process.stdout
 
 
-def test_a_change_in_a_called_function_is_compiled_anew(tmp_path):
+def test_a_change_in_a_called_function_is_compiled_anew_and_no_other(tmp_path):
     shutil.copytree(PACKAGE, tmp_path / "kdcache", ignore=shutil.ignore_patterns("__pycache__"))
     before = boxes_of(tmp_path, tmp_path / "cache")
+    folders = set((tmp_path / "cache" / "kdcache").iterdir())
+    with (tmp_path / "kdcache" / "cli.py").open("a") as unrelated:
+        unrelated.write("# of no consequence\n")
+    assert boxes_of(tmp_path, tmp_path / "cache") == before
+    assert set((tmp_path / "cache" / "kdcache").iterdir()) == folders
     philox = tmp_path / "kdcache" / "data" / "philox.py"
     philox.write_text(philox.read_text().replace("_ROUNDS = 10", "_ROUNDS = 9"))
     assert boxes_of(tmp_path, tmp_path / "cache") != before
