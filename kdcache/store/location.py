@@ -123,7 +123,11 @@ def list_keys(place: Store, prefix: str = "") -> list[str]:
 
 
 def size_bytes(location: Location) -> int:
-    """Return the bytes of everything at a location."""
+    """Return the bytes of everything at a location, without what was left half-written."""
+    if isinstance(location, Path):
+        files = (path for path in location.rglob("*") if path.suffix != PARTIAL_SUFFIX)
+        # A file that another process is writing can be gone by now under the name it was found by.
+        return sum(path.stat().st_size for path in files if path.is_file())
     return int(sync(open_place(location, read_only=True).getsize_prefix("")))
 
 

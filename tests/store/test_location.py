@@ -142,6 +142,12 @@ def test_keys_are_written_read_listed_and_removed(location):
     assert list_keys(place, "b/") == ["b/1/x"]
 
 
+def test_what_another_process_is_writing_is_not_counted(tmp_path):
+    write_key(open_place(tmp_path / "s.zarr", read_only=False), "a/0", b"123")
+    (tmp_path / "s.zarr/a/.1.77@host.partial").write_bytes(b"12345678")
+    assert size_bytes(tmp_path / "s.zarr") == 3
+
+
 def test_only_a_store_is_removed(location):
     place = open_place(location, read_only=False)
     write_key(place, "thesis.tex", b"chapter 1")
