@@ -23,19 +23,17 @@ import numpy.typing as npt
 from kdcache.data.beton import (
     FORMAT_VERSION,
     LARGEST_SMALL_SIZE,
-    Beton,
     BetonManifest,
     digests_path,
     fingerprint,
     manifest_path,
-    open_beton,
     write_beton,
 )
 from kdcache.data.images import StoredImage, store_image
-from kdcache.data.repack import repack, require_samples_of, subset_beton
-from kdcache.data.source import Source, Split, split_off_validation
+from kdcache.data.repack import pack_subset
+from kdcache.data.source import Source, Split, divide
 from kdcache.data.sources import open_source
-from kdcache.errors import CacheMismatchError, ConfigError, DatasetError
+from kdcache.errors import CacheMismatchError, DatasetError
 from kdcache.files import (
     differences,
     replace_atomically,
@@ -46,7 +44,6 @@ from kdcache.files import (
 )
 from kdcache.options import PackOptions
 from kdcache.progress import logger, progress_bar
-from kdcache.selection.subset import Subset
 from kdcache.workspace import Workspace
 
 _IMAGES_PER_TASK = 32
@@ -68,10 +65,13 @@ def pack(options: PackOptions) -> dict[str, Any]:
     """
     workspace = Workspace(options.workspace)
     if options.subset is not None:
-        return _pack_subset(workspace, options.subset, overwrite=options.overwrite)
+        path = pack_subset(workspace, options.subset, overwrite=options.overwrite)
+        manifest = BetonManifest.load(path)
+        train = _summary(path, manifest)
+        return {"fingerprint": manifest.fingerprint, "train": train, "val": None, "skipped": 0}
     assert options.source is not None  # noqa: S101  (the options say so)
     source = open_source(options.source)
-    splits = _divide(source, options.val_fraction, options.seed)
+    splits = divide(source, options.val_fraction, options.seed)
     made_from = source.identity | {
         "val_fraction": options.val_fraction,
         "seed": options.seed,
@@ -93,12 +93,10 @@ def pack(options: PackOptions) -> dict[str, Any]:
         prefix=".pack.", suffix=f".{this_process()}.partial", dir=workspace.root
     ) as folder:
         staged = Workspace(Path(folder))
-        train: BetonManifest | None = None
+        first: BetonManifest | None = None
         for name in sorted(splits):  # train comes first: val takes over what it decides
-            manifest = _pack_split(
-                staged.beton(name), splits[name], source, options, made_from, train
-            )
-            train = train or manifest
+            made = _pack_split(staged.beton(name), splits[name], source, options, made_from, first)
+            first = first or made
         _commit(staged, workspace)
     return _result(workspace, splits)
 
@@ -122,88 +120,6 @@ def _digests(workspace: Workspace, split: str) -> Path:
 
 def _manifest(workspace: Workspace, split: str) -> Path:
     return manifest_path(workspace.beton(split))
-
-
-def _divide(source: Source, val_fraction: float | None, seed: int) -> dict[str, Split]:
-    where = source.identity.get("path", source.identity["kind"])
-    if "val" in source.splits:
-        if val_fraction is not None:
-            raise ConfigError(
-                f"--val-fraction is {val_fraction}, but {where} has an evaluation split of its "
-                "own. Leave the option out"
-            )
-        return source.splits
-    fraction = source.default_val_fraction if val_fraction is None else val_fraction
-    if fraction is None:
-        raise ConfigError(
-            f"{where} has one split, expected --val-fraction F in [0, 1) to divide it. "
-            "Say --val-fraction 0 for no evaluation split (training then reports no accuracy)"
-        )
-    return split_off_validation(source, fraction, seed)
-
-
-def training_names(manifest: BetonManifest) -> list[str]:
-    """Return what the source calls each training image, such as its path, by sample id.
-
-    The source is opened again; its names are not stored.
-
-    Raises:
-        DatasetError: if it is gone or has changed.
-    """
-    made_from = manifest.made_from
-    where = made_from.get("path", made_from["kind"])
-    try:
-        source = open_source(where)
-    except ConfigError as error:
-        raise DatasetError(
-            f"{where} is gone, expected the source that was packed, which knows the names of its "
-            "images. Name samples by sample_id"
-        ) from error
-    if differ := differences(made_from, source.identity):
-        raise DatasetError(
-            f"{where} has changed since it was packed: {differ}. Name samples by sample_id"
-        )
-    train = _divide(source, made_from["val_fraction"], made_from["seed"])["train"]
-    return [train.name(position) for position in range(len(train.labels))]
-
-
-def _pack_subset(workspace: Workspace, name: str, *, overwrite: bool) -> dict[str, Any]:
-    subset_path = workspace.require_subset(name)
-    if subset_path is None:
-        raise ConfigError(
-            "--subset is full, expected a subset of the data. All of it is packed already"
-        )
-    subset = Subset.load(subset_path)
-    full = open_beton(workspace.require_beton())
-    found = subset.provenance.get("data_fingerprint", full.manifest.fingerprint)
-    if found != full.manifest.fingerprint:
-        raise CacheMismatchError(
-            f"{subset_path} was selected from other data: data_fingerprint is {found[:12]}, "
-            f"expected {full.manifest.fingerprint[:12]} of {full.path}. Run kdcache select again"
-        )
-    path = subset_beton(subset_path)
-    if manifest_path(path).exists() and not overwrite:
-        _require_from(open_beton(path), subset_path, subset, full)
-        logger.info("up to date: %s", path)
-    else:
-        repack(full, subset.sample_ids, path)
-    manifest = BetonManifest.load(path)
-    return {
-        "fingerprint": manifest.fingerprint,
-        "train": _summary(path, manifest),
-        "val": None,
-        "skipped": 0,
-    }
-
-
-def _require_from(packed: Beton, subset_path: Path, subset: Subset, full: Beton) -> None:
-    require_samples_of(packed, subset_path, subset.sample_ids)
-    found, wanted = packed.manifest.data_fingerprint, full.manifest.fingerprint
-    if found != wanted:
-        raise CacheMismatchError(
-            f"{packed.path} was packed from other data: parent is {found[:12]}, expected "
-            f"{wanted[:12]} of {full.path}. Use --overwrite to replace it"
-        )
 
 
 def _is_up_to_date(

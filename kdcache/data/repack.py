@@ -20,17 +20,59 @@ from kdcache.data.beton import (
     digests_path,
     fingerprint,
     manifest_path,
+    open_beton,
     write_beton,
 )
 from kdcache.data.images import StoredImage
-from kdcache.errors import CacheMismatchError, DatasetError
+from kdcache.errors import CacheMismatchError, ConfigError, DatasetError
 from kdcache.files import replace_atomically, write_json
-from kdcache.progress import progress_bar
+from kdcache.progress import logger, progress_bar
+from kdcache.selection.subset import Subset
+from kdcache.workspace import Workspace
 
 
 def subset_beton(subset: Path) -> Path:
     """Return where the beton of a subset file lies: beside it."""
     return subset.with_suffix(".beton")
+
+
+def pack_subset(workspace: Workspace, name: str, *, overwrite: bool) -> Path:
+    """Write the beton of a subset beside it, unless it is there.
+
+    Args:
+        workspace: with the beton of all data.
+        name: of a subset in it, or the path of a subset file.
+        overwrite: replace a beton of other samples.
+
+    Returns:
+        The path of the beton.
+
+    Raises:
+        ConfigError: if there is no such subset, or it is all data.
+        DatasetError: if stored bytes differ from their digest.
+        CacheMismatchError: if the subset, or a beton that is there, is of other data or samples.
+    """
+    subset_path = workspace.require_subset(name)
+    if subset_path is None:
+        raise ConfigError(
+            "--subset is full, expected a subset of the data. All of it is packed already"
+        )
+    full = open_beton(workspace.require_beton())
+    subset = Subset.load_of(subset_path, full.manifest.fingerprint)
+    path = subset_beton(subset_path)
+    if overwrite or not manifest_path(path).exists():
+        repack(full, subset.sample_ids, path)
+        return path
+    packed = open_beton(path)
+    require_samples_of(packed, subset_path, subset.sample_ids)
+    found, wanted = packed.manifest.data_fingerprint, full.manifest.fingerprint
+    if found != wanted:
+        raise CacheMismatchError(
+            f"{path} was packed from other data: parent is {found[:12]}, expected {wanted[:12]} "
+            f"of {full.path}. Use --overwrite to replace it"
+        )
+    logger.info("up to date: %s", path)
+    return path
 
 
 def repack(full: Beton, sample_ids: npt.NDArray[np.int64], path: Path) -> BetonManifest:

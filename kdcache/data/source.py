@@ -97,3 +97,32 @@ def split_off_validation(source: Source, fraction: float, seed: int) -> dict[str
         "train": PickedSplit(train, np.flatnonzero(~held_out)),
         "val": PickedSplit(train, np.flatnonzero(held_out)),
     }
+
+
+def divide(source: Source, val_fraction: float | None, seed: int) -> dict[str, Split]:
+    """Return `train` and, unless the share is 0, `val` of a source.
+
+    Args:
+        source: with one split or both.
+        val_fraction: share of the only split that becomes `val`, in [0, 1); the source's own
+            default when None.
+        seed: of the draw.
+
+    Raises:
+        ConfigError: if both splits are there and a share is given, or one is and none is given.
+    """
+    where = source.identity.get("path", source.identity["kind"])
+    if "val" in source.splits:
+        if val_fraction is not None:
+            raise ConfigError(
+                f"--val-fraction is {val_fraction}, but {where} has an evaluation split of its "
+                "own. Leave the option out"
+            )
+        return source.splits
+    fraction = source.default_val_fraction if val_fraction is None else val_fraction
+    if fraction is None:
+        raise ConfigError(
+            f"{where} has one split, expected --val-fraction F in [0, 1) to divide it. "
+            "Say --val-fraction 0 for no evaluation split (training then reports no accuracy)"
+        )
+    return split_off_validation(source, fraction, seed)

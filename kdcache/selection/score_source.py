@@ -100,7 +100,7 @@ def _score(store: LogitStore, name: str) -> npt.NDArray[Any]:
 
 
 def _sample_names(workspace: Workspace, store: LogitStore) -> list[str]:
-    from kdcache.data.pack import training_names
+    from kdcache.data.names import training_names
 
     path = workspace.require_beton()
     manifest = BetonManifest.load(path)

@@ -37,7 +37,7 @@ def select(options: SelectOptions) -> dict[str, Any]:
             are of other data.
     """
     workspace = Workspace(options.workspace)
-    store = LogitStore.open(workspace.require_store(options.teacher))
+    store = LogitStore.open(workspace.require_store(options.teacher, options.store))
     manifest = store.manifest
     provenance = {
         "method": options.method,
@@ -54,7 +54,9 @@ def select(options: SelectOptions) -> dict[str, Any]:
     }
     other = None if options.compare is None else _load_other(workspace, options.compare, store)
     path = options.out or workspace.subset(subset_name(options))
-    logger.info("%s of %s by %s", options.method, store.path, options.scores or options.score)
+    drawn = options.method in {"random", "class-adaptive"}  # from labels, whatever the scores
+    by = "" if drawn else f" by {options.scores or options.score}"
+    logger.info("%s of %s%s", options.method, store.path, by)
     scores: npt.NDArray[Any] | None = None
     if path.exists() and not options.overwrite:
         subset = _reuse(path, provenance)
@@ -159,13 +161,11 @@ def _load_other(workspace: Workspace, name: str, store: LogitStore) -> Subset:
     path = workspace.require_subset(name)
     if path is None:  # full
         return Subset(np.arange(store.manifest.samples))
-    other = Subset.load(path)
-    found = other.provenance.get("data_fingerprint", store.manifest.data_fingerprint)
-    if found != store.manifest.data_fingerprint or other.sample_ids[-1] >= store.manifest.samples:
+    other = Subset.load_of(path, store.manifest.data_fingerprint)
+    if other.sample_ids[-1] >= store.manifest.samples:
         raise CacheMismatchError(
-            f"{path} is a subset of other data than {store.path}: data_fingerprint is "
-            f"{found[:12]} and the largest sample id {other.sample_ids[-1]}, expected "
-            f"{store.manifest.data_fingerprint[:12]} and ids below {store.manifest.samples}"
+            f"{path} holds sample {other.sample_ids[-1]}, expected ids below "
+            f"{store.manifest.samples:,}, the samples of {store.path}. Run kdcache select again"
         )
     return other
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kdcache.errors import CacheCorruptError
+from kdcache.errors import CacheCorruptError, CacheMismatchError
 from kdcache.files import replace_atomically
 
 
@@ -40,6 +40,24 @@ class Subset:
         """Write an npz of `sample_ids` and `provenance` (a JSON string), atomically."""
         with replace_atomically(Path(path)) as partial, partial.open("wb") as file:
             np.savez(file, sample_ids=self.sample_ids, provenance=json.dumps(self.provenance))
+
+    @classmethod
+    def load_of(cls, path: Path | str, data_fingerprint: str) -> Subset:
+        """Read a subset file that was selected from certain data; one that does not say passes.
+
+        Raises:
+            FileNotFoundError: if there is none.
+            CacheCorruptError: if it is no subset file.
+            CacheMismatchError: if it was selected from other data.
+        """
+        subset = cls.load(path)
+        found = subset.provenance.get("data_fingerprint", data_fingerprint)
+        if found != data_fingerprint:
+            raise CacheMismatchError(
+                f"{path} was selected from other data: data_fingerprint is {found[:12]}, expected "
+                f"{data_fingerprint[:12]}. Run kdcache select again"
+            )
+        return subset
 
     @classmethod
     def load(cls, path: Path | str) -> Subset:

@@ -13,7 +13,7 @@ import torch
 
 from kdcache.data.beton import Beton
 from kdcache.data.policy import Policy
-from kdcache.errors import CacheMismatchError, ConfigError
+from kdcache.errors import ConfigError
 from kdcache.options import BuildLogitsOptions
 from kdcache.selection.subset import Subset
 from kdcache.store.codecs.request import CodecRequest
@@ -90,13 +90,7 @@ def rows_of_views(
     path = workspace.require_subset(options.subset or "full")
     if path is None:
         return beton.sample_ids
-    subset = Subset.load(path)
-    found = subset.provenance.get("data_fingerprint")
-    if found not in {None, beton.manifest.fingerprint}:
-        raise CacheMismatchError(
-            f"{path} was selected from other data: data_fingerprint is {found[:12]}, expected "
-            f"{beton.manifest.fingerprint[:12]} of {beton.path}. Run kdcache select again"
-        )
+    subset = Subset.load_of(path, beton.manifest.fingerprint)
     beton.positions(subset.sample_ids)
     return subset.sample_ids
 

@@ -195,7 +195,7 @@ def test_a_beton_of_other_data_is_refused(workspace):
     about = json.loads(path.read_text())
     about["made_from"]["parent"] = "f" * 64
     path.write_text(json.dumps(about))
-    with pytest.raises(CacheMismatchError, match=f"expected {'f' * 12} of .*medium-0.4.beton"):
+    with pytest.raises(CacheMismatchError, match=f"medium-0.4.npz was .* expected {'f' * 12}"):
         train(TrainOptions(workspace=workspace, epochs=1, subset="medium-0.4"))
     with pytest.raises(CacheMismatchError, match=f"parent is {'f' * 12}, .*--overwrite"):
         pack_subset(workspace)

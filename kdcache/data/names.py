@@ -1,0 +1,34 @@
+"""What the packed source calls its images: asked again of the source, not stored."""
+
+from __future__ import annotations
+
+from kdcache.data.beton import BetonManifest
+from kdcache.data.source import divide
+from kdcache.data.sources import open_source
+from kdcache.errors import ConfigError, DatasetError
+from kdcache.files import differences
+
+
+def training_names(manifest: BetonManifest) -> list[str]:
+    """Return what the source calls each training image, such as its path, by sample id.
+
+    The source is opened again; its names are not stored.
+
+    Raises:
+        DatasetError: if it is gone or has changed.
+    """
+    made_from = manifest.made_from
+    where = made_from.get("path", made_from["kind"])
+    try:
+        source = open_source(where)
+    except ConfigError as error:
+        raise DatasetError(
+            f"{where} is gone, expected the source that was packed, which knows the names of its "
+            "images. Name samples by sample_id"
+        ) from error
+    if differ := differences(made_from, source.identity):
+        raise DatasetError(
+            f"{where} has changed since it was packed: {differ}. Name samples by sample_id"
+        )
+    train = divide(source, made_from["val_fraction"], made_from["seed"])["train"]
+    return [train.name(position) for position in range(len(train.labels))]
