@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import time
 from collections.abc import Callable
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,30 +12,31 @@ import numpy.typing as npt
 import torch
 
 from kdcache.data.beton import Beton, open_beton
-from kdcache.errors import CacheMismatchError, ConfigError
+from kdcache.errors import ConfigError
 from kdcache.files import file_lock
 from kdcache.options import BuildLogitsOptions
 from kdcache.progress import logger
 from kdcache.reader.batches import workers_of_rank
-from kdcache.reader.probe import probe_pixels
 from kdcache.store.accounting import store_bytes
 from kdcache.store.codec_file import is_decided
 from kdcache.store.codecs.request import CodecRequest
 from kdcache.store.decide import decide_codec
-from kdcache.store.layout import FEATURES, array_named, is_complete, open_group
-from kdcache.store.location import Location, as_location, exists, open_place, size_bytes
+from kdcache.store.layout import FEATURES, is_complete
+from kdcache.store.location import size_bytes
 from kdcache.store.logit_store import LogitStore
 from kdcache.store.manifest import (
-    CONDITIONS,
-    IDENTITY,
     StoreManifest,
-    conditions_of,
-    require_equal,
+)
+from kdcache.store.opening import (
+    conditions_here,
+    has_features,
+    open_writer,
+    store_location,
+    store_lock,
 )
 from kdcache.store.plan import Part, missing_work, rows_of_views, wanted_manifest
-from kdcache.store.reuse import copy_clean_view, find_clean_view
 from kdcache.store.teacher_check import check_teacher
-from kdcache.store.teacher_pass import Answers, rehearse, require_finite, run_teacher
+from kdcache.store.teacher_pass import Answers, require_finite, run_teacher
 from kdcache.store.writer import StoreWriter
 from kdcache.teacher.forward import TeacherForward, resolve_device
 from kdcache.teacher.scores import SCORES, STATS
@@ -93,7 +91,7 @@ def build_store(
         data=beton.manifest,
         image_size=options.image_size or beton.manifest.image_size,
     )
-    location = _location(options, workspace, teacher.name)
+    location = store_location(options, workspace, teacher.name)
     part = Part.parse(options.part, os.environ)
     if options.overwrite and not part.is_whole:
         raise ConfigError(
@@ -110,11 +108,11 @@ def build_store(
             std=wanted.std,
             device=device,
             precision=wanted.precision,
-            keep_features=options.features or _has_features(options, location),
+            keep_features=options.features or has_features(options, location),
         )
         # One part makes the store, the others find it.
         with file_lock(lock.with_suffix(".new.lock"), purpose="build-logits", wait=True):
-            writer = _open_writer(options, location, wanted, beton, rows, workspace, forward)
+            writer = open_writer(options, location, wanted, beton, rows, workspace, forward)
         logger.info(
             "teacher %s (%s, sha256 %s), %d views of %s samples, %s, codec %s -> %s",
             teacher.name,
@@ -136,7 +134,8 @@ def build_store(
                 workspace.beton("val"),
                 stated_top1=teacher.stated_top1,
             )
-    workspace.remember("store", location)
+    if is_whole:
+        workspace.remember("store", location)
     return {
         "samples": wanted.samples,
         "views": writer.num_views,
@@ -148,91 +147,6 @@ def build_store(
         "seconds": round(time.perf_counter() - started, 3),
         "path": str(location),
     }
-
-
-def _location(options: BuildLogitsOptions, workspace: Workspace, teacher_name: str) -> Location:
-    """Return where the store lies; one for a subset has the subset's name too."""
-    if options.store is not None:
-        return as_location(options.store)
-    subset = workspace.require_subset(options.subset or "full")
-    name = teacher_name if subset is None else f"{teacher_name}-{subset.stem}"
-    return workspace.store(name).resolve()
-
-
-def store_lock(location: Location, workspace: Workspace) -> Path:
-    """Return the lock file of a store: beside a folder, in the workspace for a URL."""
-    if isinstance(location, Path):
-        return location.with_name(f".{location.name}.lock")
-    digest = hashlib.sha256(location.encode()).hexdigest()[:16]
-    return workspace.store(digest).with_name(f".{digest}.lock")
-
-
-def _has_features(options: BuildLogitsOptions, location: Location) -> bool:
-    """Return whether a store that is to be continued holds features, which are kept whole then."""
-    if options.overwrite or not exists(location):
-        return False
-    group, _ = open_group(open_place(location, read_only=True), path=str(location))
-    return FEATURES in group
-
-
-def _open_writer(
-    options: BuildLogitsOptions,
-    location: Location,
-    wanted: StoreManifest,
-    beton: Beton,
-    rows: npt.NDArray[np.int64],
-    workspace: Workspace,
-    forward: TeacherForward,
-) -> StoreWriter:
-    """Create a store or continue one."""
-    is_new = options.overwrite or not exists(location)
-    if not is_new:
-        writer = StoreWriter(location, alone=Part.parse(options.part, os.environ).is_whole)
-        require_equal(
-            writer.manifest,
-            wanted,
-            IDENTITY,
-            path=str(location),
-            remedy="Use --overwrite to build it anew, or another --workspace",
-        )
-    source = None
-    if wanted.rows < wanted.samples and (is_new or not is_complete(writer.group, 0)):
-        source = find_clean_view(workspace.store("any").parent, wanted)
-    width = None
-    if is_new or options.features:
-        width = rehearse(forward, beton, wanted.views, wanted.batch_size)
-    probe = probe_pixels(beton, wanted.views, num_workers=options.num_workers)
-    if is_new:
-        shard_rows = source.manifest.shard_rows if source else wanted.shard_rows
-        writer = StoreWriter.create(
-            location,
-            replace(wanted, shard_rows=shard_rows),
-            labels=beton.labels,
-            sample_ids=rows,
-            pixel_probe=probe,
-        )
-    else:
-        writer.fill_in(labels=beton.labels, sample_ids=rows, pixel_probe=probe)
-        _require_same_pixels(writer, probe)
-        if options.views > writer.num_views or (options.features and FEATURES not in writer.group):
-            # Before an array is added: a store that is refused stays as it was.
-            _conditions(writer, wanted, allow_mixed=options.allow_mixed)
-    if source and source.manifest.shard_rows == writer.manifest.shard_rows:
-        copy_clean_view(source, writer)
-    if width is not None:
-        writer.add_features(width)
-    return writer
-
-
-def _require_same_pixels(writer: StoreWriter, probe: npt.NDArray[np.uint8]) -> None:
-    """Check that this machine decodes what the store's other rows were made from."""
-    stored = np.asarray(array_named(writer.group, "pixel_probe")[:])
-    if len(stored) and not np.array_equal(stored, probe):
-        raise CacheMismatchError(
-            f"this machine decodes other pixels than those that the rows of {writer.path} were "
-            "made from: libjpeg-turbo or OpenCV are of another build here. Go on where the store "
-            "was begun, or use --overwrite to build it anew"
-        )
 
 
 def _fill(
@@ -275,7 +189,7 @@ def _fill(
                 f"{_expected_bytes(writer, last):,}",
                 last,
             )
-            conditions = _conditions(writer, wanted, allow_mixed=options.allow_mixed)
+            conditions = conditions_here(writer, wanted, allow_mixed=options.allow_mixed)
             for answers in run_teacher(
                 forward,
                 work,
@@ -323,26 +237,6 @@ def _phases(writer: StoreWriter, num_views: int) -> list[tuple[int, int]]:
     if is_decided(writer.group, writer.manifest) or last == 0:
         return [(0, last)]
     return [(0, 0), (1, last)]
-
-
-def _conditions(
-    writer: StoreWriter, wanted: StoreManifest, *, allow_mixed: bool
-) -> dict[str, Any] | None:
-    """Return what to record with each shard; None where the store's own conditions hold."""
-    # The store's shards stay as they are; a batch never reaches beyond one.
-    here = replace(wanted, shard_rows=writer.manifest.shard_rows)
-    if conditions_of(here) == conditions_of(writer.manifest):
-        return None
-    if not allow_mixed:
-        require_equal(
-            writer.manifest,
-            here,
-            CONDITIONS,
-            path=str(writer.path),
-            remedy="Its rows would differ in the last bits from those of an undisturbed build: go "
-            "on with --allow-mixed, which is recorded, or use --overwrite to build it anew",
-        )
-    return conditions_of(here)
 
 
 def _commit(writer: StoreWriter, answers: Answers, conditions: dict[str, Any] | None) -> None:

@@ -14,7 +14,8 @@ from kdcache.store.codec_file import Decision, write_decision
 from kdcache.store.fidelity import Fidelity
 from kdcache.store.layout import rows_name, views_started
 from kdcache.store.location import delete_key, list_keys
-from kdcache.store.logit_store import LogitStore, read_rows
+from kdcache.store.logit_store import LogitStore
+from kdcache.store.shards import read_rows
 from kdcache.store.specs import is_encoded_with
 from kdcache.store.writer import StoreWriter
 

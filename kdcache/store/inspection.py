@@ -26,8 +26,8 @@ from kdcache.store.layout import (
     shards_present,
 )
 from kdcache.store.location import list_keys, read_key
-from kdcache.store.logit_store import read_whole, shard_damage
 from kdcache.store.manifest import StoreManifest, digest_of
+from kdcache.store.shards import read_whole, shard_damage
 from kdcache.store.specs import (
     CODEC_ATTRIBUTE,
     array_metadata,

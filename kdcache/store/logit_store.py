@@ -16,7 +16,6 @@ from kdcache.store.codecs.codec import Codec
 from kdcache.store.layout import (
     FEATURES,
     GIVEN,
-    array_named,
     arrays_of,
     is_complete,
     missing_shards,
@@ -28,10 +27,8 @@ from kdcache.store.layout import (
 from kdcache.store.location import Location, as_location, exists, open_place
 from kdcache.store.manifest import StoreManifest, digest_of
 from kdcache.store.reshaping import reshaping_constants
+from kdcache.store.shards import read_rows, read_whole
 from kdcache.store.specs import is_encoded_with
-
-SHARDS_AT_ONCE = 4
-"""Shards that are read together, where neighbours are needed: zarr reads them concurrently."""
 
 
 class ArrayMapping(Mapping[str, npt.NDArray[Any]]):
@@ -200,87 +197,6 @@ class LogitStore:
                 f"{len(rows):,} rows"
             )
         return found.astype(np.int64)
-
-
-def read_whole(group: zarr.Group, name: str) -> npt.NDArray[Any]:
-    """Return an array of a store, whole.
-
-    Raises:
-        CacheCorruptError: if a shard's bytes differ from their checksum; names it.
-    """
-    return read_shards(group, name, 0, array_named(group, name).shape[0])
-
-
-def shard_damage(group: zarr.Group, name: str, shard: int) -> str | None:
-    """Return what is wrong with the bytes of one shard, None if nothing is."""
-    array = array_named(group, name)
-    size = array.chunks[0]
-    try:
-        array[shard * size : (shard + 1) * size]
-    except (ValueError, RuntimeError) as error:
-        return str(error)
-    return None
-
-
-def read_rows(
-    group: zarr.Group,
-    name: str,
-    positions: npt.NDArray[np.int64],
-    *,
-    out: npt.NDArray[np.generic] | None = None,
-) -> npt.NDArray[np.generic]:
-    """Return rows of an array, in any order; each shard among them is read once.
-
-    Args:
-        group: of the store.
-        name: of an array (rows, width).
-        positions: (n,) of the rows.
-        out: (n, width) to write to instead of a new array.
-
-    Raises:
-        CacheCorruptError: if bytes differ from their checksum; names the shard.
-    """
-    array = array_named(group, name)
-    if out is None:
-        out = np.empty((len(positions), array.shape[1]), dtype=array.dtype)
-    by_position = np.argsort(positions, kind="stable")
-    ordered = positions[by_position]
-    shard_rows = array.chunks[0]
-    for first, last in _runs(np.unique(ordered // shard_rows)):
-        start, stop = first * shard_rows, last * shard_rows
-        part = slice(*np.searchsorted(ordered, [start, stop]))
-        block = read_shards(group, name, start, stop)
-        out[by_position[part]] = block[ordered[part] - start]
-    return out
-
-
-def read_shards(group: zarr.Group, name: str, start: int, stop: int) -> npt.NDArray[Any]:
-    """Return rows of an array.
-
-    Raises:
-        CacheCorruptError: if bytes differ from their checksum; names the shard.
-    """
-    array = array_named(group, name)
-    try:
-        return np.asarray(array[start:stop])
-    except (ValueError, RuntimeError):
-        size = array.chunks[0]
-        for shard in range(start // size, -(-stop // size)):
-            if found := shard_damage(group, name, shard):
-                raise CacheCorruptError(
-                    f"{shard_key(group, name, shard)} of {group.store} holds bytes that differ "
-                    f"from their checksum: {found}. Run kdcache verify --repair"
-                ) from None
-        raise
-
-
-def _runs(shards: npt.NDArray[np.int64]) -> Iterator[tuple[int, int]]:
-    """Yield [first, last) runs of neighbouring shards, at most `SHARDS_AT_ONCE` long."""
-    ends = np.flatnonzero(np.diff(shards) != 1) + 1
-    for run in np.split(shards, ends):
-        for first in range(0, len(run), SHARDS_AT_ONCE):
-            part = run[first : first + SHARDS_AT_ONCE]
-            yield int(part[0]), int(part[-1]) + 1
 
 
 def _require_encoded_with(group: zarr.Group, path: Location) -> None:

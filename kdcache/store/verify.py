@@ -15,14 +15,16 @@ from kdcache.errors import CacheCorruptError, ConfigError, DatasetError, Teacher
 from kdcache.files import file_lock
 from kdcache.options import BuildLogitsOptions, VerifyOptions
 from kdcache.progress import logger
-from kdcache.store.build import build_store, store_lock
+from kdcache.store.build import build_store
 from kdcache.store.inspection import Damage, find_damage, views_found
 from kdcache.store.layout import FEATURES, open_group
 from kdcache.store.location import Location, as_location, list_keys, open_place
-from kdcache.store.logit_store import LogitStore, read_whole
+from kdcache.store.logit_store import LogitStore
 from kdcache.store.manifest import StoreManifest
+from kdcache.store.opening import store_lock
 from kdcache.store.recheck import Recheck, recheck
 from kdcache.store.repair import remove_damaged
+from kdcache.store.shards import read_whole
 from kdcache.teacher.forward import TeacherForward, resolve_device
 from kdcache.teacher.teacher import Teacher, open_teacher
 from kdcache.workspace import Workspace

@@ -58,6 +58,7 @@ class StoreWriter:
 
     def __init__(self, path: Location, *, alone: bool = True) -> None:
         self.path = as_location(path)
+        self._codec: Codec | None = None  # of the views from 1, once it is decided
         if isinstance(self.path, Path) and alone:
             for leftover in self.path.rglob(f"*{PARTIAL_SUFFIX}"):
                 leftover.unlink(missing_ok=True)
@@ -141,7 +142,11 @@ class StoreWriter:
         Raises:
             CacheIncompleteError: if it is not decided yet.
         """
-        return codec_of(self.group, self.manifest, view)
+        if view == 0:
+            return codec_of(self.group, self.manifest, 0)
+        if self._codec is None:
+            self._codec = codec_of(self.group, self.manifest, view)
+        return self._codec
 
     @property
     def num_views(self) -> int:

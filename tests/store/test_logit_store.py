@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kdcache.errors import CacheCorruptError, CacheIncompleteError, CacheMismatchError
-from kdcache.store import logit_store
+from kdcache.store import shards
 from kdcache.store.logit_store import LogitStore
 from tests.store.conftest import create, manifest, write_everything
 
@@ -250,15 +250,15 @@ def test_a_reader_changes_nothing(store_path):
 
 @pytest.mark.parametrize("at_once", [1, 3])
 def test_each_shard_is_read_once_however_the_order_jumps(tiny_store, monkeypatch, at_once):
-    read = logit_store.read_shards
+    read = shards.read_shards
     blocks: list[tuple[int, int]] = []
 
     def noting(group, name, start, stop):
         blocks.append((start, stop))
         return read(group, name, start, stop)
 
-    monkeypatch.setattr(logit_store, "SHARDS_AT_ONCE", at_once)
-    monkeypatch.setattr(logit_store, "read_shards", noting)
+    monkeypatch.setattr(shards, "SHARDS_AT_ONCE", at_once)
+    monkeypatch.setattr(shards, "read_shards", noting)
     ids = np.random.default_rng(0).permutation(72)
     ids = ids[(ids < 16) | (ids >= 32)]  # shards 2 and 3 of 8 rows are not needed
     rows = tiny_store.rows(ids, view=1)

@@ -1,0 +1,166 @@
+"""Opening the store that a build fills: continued or made, refused where it does not fit."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from kdcache.data.beton import Beton
+from kdcache.errors import CacheCorruptError, CacheIncompleteError, CacheMismatchError
+from kdcache.options import BuildLogitsOptions
+from kdcache.reader.probe import probe_pixels
+from kdcache.store.layout import FEATURES, array_named, is_complete, open_group
+from kdcache.store.location import Location, as_location, exists, open_place
+from kdcache.store.logit_store import LogitStore
+from kdcache.store.manifest import (
+    CONDITIONS,
+    IDENTITY,
+    StoreManifest,
+    conditions_of,
+    require_equal,
+)
+from kdcache.store.plan import Part
+from kdcache.store.reuse import copy_clean_view, find_clean_view
+from kdcache.store.teacher_pass import rehearse
+from kdcache.store.writer import StoreWriter
+from kdcache.teacher.forward import TeacherForward
+from kdcache.workspace import Workspace
+
+
+def store_location(
+    options: BuildLogitsOptions, workspace: Workspace, teacher_name: str
+) -> Location:
+    """Return where the store lies; one for a subset has the subset's name too."""
+    if options.store is not None:
+        return as_location(options.store)
+    subset = workspace.require_subset(options.subset or "full")
+    name = teacher_name if subset is None else f"{teacher_name}-{subset.stem}"
+    return workspace.store(name).resolve()
+
+
+def store_lock(location: Location, workspace: Workspace) -> Path:
+    """Return the lock file of a store: beside a folder, in the workspace for a URL."""
+    if isinstance(location, Path):
+        return location.with_name(f".{location.name}.lock")
+    digest = hashlib.sha256(location.encode()).hexdigest()[:16]
+    return workspace.store(digest).with_name(f".{digest}.lock")
+
+
+def has_features(options: BuildLogitsOptions, location: Location) -> bool:
+    """Return whether a store that is to be continued holds features, which are kept whole then."""
+    if options.overwrite or not exists(location):
+        return False
+    group, _ = open_group(open_place(location, read_only=True), path=str(location))
+    return FEATURES in group
+
+
+def open_writer(
+    options: BuildLogitsOptions,
+    location: Location,
+    wanted: StoreManifest,
+    beton: Beton,
+    rows: npt.NDArray[np.int64],
+    workspace: Workspace,
+    forward: TeacherForward,
+) -> StoreWriter:
+    """Create a store or continue one; its arrays are there, its shards may be missing.
+
+    Args:
+        options: of the command.
+        location: of the store.
+        wanted: what it is to be made from.
+        beton: the training images.
+        rows: (M,) sample ids of the views from 1.
+        workspace: in whose stores a clean view is looked for.
+        forward: the teacher, which is asked once before a store is made or replaced.
+
+    Raises:
+        CacheMismatchError: if the store that is there was built from something else, under other
+            conditions, or from other pixels.
+        TeacherError: if the teacher's answers cannot be stored.
+    """
+    is_new = options.overwrite or not exists(location)
+    if not is_new:
+        writer = StoreWriter(location, alone=Part.parse(options.part, os.environ).is_whole)
+        require_equal(
+            writer.manifest,
+            wanted,
+            IDENTITY,
+            path=str(location),
+            remedy="Use --overwrite to build it anew, or another --workspace",
+        )
+        if _is_finished(options, location):
+            return writer
+    source = None
+    if wanted.rows < wanted.samples and (is_new or not is_complete(writer.group, 0)):
+        source = find_clean_view(workspace.store("any").parent, wanted)
+    width = None
+    if is_new or options.features:
+        width = rehearse(forward, beton, wanted.views, wanted.batch_size)
+    probe = probe_pixels(beton, wanted.views, num_workers=options.num_workers)
+    if is_new:
+        shard_rows = source.manifest.shard_rows if source else wanted.shard_rows
+        writer = StoreWriter.create(
+            location,
+            replace(wanted, shard_rows=shard_rows),
+            labels=beton.labels,
+            sample_ids=rows,
+            pixel_probe=probe,
+        )
+    else:
+        writer.fill_in(labels=beton.labels, sample_ids=rows, pixel_probe=probe)
+        _require_same_pixels(writer, probe)
+        if options.views > writer.num_views or (options.features and FEATURES not in writer.group):
+            # Before an array is added: a store that is refused stays as it was.
+            conditions_here(writer, wanted, allow_mixed=options.allow_mixed)
+    if source and source.manifest.shard_rows == writer.manifest.shard_rows:
+        copy_clean_view(source, writer)
+    if width is not None:
+        writer.add_features(width)
+    return writer
+
+
+def _is_finished(options: BuildLogitsOptions, location: Location) -> bool:
+    """Return whether a store holds all that is asked for, with no shard missing."""
+    try:
+        store = LogitStore.open(location)
+    except (CacheIncompleteError, CacheCorruptError):
+        return False
+    return store.num_views >= options.views and (not options.features or FEATURES in store.group)
+
+
+def _require_same_pixels(writer: StoreWriter, probe: npt.NDArray[np.uint8]) -> None:
+    """Check that this machine decodes what the store's other rows were made from."""
+    stored = np.asarray(array_named(writer.group, "pixel_probe")[:])
+    if len(stored) and not np.array_equal(stored, probe):
+        raise CacheMismatchError(
+            f"this machine decodes other pixels than those that the rows of {writer.path} were "
+            "made from: libjpeg-turbo or OpenCV are of another build here. Go on where the store "
+            "was begun, or use --overwrite to build it anew"
+        )
+
+
+def conditions_here(
+    writer: StoreWriter, wanted: StoreManifest, *, allow_mixed: bool
+) -> dict[str, Any] | None:
+    """Return what to record with each shard; None where the store's own conditions hold."""
+    # The store's shards stay as they are; a batch never reaches beyond one.
+    here = replace(wanted, shard_rows=writer.manifest.shard_rows)
+    if conditions_of(here) == conditions_of(writer.manifest):
+        return None
+    if not allow_mixed:
+        require_equal(
+            writer.manifest,
+            here,
+            CONDITIONS,
+            path=str(writer.path),
+            remedy="Its rows would differ in the last bits from those of an undisturbed build: go "
+            "on with --allow-mixed, which is recorded, or use --overwrite to build it anew",
+        )
+    return conditions_of(here)
