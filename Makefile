@@ -31,8 +31,8 @@ format: .venv/installed
 	    echo "$(PYTHON) is $$($(PYTHON) --version), expected Python 3.11 or newer. Say make PYTHON=..." >&2; exit 1; }
 	@echo "Installing into .venv: about 3 GB to download (torch with CUDA), 6.5 GB on disk."
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --upgrade pip
+	$(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --editable '.[dev]'
 	@touch $@
 
 # FFCV is compiled against OpenCV and TurboJPEG.
