@@ -337,6 +337,9 @@ class SelectOptions(CommonOptions):
     teacher: str | None = None
     """Name of the store to read; the last one built when left out."""
 
+    store: str | None = None
+    """Path or URL of the store, instead of a --teacher of the workspace."""
+
     average_with: Annotated[tuple[str, ...], Parameter(negative="")] = ()
     """Name of another teacher's store, whose scores are averaged in; may be given again."""
 

@@ -44,7 +44,7 @@ OPTIONS = {
     },
     "select": {
         *("--method", "--score", "--scores", "--keep", "--balance", "--min-per-class", "--start"),
-        *("--cut", "--peak", "--concentration", "--parity", "--seed", "--teacher"),
+        *("--cut", "--peak", "--concentration", "--parity", "--seed", "--teacher", "--store"),
         *("--average-with", "--compare", "--export", "--out", "--overwrite"),
     },
     "train": {

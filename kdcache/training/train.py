@@ -225,19 +225,11 @@ def _open_data(
     path = workspace.require_subset(options.subset)
     if path is None:
         return open_beton(workspace.require_beton()), None, None
-    subset = Subset.load(path)
     packed = subset_beton(path)
-    if packed.exists():
-        beton = open_beton(packed)
+    beton = open_beton(packed if packed.exists() else workspace.require_beton())
+    subset = Subset.load_of(path, beton.manifest.data_fingerprint)
+    if beton.manifest.is_subset:
         require_samples_of(beton, path, subset.sample_ids)
-    else:
-        beton = open_beton(workspace.require_beton())
-    found = subset.provenance.get("data_fingerprint")
-    if found is not None and found != beton.manifest.data_fingerprint:
-        raise CacheMismatchError(
-            f"{path} was selected from other data: data_fingerprint is {found[:12]}, expected "
-            f"{beton.manifest.data_fingerprint[:12]} of {beton.path}. Run kdcache select again"
-        )
     return beton, path, subset
 
 
