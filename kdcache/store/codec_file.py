@@ -20,7 +20,7 @@ from kdcache.store.codecs.codec import Codec
 from kdcache.store.codecs.dense import Dense, Float32
 from kdcache.store.codecs.registry import CODECS, codec_from
 from kdcache.store.layout import CODEC_KEY
-from kdcache.store.location import has_key, read_key, write_key
+from kdcache.store.location import has_key, name_of, read_key, write_key
 from kdcache.store.manifest import StoreManifest
 
 WITHOUT_SETTINGS = frozenset({Dense.name, Float32.name})
@@ -67,7 +67,8 @@ def read_decision(group: zarr.Group, manifest: StoreManifest) -> Decision | None
         return Decision(codec_from(decision["settings"], arrays), decision["table"])
     except (KeyError, ValueError, OSError, zipfile.BadZipFile) as error:
         raise CacheCorruptError(
-            f"{CODEC_KEY} of {group.store} is damaged: {error}. Run kdcache verify --repair"
+            f"{CODEC_KEY} of {name_of(group.store)} is damaged: {error}. "
+            "Run kdcache verify --repair"
         ) from error
 
 
@@ -88,7 +89,7 @@ def codec_of(group: zarr.Group, manifest: StoreManifest, view: int) -> Codec:
     decision = read_decision(group, manifest)
     if decision is None:
         raise CacheIncompleteError(
-            f"the codec of {group.store} is not decided yet, which happens after view 0. "
+            f"the codec of {name_of(group.store)} is not decided yet, which happens after view 0. "
             "Run kdcache build-logits again with the same arguments; it continues"
         )
     return decision.codec

@@ -27,7 +27,7 @@ import zarr
 from zarr.abc.store import Store
 
 from kdcache.errors import CacheCorruptError
-from kdcache.store.location import has_key, list_keys, write_key
+from kdcache.store.location import has_key, list_keys, name_of, write_key
 from kdcache.store.manifest import StoreManifest
 
 MANIFEST_ATTRIBUTE = "kdcache"
@@ -85,7 +85,7 @@ def array_named(group: zarr.Group, name: str) -> zarr.Array:  # type: ignore[typ
         array = group[name]
     except (KeyError, TypeError, ValueError) as error:
         raise CacheCorruptError(
-            f"{name} of {group.store} is missing or its zarr.json is damaged: {error}. "
+            f"{name} of {name_of(group.store)} is missing or its zarr.json is damaged: {error}. "
             "Run kdcache verify --repair"
         ) from error
     assert isinstance(array, zarr.Array)  # noqa: S101  (the layout says so)

@@ -85,6 +85,13 @@ def open_place(location: Location, *, read_only: bool) -> Store:
         ) from error
 
 
+def name_of(place: Store) -> str:
+    """Return the path or URL of a store, as a user writes it."""
+    if isinstance(place, FsspecStore):
+        return str(place.fs.unstrip_protocol(place.path))
+    return str(place.root if isinstance(place, LocalStore) else place)
+
+
 def exists(location: Location) -> bool:
     """Return whether there is a store, whole or not, at a location."""
     if isinstance(location, Path):

@@ -11,6 +11,7 @@ import zarr
 
 from kdcache.errors import CacheCorruptError
 from kdcache.store.layout import array_named, shard_key
+from kdcache.store.location import name_of
 
 SHARDS_AT_ONCE = 4
 """Shards that are read together, where neighbours are needed: zarr reads them concurrently."""
@@ -82,8 +83,8 @@ def read_shards(group: zarr.Group, name: str, start: int, stop: int) -> npt.NDAr
         for shard in range(start // size, -(-stop // size)):
             if found := shard_damage(group, name, shard):
                 raise CacheCorruptError(
-                    f"{shard_key(group, name, shard)} of {group.store} holds bytes that differ "
-                    f"from their checksum: {found}. Run kdcache verify --repair"
+                    f"{shard_key(group, name, shard)} of {name_of(group.store)} holds bytes that "
+                    f"differ from their checksum: {found}. Run kdcache verify --repair"
                 ) from None
         raise
 
