@@ -17,7 +17,7 @@ from kdcache.rng import generator
 from kdcache.store.codecs.codec import Codec
 from kdcache.store.codecs.dense import Dense, Float32
 from kdcache.store.codecs.int8 import Int8
-from kdcache.store.codecs.lowrank import LowRank
+from kdcache.store.codecs.lowrank import FINE, LowRank
 from kdcache.store.codecs.request import AUTO, CodecRequest
 from kdcache.store.codecs.sampled import Sampled
 from kdcache.store.codecs.topk import TopK
@@ -41,7 +41,7 @@ DEFAULT_COEFFICIENTS = 64
 DEFAULT_DRAWS = 50
 
 _KEPT_TRIED = (10, 32, 64)
-_COEFFICIENTS_TRIED = (16, 32, 64, 128, 256)
+_COEFFICIENTS_TRIED = (16, 32, 64, 96, 128, 192, 256)
 
 
 class Choice(NamedTuple):
@@ -191,7 +191,8 @@ def _requested(request: CodecRequest, fitted_NC: npt.NDArray[np.float32]) -> Cod
         case "lowrank":
             default = max(1, min(DEFAULT_COEFFICIENTS, num_rows, num_classes))
             r = int(given.get("r", default))
-            return LowRank.fit(fitted_NC, k=_kept(request, num_classes), r=r)
+            fine = int(given.get("fine", FINE))
+            return LowRank.fit(fitted_NC, k=_kept(request, num_classes), r=r, fine=fine)
         case _:
             return Sampled(
                 num_classes,

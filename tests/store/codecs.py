@@ -26,8 +26,8 @@ def drawn_logits(rows: int, classes: int, *, seed: int = 0, scale: float = 3.0) 
 
 
 def make_codec(kind: str, classes: int) -> Codec:
-    """Return a small codec of a kind; k = 3 and r = 4 where there are as many classes."""
-    k, r = min(3, classes), min(4, classes)
+    """Return a small codec of a kind; k = 3 and r = 5 where there are as many classes."""
+    k, r = min(3, classes), min(5, classes)
     match kind:
         case "dense":
             return Dense(classes)
@@ -36,7 +36,8 @@ def make_codec(kind: str, classes: int) -> Codec:
         case "topk":
             return TopK(classes, k)
         case "lowrank":
-            return LowRank.fit(drawn_logits(40, classes, seed=9), k=k, r=r)
+            fine = min(2, r)  # both kinds of coefficients, an odd number of coarse ones
+            return LowRank.fit(drawn_logits(40, classes, seed=9), k=k, r=r, fine=fine)
         case "sampled":
             return Sampled(classes, draws=20, temperature=2.0, seed=5)
     return Float32(classes)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -12,7 +14,8 @@ from kdcache.store.codecs.dense import Dense, Float32
 from kdcache.store.codecs.int8 import Int8
 from kdcache.store.codecs.largest import largest_in_rows
 from kdcache.store.codecs.lowrank import LowRank
-from kdcache.store.codecs.rows import unpack
+from kdcache.store.codecs.registry import codec_from
+from kdcache.store.codecs.rows import classes, unpack
 from kdcache.store.codecs.sampled import LOG_UNSEEN, Sampled
 from kdcache.store.codecs.topk import TopK
 from tests.store.codecs import (
@@ -212,7 +215,7 @@ def test_a_basis_of_all_dimensions_gives_every_logit_within_half_a_step_of_each_
     directions = np.random.default_rng(1).standard_normal((5, 60))
     # No logit is kept but the largest: lowering it to the second is then all that is lost.
     logits_NC = (np.random.default_rng(2).standard_normal((400, 5)) @ directions).astype(np.float32)
-    codec = LowRank.fit(logits_NC, k=1, r=20)
+    codec = LowRank.fit(logits_NC, k=1, r=20, fine=20)
     rows = encoded(codec, logits_NC[:50])
     steps_B1 = unpack(codec._fields, rows)["step"]
     error_BC = codec.decode(rows) + below_largest(logits_NC[:50])
@@ -240,6 +243,49 @@ def test_coefficients_are_those_of_a_projection_on_the_basis():
     # Whitened: each coefficient has deviation 1 over the rows that the basis was fitted to.
     np.testing.assert_allclose(expected.std(axis=1), 1, rtol=1e-5)
     assert np.abs(fields["coefficients"]).max(axis=1).min() == 127
+
+
+@pytest.mark.parametrize("coarse", [1, 2, 5])
+def test_coarse_coefficients_are_within_half_a_step_of_their_own(coarse):
+    logits_NC = drawn_logits(300, 50)
+    exact = LowRank.fit(logits_NC, k=4, r=2 + coarse, fine=2 + coarse)
+    codec = replace(exact, fine=2)
+    assert codec.row_bytes == exact.row_bytes - coarse + -(-coarse // 2) + 4
+    fields, finer = (unpack(kind._fields, encoded(kind, logits_NC)) for kind in (codec, exact))
+    # Read by hand: two to a byte, the first half of them low, 8 more than they are.
+    low_BP, high_BP = fields["pairs"] % 16, fields["pairs"] // 16
+    steps_BR = np.concatenate([low_BP, high_BP], axis=1)[:, :coarse].astype(np.float64) - 8
+    found_BR = fields["coarse_step"] * steps_BR
+    expected_BR = finer["step"] * finer["coefficients"].astype(np.float64)[:, 2:]
+    allowed_BR = 0.5 * fields["coarse_step"] + 0.5 * finer["step"] + 1e-5
+    assert (np.abs(found_BR - expected_BR) <= allowed_BR).all()
+    assert (np.abs(steps_BR).max(axis=1) == 7).all()
+    # What is decoded is mean, offset and these coefficients, where nothing was kept.
+    fine_BR = fields["step"] * fields["coefficients"].astype(np.float64)
+    shape_BC = np.concatenate([fine_BR, found_BR], axis=1) @ codec.basis + codec.mean
+    tail_BC = tail_of(shape_BC + fields["offset"], classes(fields["indices"]))
+    decoded_BC = tail_of(round_trip(codec, logits_NC), classes(fields["indices"]))
+    np.testing.assert_allclose(decoded_BC, tail_BC, atol=1e-4)
+
+
+def test_rows_of_the_first_version_had_a_byte_for_each_coefficient():
+    codec = LowRank.fit(drawn_logits(300, 50), k=4, r=20, fine=20)
+    settings = {word: value for word, value in codec.settings.items() if word != "fine"}
+    found = codec_from(settings, codec.arrays)
+    assert (str(found), found.row_bytes) == ("lowrank(k=4, r=20, fine=20)", codec.row_bytes)
+    assert codec_from(codec.settings, codec.arrays) == codec
+
+
+def test_coarse_steps_for_most_keep_more_than_a_byte_for_each_at_equal_bytes():
+    logits_NC = drawn_logits(600, 200)
+    wide = LowRank.fit(logits_NC, k=3, r=72)
+    narrow = replace(wide.truncated(48), fine=48)
+    assert wide.row_bytes == narrow.row_bytes
+    errors = [
+        np.abs(round_trip(codec, logits_NC) + below_largest(logits_NC)).mean()
+        for codec in (wide, narrow)
+    ]
+    assert errors[0] < 0.95 * errors[1]
 
 
 def test_the_tail_of_lowrank_weighs_what_it_did_at_temperature_2():
@@ -272,8 +318,8 @@ def test_a_truncated_basis_is_the_one_fitted_with_fewer_components():
 
 
 def test_equal_rows_give_an_equal_basis():
-    for classes in (40, 61):  # fewer and more than rows
-        logits_NC = drawn_logits(60, classes)
+    for num_classes in (40, 61):  # fewer and more than rows
+        logits_NC = drawn_logits(60, num_classes)
         first, second = (LowRank.fit(logits_NC.copy(), k=3, r=5) for _ in range(2))
         np.testing.assert_array_equal(first.basis, second.basis)
 

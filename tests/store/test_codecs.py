@@ -46,7 +46,7 @@ def test_rows_and_logits_have_the_stated_shape_and_type(kind, classes):
         (TopK(1000, 10), 10 * 2 + 9 * 2 + 12),
         (TopK(256, 10), 10 * 1 + 9 * 2 + 12),
         (TopK((1 << 16) + 1, 10), 10 * 4 + 9 * 2 + 12),
-        (make_codec("lowrank", 1000), 3 * 2 + 2 * 2 + 8 + 4),
+        (make_codec("lowrank", 1000), 3 * 2 + 2 * 2 + 8 + 2 + 4 + 2),
         (Sampled(1000, draws=50, temperature=1.0, seed=0), 100),
         (make_codec("float32", 1000), 4000),
     ],

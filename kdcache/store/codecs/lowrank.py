@@ -23,15 +23,25 @@ EXACT_MASS_TEMPERATURE = 2.0
 NEGLIGIBLE = 1e-5
 """Of the largest deviation: a component below it is rounding, not data."""
 
+FINE = 16
+"""Coefficients of a byte each, when nothing else is said. Most of a tail's shape is in the first
+few; the others are small, so that a coarse step of theirs is a small error: at equal bytes, twice
+as many components keep more than finer steps do (benchmarks/codecs.py)."""
+
+LARGEST_FINE, LARGEST_COARSE = 127, 7
+"""Steps of a coefficient, to either side of 0, in a byte and in half a byte."""
+
 
 @dataclass(frozen=True)
 class LowRank(Codec):
-    """The k largest in float16, and r int8 coefficients for the shape of the tail.
+    """The k largest in float16, and r coefficients for the shape of the tail.
 
-    k indices of 1, 2 or 4 bytes, 2 (k - 1) + r + 8 bytes. The basis, principal components of the
-    rows with their k largest lowered to the largest of the tail, is fitted once and stored beside
-    the rows; each component has the length of its standard deviation, so that one step size suits
-    all coefficients. For T > 1, where the uniform tail of `topk` is another objective.
+    k indices of 1, 2 or 4 bytes, 2 (k - 1) + 8 bytes, a byte for each of the first coefficients,
+    and half a byte for each of the others, with 4 bytes for their own step. The basis, principal
+    components of the rows with their k largest lowered to the largest of the tail, is fitted once
+    and stored beside the rows; each component has the length of its standard deviation, so that one
+    step size suits many coefficients. For T > 1, where the uniform tail of `topk` is another
+    objective.
 
     Error of a kept logit's distance d from the row's largest: at most d 2^-11 + 2^-25. Of the tail:
     what the basis leaves, which `kdcache.store.fidelity` measures, and half a step of each
@@ -44,6 +54,8 @@ class LowRank(Codec):
     """(C,) of the rows it was fitted to, their own means removed."""
     basis: npt.NDArray[np.float32] = field(repr=False, compare=False)
     """(r, C), orthogonal; a row of zeros where the data have fewer dimensions."""
+    fine: int = FINE
+    """Coefficients of a byte each, the first; all where there are no more."""
     _placed: dict[Any, tuple[Any, Any]] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
@@ -51,13 +63,14 @@ class LowRank(Codec):
     name: ClassVar[str] = "lowrank"
 
     @classmethod
-    def fit(cls, logits_NC: npt.NDArray[np.float32], *, k: int, r: int) -> Self:
+    def fit(cls, logits_NC: npt.NDArray[np.float32], *, k: int, r: int, fine: int = FINE) -> Self:
         """Fit a basis to rows of logits; equal rows in equal order give an equal basis.
 
         Args:
             logits_NC: (N, C) finite.
             k: logits kept, in [1, C].
             r: components, in [1, min(N, C)].
+            fine: of which so many get a byte, at least 0.
         """
         num_rows, num_classes = logits_NC.shape
         if not 1 <= r <= min(num_rows, num_classes):
@@ -70,7 +83,7 @@ class LowRank(Codec):
         lowered_NC -= lowered_NC.mean(axis=1, keepdims=True)
         mean_C = lowered_NC.mean(axis=0)
         basis_RC = _principal(lowered_NC - mean_C, r)
-        return cls(num_classes, k, mean_C, basis_RC)
+        return cls(num_classes, k, mean_C, basis_RC, fine)
 
     def truncated(self, r: int) -> Self:
         """Return the codec with the first r components alone."""
@@ -93,8 +106,14 @@ class LowRank(Codec):
 
     @property
     def parameters(self) -> dict[str, int | float]:
-        """K and r."""
-        return {"k": self.k, "r": self.r}
+        """K and r, and fine where it is another than usual."""
+        given = {"k": self.k, "r": self.r}
+        return given if self.fine == FINE else given | {"fine": self.fine}
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """With `fine` in any case: what is usual may change."""
+        return super().settings | {"fine": self.fine}
 
     @property
     def arrays(self) -> dict[str, npt.NDArray[np.float32]]:
@@ -102,14 +121,21 @@ class LowRank(Codec):
         return {"mean": self.mean, "basis": self.basis}
 
     @property
+    def num_fine(self) -> int:
+        """Coefficients of a byte each."""
+        return min(self.fine, self.r)
+
+    @property
     def _fields(self) -> Fields:
+        pairs = -(-(self.r - self.num_fine) // 2)
         return np.dtype(
             [
                 ("indices", index_type(self.num_classes), (self.k,)),
                 ("below", "<f2", (self.k - 1,)),  # the largest is 0 below itself
                 ("offset", "<f4", (1,)),
                 ("step", "<f4", (1,)),
-                ("coefficients", "<i1", (self.r,)),
+                ("coefficients", "<i1", (self.num_fine,)),
+                *([("coarse_step", "<f4", (1,)), ("pairs", "<u1", (pairs,))] if pairs else []),
             ]
         )
 
@@ -127,25 +153,29 @@ class LowRank(Codec):
         indices, values = largest_in_rows(logits_BC, min(self.k + 1, self.num_classes))
         indices_BK, values_BK, ceiling_B = indices[:, : self.k], values[:, : self.k], values[:, -1]
         exact_BR = _project(logits_BC, ceiling_B, self.mean, self._projection)
-        step_B1 = np.abs(exact_BR).max(axis=1, keepdims=True) / np.float32(127)
-        coefficients_BR = np.rint(exact_BR / np.where(step_B1 > 0, step_B1, np.float32(np.inf)))
-        offset_B = _offset(logits_BC, indices_BK, step_B1 * coefficients_BR, self.mean, self.basis)
-        return pack(
-            self._fields,
-            {
-                "indices": indices_BK,
-                "below": below_largest(values_BK),
-                "offset": offset_B[:, None],
-                "step": step_B1,
-                "coefficients": coefficients_BR,
-            },
-        )
+        step_B1, fine_BR = _rounded(exact_BR[:, : self.num_fine], LARGEST_FINE)
+        coarse_step_B1, coarse_BR = _rounded(exact_BR[:, self.num_fine :], LARGEST_COARSE)
+        rounded_BR = np.concatenate([step_B1 * fine_BR, coarse_step_B1 * coarse_BR], axis=1)
+        values = {
+            "indices": indices_BK,
+            "below": below_largest(values_BK),
+            "offset": _offset(logits_BC, indices_BK, rounded_BR, self.mean, self.basis)[:, None],
+            "step": step_B1,
+            "coefficients": fine_BR,
+        }
+        if coarse_BR.shape[1]:
+            values |= {"coarse_step": coarse_step_B1, "pairs": _as_pairs(coarse_BR)}
+        return pack(self._fields, values)
 
     def _decode(self, rows_BW: Any, _temperature: float, /) -> Any:
         fields = unpack(self._fields, rows_BW)
         xp = array_namespace(rows_BW)
         mean_C, basis_RC = self._beside(rows_BW)
         coefficients_BR = fields["step"] * as_float32(fields["coefficients"])
+        if "pairs" in fields:
+            coarse_BR = _from_pairs(fields["pairs"])[:, : self.r - self.num_fine]
+            coarse_BR = fields["coarse_step"] * as_float32(coarse_BR)
+            coefficients_BR = xp.concat([coefficients_BR, coarse_BR], axis=1)
         tail_BC = _product(coefficients_BR, basis_RC) + (mean_C + fields["offset"])
         below_BK = -as_float32(fields["below"])
         kept_BK = xp.concat([xp.zeros_like(fields["offset"]), below_BK], axis=1)
@@ -184,6 +214,29 @@ def _principal(rows_NC: npt.NDArray[np.float32], r: int) -> npt.NDArray[np.float
     largest_R = np.abs(basis_RC).argmax(axis=1)
     signs_R = np.where(basis_RC[np.arange(r), largest_R] < 0, -1.0, 1.0)
     return np.ascontiguousarray(basis_RC * signs_R[:, None], dtype=np.float32)
+
+
+def _rounded(
+    exact_BR: npt.NDArray[np.float32], largest: int
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Return the step of each row, (B, 1), and its coefficients in steps, whole numbers (B, r)."""
+    step_B1 = np.abs(exact_BR).max(axis=1, keepdims=True, initial=0) / np.float32(largest)
+    return step_B1, np.rint(exact_BR / np.where(step_B1 > 0, step_B1, np.float32(np.inf)))
+
+
+def _as_pairs(coarse_BR: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
+    """Return two coefficients to a byte: the first half of them low, the second half high."""
+    width = -(-coarse_BR.shape[1] // 2)
+    padded_BR = np.pad(coarse_BR, ((0, 0), (0, 2 * width - coarse_BR.shape[1])))
+    halves_BR = (padded_BR + (LARGEST_COARSE + 1)).astype(np.uint8)
+    return halves_BR[:, :width] | halves_BR[:, width:] << 4
+
+
+def _from_pairs(pairs_BP: Any) -> Any:
+    """Return the coefficients in steps, (B, 2 P)."""
+    xp = array_namespace(pairs_BP)
+    halves_BR = xp.concat([pairs_BP & 15, pairs_BP >> 4], axis=1)
+    return as_float32(halves_BR) - (LARGEST_COARSE + 1)
 
 
 def _product(coefficients_BR: Any, basis_RC: Any) -> Any:

@@ -35,5 +35,8 @@ def codec_from(settings: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[np.
             "wrote this store"
         )
     if name == LowRank.name:
-        return LowRank(num_classes, given["k"], arrays["mean"], arrays["basis"])
+        basis = arrays["basis"]
+        # The first version of this codec had a byte for every coefficient, and no word for it.
+        fine = given.get("fine", len(basis))
+        return LowRank(num_classes, given["k"], arrays["mean"], basis, fine)
     return CODECS[name](num_classes, **given)

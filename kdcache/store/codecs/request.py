@@ -15,7 +15,7 @@ _FORMS: dict[str, dict[str, tuple[type, int]]] = {
     "dense": {},
     "int8": {},
     "topk": {"k": (int, 1)},
-    "lowrank": {"k": (int, 1), "r": (int, 1)},
+    "lowrank": {"k": (int, 1), "r": (int, 1), "fine": (int, 0)},
     "sampled": {"draws": (int, 1), "temperature": (float, 0), "seed": (int, 0)},
     "float32": {},
 }
@@ -29,7 +29,7 @@ class CodecRequest:
     auto                                       the smallest that keeps the gradient
     dense, int8, float32
     topk(k=10)                                 k largest and what the others sum to
-    lowrank(k=10, r=64)                        k largest and r coefficients
+    lowrank(k=10, r=64, fine=16)               k largest and r coefficients, so many of them finer
     sampled(draws=50, temperature=1, seed=0)   draws, for one temperature
     """
 
