@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,7 @@ STAGES = [
     "workspace",
     "progress",
     "compiled",
+    "ffcv_names",
     "selection.subset",  # a file of sample ids, which pack and build-logits read too
     "data",
     "reader",
@@ -26,6 +28,7 @@ STAGES = [
     "selection",
     "loader",
     "training",
+    "overview",
     "cli",
     "__main__",
 ]
@@ -60,6 +63,28 @@ def test_an_init_file_holds_a_docstring_and_nothing_else(module):
         return
     (statement,) = ast.parse(module.read_text()).body
     assert isinstance(statement, ast.Expr)
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_one_file_imports_ffcv(module):
+    """Its import sets the number of threads of torch and numba to 1, which has to be undone."""
+    source = module.read_text()
+    assert module.stem == "ffcv_names" or not re.search(
+        r"^\s*(import|from) ffcv", source, re.MULTILINE
+    )
+
+
+THREADS = """
+import numba, torch
+torch.set_num_threads(3)
+before = torch.get_num_threads(), numba.get_num_threads()
+import kdcache.store.build, kdcache.training.train, kdcache.ffcv_names
+assert (torch.get_num_threads(), numba.get_num_threads()) == before
+"""
+
+
+def test_the_package_leaves_the_number_of_threads_alone():
+    assert subprocess.run([sys.executable, "-c", THREADS], check=False).returncode == 0
 
 
 @pytest.mark.parametrize("heavy", ["torch", "torchvision", "ffcv", "numba", "zarr", "pyarrow"])

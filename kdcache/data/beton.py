@@ -137,13 +137,14 @@ def write_beton(
     Returns:
         Bytes of the file.
     """
-    from ffcv.fields import IntField, RGBImageField
-    from ffcv.types import (
+    from kdcache.ffcv_names import (
         ALLOC_TABLE_TYPE,
         CURRENT_VERSION,
         TYPE_ID_HANDLER,
         FieldDescType,
         HeaderType,
+        IntField,
+        RGBImageField,
         get_metadata_type,
     )
 
@@ -247,8 +248,7 @@ def open_beton(path: Path | str) -> Beton:
         FileNotFoundError: if there is no such file.
         DatasetError: if the file is not a finished beton of kdcache.
     """
-    from ffcv.reader import Reader
-    from ffcv.types import ALLOC_TABLE_TYPE, CURRENT_VERSION, HeaderType
+    from kdcache.ffcv_names import ALLOC_TABLE_TYPE, CURRENT_VERSION, HeaderType, Reader
 
     path = Path(path)
     manifest = BetonManifest.load(path) if path.exists() else None

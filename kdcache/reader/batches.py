@@ -19,14 +19,13 @@ import numba
 import numpy as np
 import numpy.typing as npt
 import torch
-from ffcv.loader import Loader, OrderOption
-from ffcv.pipeline import PipelineSpec
 from torch import Tensor
 
 from kdcache.data.beton import Beton, open_beton
 from kdcache.data.policy import Policy
 from kdcache.data.views import Views
 from kdcache.errors import ConfigError, DatasetError
+from kdcache.ffcv_names import Loader, OrderOption, PipelineSpec
 from kdcache.reader.containment import ffcv_contained
 from kdcache.reader.decode import ViewDecoder
 

@@ -7,10 +7,8 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
-from ffcv.loader import loader as loader_module
-from ffcv.memory_managers.os_cache import OSCacheContext, OSCacheManager
-from ffcv.pipeline import Compiler
-from ffcv.reader import Reader
+
+from kdcache.ffcv_names import Compiler, OSCacheContext, OSCacheManager, Reader, loader_module
 
 
 class MappedFile(OSCacheManager):

@@ -17,15 +17,12 @@ from typing import Any
 import numba
 import numpy as np
 import numpy.typing as npt
-from ffcv import libffcv
-from ffcv.pipeline.allocation_query import AllocationQuery
-from ffcv.pipeline.operation import Operation
-from ffcv.pipeline.state import State
 
 from kdcache.compiled import compiled
 from kdcache.data.beton import Beton
 from kdcache.data.policy import PolicyNumbers
 from kdcache.data.views import Views, checked_seed, checked_view, view_box
+from kdcache.ffcv_names import AllocationQuery, Operation, State, libffcv
 from kdcache.reader.photometric import change_batch
 from kdcache.reader.render import U8, render, render_jpeg
 
