@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import ast
 import math
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
+from kdcache.calls import CallError, Word, parse_call, unnamed
 from kdcache.errors import ConfigError
 
 Range = tuple[float, float]
@@ -14,12 +14,18 @@ Range = tuple[float, float]
 
 UNCHANGED: Range = (1.0, 1.0)
 LARGEST_FACTOR = 10.0
+LARGEST_PADDING = 65_535
+"""The longest side of a JPEG: beyond it a window would show nothing but zeros."""
+
 ERASE_SCALE: Range = (0.02, 0.33)
 ERASE_RATIO: Range = (0.3, 3.3)
 
 FACTORS = ("brightness", "contrast", "saturation")
 FACTOR_ONE = 256
 """The factor 1, as photometric parameters count: in 1/256."""
+
+CLEAN_SHARE = 0.875
+"""Side of the clean view's centre square, as a share of the short side (224 of 256)."""
 
 _KINDS = {"clean": 0, "pad-crop": 1, "rrc": 2}
 CLEAN, PAD_CROP, RRC = _KINDS.values()
@@ -62,8 +68,11 @@ class Policy:
 
     def __post_init__(self) -> None:
         """Check every range."""
-        if self.padding < 0:
-            raise ConfigError(f"padding of a policy is {self.padding}, expected at least 0")
+        if not 0 <= self.padding <= LARGEST_PADDING:
+            raise ConfigError(
+                f"padding of a policy is {self.padding}, expected a number in [0, "
+                f"{LARGEST_PADDING:,}]"
+            )
         for name, (low, high), top in (
             ("scale", self.scale, 1.0),
             ("ratio", self.ratio, math.inf),
@@ -96,19 +105,19 @@ class Policy:
         """Read a policy, such as `pad-crop(4, flip)`, `rrc(scale=(0.25, 1))` or `clean`.
 
         Raises:
-            ConfigError: names the forms that are known.
+            ConfigError: names what was expected at which character and the forms that are known,
+                or the value that is out of range.
         """
         try:
-            return _parse(text)
-        except (SyntaxError, TypeError, ValueError) as error:
-            if isinstance(error, ConfigError):
-                raise
+            kind, options = _parse(text)
+        except CallError as error:
             raise ConfigError(
-                f"policy is {text!r}, expected pad-crop(PADDING, flip=True), "
-                "rrc(scale=(LOW, HIGH), ratio=(LOW, HIGH), flip=True) or clean, the first two also "
+                f"policy is {text!r}, {error}. It takes: pad-crop(PADDING, flip=True), "
+                "rrc(scale=(LOW, HIGH), ratio=(LOW, HIGH), flip=True), clean; the first two also "
                 "with brightness, contrast, saturation=X or (LOW, HIGH), erase=PROBABILITY, "
                 "erase_scale and erase_ratio=(LOW, HIGH)"
             ) from error
+        return cls(kind, **options)  # type: ignore[arg-type]
 
     def __str__(self) -> str:
         """Write the form that `parse` reads: boxes spelled out, changes where there are any."""
@@ -131,8 +140,12 @@ class Policy:
         """Whether views have photometric changes or erased boxes."""
         return self.erase > 0 or any(getattr(self, name) != UNCHANGED for name in FACTORS)
 
-    def numbers(self) -> PolicyNumbers:
-        """Return what boxes depend on, as the compiled code takes it."""
+    def numbers(self, clean_share: float = CLEAN_SHARE) -> PolicyNumbers:
+        """Return what boxes depend on, as the compiled code takes it.
+
+        Args:
+            clean_share: side of the clean view's centre square, in (0, 1] of the short side.
+        """
         return PolicyNumbers(
             _KINDS[self.kind],
             self.padding,
@@ -140,6 +153,7 @@ class Policy:
             *_logarithms(self.ratio),
             *self.ratio,
             self.flip,
+            clean_share,
         )
 
     def photometric_numbers(self) -> PhotometricNumbers:
@@ -166,6 +180,7 @@ class PolicyNumbers(NamedTuple):
     ratio_low: float
     ratio_high: float
     flip: bool
+    clean_share: float
 
 
 class PhotometricNumbers(NamedTuple):
@@ -208,23 +223,30 @@ _FORMS: dict[str, dict[str, Any]] = {
 """The options of each kind, and what they are when left out."""
 
 
-def _parse(text: str) -> Policy:
-    tree = ast.parse(text.strip().replace("pad-crop", "pad_crop"), mode="eval").body
-    call = tree if isinstance(tree, ast.Call) else ast.Call(tree, [], [])
-    if not isinstance(call.func, ast.Name):
-        raise TypeError(text)
-    kind = call.func.id.replace("_", "-")
-    said = [(str(word.arg), ast.literal_eval(word.value)) for word in call.keywords]
-    for argument in call.args:
-        if isinstance(argument, ast.Name):  # `flip` alone means flip=True
-            said.append((argument.id, True))
-        else:  # a number alone is the padding
-            said.append(("padding", ast.literal_eval(argument)))
-    given = dict(said)
-    if kind not in _FORMS or not given.keys() <= _FORMS[kind].keys() or len(given) < len(said):
-        raise ValueError(text)
-    options = {name: _typed(name, value) for name, value in (_FORMS[kind] | given).items()}
-    return Policy(kind, **options)  # type: ignore[arg-type]
+_VALUES = {
+    "padding": "a whole number",
+    "flip": "True or False",
+    "erase": "a number",
+    **dict.fromkeys(FACTORS, "a number or (LOW, HIGH)"),
+}
+"""What an option takes that is no range."""
+
+
+def _parse(text: str) -> tuple[str, dict[str, Any]]:
+    call = parse_call(text, _FORMS)
+    form = _FORMS[call.name]
+    given: dict[str, Any] = {}
+    for said, value, place, value_place in call.arguments:
+        # `flip` alone means flip=True, a number alone is the padding.
+        alone = (str(value), True) if isinstance(value, Word) else ("padding", value)
+        name, wanted = alone if said is None else (said, value)
+        if name not in form or name in given:
+            raise CallError(unnamed(form, given), place)
+        try:
+            given[name] = _typed(name, wanted)
+        except (TypeError, ValueError) as error:
+            raise CallError(_VALUES.get(name, "(LOW, HIGH)"), value_place) from error
+    return call.name, form | given
 
 
 def _typed(name: str, value: Any) -> Any:

@@ -19,11 +19,8 @@ import numpy.typing as npt
 from kdcache.compiled import compiled
 from kdcache.data.beton import LARGEST_SMALL_SIZE, BetonManifest
 from kdcache.data.philox import below, log_uniform, philox, uniform
-from kdcache.data.policy import CLEAN, PAD_CROP, Policy, PolicyNumbers
+from kdcache.data.policy import CLEAN, CLEAN_SHARE, PAD_CROP, Policy, PolicyNumbers
 from kdcache.errors import ConfigError
-
-CLEAN_SHARE = 0.875
-"""Side of the clean view's centre square, as a share of the short side (224 of 256)."""
 
 ATTEMPTS = 10
 """Boxes drawn before RandomResizedCrop falls back to a centre box, as in torchvision."""
@@ -40,6 +37,8 @@ class Views(NamedTuple):
     policy: Policy
     seed: int
     image_size: int
+    clean_share: float = CLEAN_SHARE
+    """Side of the clean view's centre square above 64 px, in (0, 1] of the short side."""
 
 
 def default_views(
@@ -55,6 +54,8 @@ def parameters(
     view: int,
     sample_ids: npt.ArrayLike,
     sizes: npt.ArrayLike,
+    *,
+    clean_share: float = CLEAN_SHARE,
 ) -> npt.NDArray[np.int32]:
     """Return the box and flip of each sample's view.
 
@@ -64,6 +65,7 @@ def parameters(
         view: view number; 0 is the clean view.
         sample_ids: (n,) integers >= 0.
         sizes: (n, 2) height and width of each stored image, or one (height, width) for all.
+        clean_share: side of the clean view's centre square, in (0, 1] of the short side.
 
     Returns:
         (n, 5) int32: top, left, height, width, flip (0 or 1). Top and left are negative, or the
@@ -74,7 +76,8 @@ def parameters(
     ids = checked_ids(sample_ids)
     shape = np.broadcast_to(np.asarray(sizes, dtype=np.int64), (len(ids), 2))
     boxes = np.empty((len(ids), 5), dtype=np.int32)
-    _fill(policy.numbers(), checked_seed(seed), checked_view(view), ids, shape, boxes)
+    numbers = policy.numbers(clean_share)
+    _fill(numbers, checked_seed(seed), checked_view(view), ids, shape, boxes)
     return boxes
 
 
@@ -139,7 +142,7 @@ def view_box(
         width: int64, of the stored image.
     """
     if view == 0 or numbers.kind == CLEAN:
-        return _clean_box(height, width)
+        return _clean_box(height, width, numbers.clean_share)
     first, second, third, _ = philox(seed, _STREAM_VIEWS, sample_id, view, np.uint64(0))
     flip = np.int64(first >> np.uint64(63)) if numbers.flip else np.int64(0)
     if numbers.kind == PAD_CROP:
@@ -167,9 +170,9 @@ def view_box(
 
 
 @compiled()
-def _clean_box(height: np.int64, width: np.int64) -> Box:
+def _clean_box(height: np.int64, width: np.int64, clean_share: float) -> Box:
     short: np.int64 = min(height, width)
     if short <= LARGEST_SMALL_SIZE:
         return np.int64(0), np.int64(0), height, width, np.int64(0)
-    side = np.int64(short * CLEAN_SHARE)
+    side = np.int64(short * clean_share)
     return (height - side) // 2, (width - side) // 2, side, side, np.int64(0)

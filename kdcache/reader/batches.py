@@ -22,10 +22,11 @@ import torch
 from torch import Tensor
 
 from kdcache.data.beton import Beton, open_beton
-from kdcache.data.policy import Policy
+from kdcache.data.policy import CLEAN_SHARE, Policy
 from kdcache.data.views import Views
 from kdcache.errors import ConfigError, DatasetError
 from kdcache.ffcv_names import Loader, OrderOption, PipelineSpec
+from kdcache.memory import default_budget_bytes
 from kdcache.reader.containment import ffcv_contained
 from kdcache.reader.decode import ViewDecoder
 
@@ -55,8 +56,8 @@ class PixelReader:
         num_workers: threads; all that this process may use when left out, and never more.
         batches_ahead: batches that are decoded before they are asked for.
         views_per_sample: most views that `read_views` yields of each image; it decodes each once.
-        memory_budget_bytes: most that the buffers may take; half of the machine's memory when left
-            out.
+        memory_budget_bytes: most that the buffers may take; half of what this
+            process may take when left out.
 
     Raises:
         ConfigError: if the buffers would take more than the budget, or an argument is out of range.
@@ -82,7 +83,8 @@ class PixelReader:
         self.views_per_sample = views_per_sample
         self._decoder = ViewDecoder(views, self.beton, views_per_sample=views_per_sample)
         self._slots = batches_ahead + 1
-        self._require_memory(memory_budget_bytes or default_memory_budget())
+        given = memory_budget_bytes
+        self._require_memory(default_budget_bytes() if given is None else given)
         with ffcv_contained():
             self._loader = Loader(
                 str(self.beton.path),
@@ -247,6 +249,7 @@ def pixels(
     sample_ids: npt.ArrayLike,
     *,
     image_size: int | None = None,
+    clean_share: float = CLEAN_SHARE,
     num_workers: int | None = None,
 ) -> npt.NDArray[np.uint8]:
     """Return what teacher and student see.
@@ -258,6 +261,7 @@ def pixels(
         view: view number; 0 is the clean view.
         sample_ids: (n,) in any order.
         image_size: height and width; the manifest's when left out.
+        clean_share: side of the clean view's centre square, as the store's manifest says.
         num_workers: threads; all that this process may use when left out.
 
     Returns:
@@ -265,7 +269,7 @@ def pixels(
     """
     opened = beton if isinstance(beton, Beton) else open_beton(beton)
     policy = Policy.parse(policy) if isinstance(policy, str) else policy
-    views = Views(policy, seed, image_size or opened.manifest.image_size)
+    views = Views(policy, seed, image_size or opened.manifest.image_size, clean_share)
     positions = opened.positions(sample_ids)
     if not len(positions):
         return np.empty((0, views.image_size, views.image_size, 3), dtype=np.uint8)
@@ -274,11 +278,6 @@ def pixels(
     return np.concatenate(
         [batch.images.permute(0, 2, 3, 1).numpy().copy() for batch in reader.read(batches, view)]
     )
-
-
-def default_memory_budget() -> int:
-    """Return half of this machine's memory, in bytes."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
 
 
 def clamp_workers(num_workers: int | None) -> int:

@@ -56,7 +56,7 @@ class ViewDecoder(Operation):
             ],
             dtype=np.int64,
         )
-        self._numbers = np.array(views.policy.numbers(), dtype=np.float64)
+        self._numbers = np.array(views.policy.numbers(views.clean_share), dtype=np.float64)
         self._changes = np.array(views.policy.photometric_numbers(), dtype=np.float64)
         self._seed = checked_seed(views.seed)
         self._lengths = beton.lengths.copy()
@@ -211,6 +211,7 @@ def draw_boxes(
         numbers[6],
         numbers[7],
         numbers[8] > 0,
+        numbers[9],
     )
     for v in range(len(shown)):
         box = view_box(policy, seed, shown[v], sample_id, height, width)

@@ -29,9 +29,10 @@ def cut_rows(
 
     Returns:
         Bytes written, the first pixel row that the cut holds, and how many it holds; 0 bytes where
-        the whole image is needed, or the JPEG has no marker at the end of each row.
+        the whole image is needed, or the JPEG has no marker at the end of each row, or more than
+        one scan.
     """
-    frame = interval = 0
+    frame = interval = scanned = 0
     place = 2
     while True:
         marker = content[place + 1]
@@ -40,6 +41,8 @@ def cut_rows(
             frame = place
         elif marker == _DRI:
             interval = (np.int64(content[place + 4]) << 8) | content[place + 5]
+        elif marker == _SOS:
+            scanned = content[place + 4]
         place += 2 + length
         if place + 4 > len(content):
             return 0, 0, 0
@@ -47,7 +50,8 @@ def cut_rows(
             break
         if content[place] != 0xFF:
             return 0, 0, 0
-    if frame == 0 or interval == 0:
+    # Components in scans of their own lie one after the other in the file.
+    if frame == 0 or interval == 0 or scanned != content[frame + 9]:
         return 0, 0, 0
     height = (np.int64(content[frame + 5]) << 8) | content[frame + 6]
     width = (np.int64(content[frame + 7]) << 8) | content[frame + 8]

@@ -77,7 +77,10 @@ def render_jpeg(
             if choose_scale(boxes[v], height, width, outputs.shape[1]) == scale:
                 first = min(first, max(boxes[v, 0], 0))
                 end = max(end, min(boxes[v, 0] + boxes[v, 2], height))
-        if first >= end:
+        if first >= end:  # no view of this scale, or boxes above or below the image
+            for v in range(len(boxes)):
+                if choose_scale(boxes[v], height, width, outputs.shape[1]) == scale:
+                    outputs[v] = 0
             continue
         length, first, held = cut_rows(content, first, end, cut)
         address, size_bytes = cut.ctypes.data, length

@@ -28,7 +28,7 @@ def test_a_policy_reads_what_it_writes(policy):
         (" pad-crop(padding=0) ", Policy("pad-crop", padding=0, flip=True)),
         ("rrc", Policy("rrc", scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3), flip=True)),
         ("rrc(scale=(0.25, 1))", Policy("rrc", scale=(0.25, 1.0), flip=True)),
-        ("rrc(ratio=[1, 2], flip=False)", Policy("rrc", ratio=(1.0, 2.0), flip=False)),
+        ("rrc(ratio=(1, 2), flip=False)", Policy("rrc", ratio=(1.0, 2.0), flip=False)),
         ("rrc(brightness=0.4)", Policy("rrc", flip=True, brightness=(0.6, 1.4))),
         ("rrc(contrast=(0.5, 1))", Policy("rrc", flip=True, contrast=(0.5, 1.0))),
         ("rrc(saturation=2)", Policy("rrc", flip=True, saturation=(0.0, 3.0))),
@@ -117,6 +117,7 @@ def test_another_text_is_refused_and_named(text):
     ("text", "value"),
     [
         ("pad-crop(-1)", "-1"),
+        ("pad-crop(65536)", "65536"),
         ("rrc(scale=(0, 1))", "(0.0, 1.0)"),
         ("rrc(scale=(0.5, 0.25))", "(0.5, 0.25)"),
         ("rrc(scale=(0.5, 1.5))", "(0.5, 1.5)"),

@@ -34,8 +34,9 @@ def read_all(reader, view, batches=None):
 
 def boxes_of(reader, view):
     """Return the box of each image of a reader's beton, (N, 5)."""
-    policy, seed, _ = reader.views
-    return parameters(policy, seed, view, reader.beton.sample_ids, reader.beton.sizes)
+    policy, seed, _, share = reader.views
+    ids, sizes = reader.beton.sample_ids, reader.beton.sizes
+    return parameters(policy, seed, view, ids, sizes, clean_share=share)
 
 
 def stored_bytes(beton, position):

@@ -9,6 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from kdcache.data.beton import open_beton
+from kdcache.reader.batches import PixelReader
+from kdcache.reader.jpeg import cut_rows
 from kdcache.reader.render import copy_box, mirror
 from tests.reader.reference import (
     boxes_of,
@@ -100,6 +103,25 @@ def test_a_raw_box_is_resized_as_ffcv_and_opencv_resize_it(make_reader, mixed_be
         assert abs(images[position] - (expected[:, ::-1] if flip else expected)).max() <= 1
 
 
+@pytest.mark.parametrize("share", [0.7, 1.0])
+def test_the_clean_view_is_the_square_that_the_views_say(photo_reader, share):
+    views = photo_reader.views._replace(clean_share=share)
+    reader = PixelReader(photo_reader.beton, views, batch_size=16, num_workers=2)
+    sides = (reader.beton.sizes.min(axis=1) * share).astype(int)
+    boxes = boxes_of(reader, 0)
+    assert np.array_equal(boxes[:, 2:4], np.stack([sides, sides], axis=1))
+    assert np.array_equal(boxes[:, :2], (reader.beton.sizes - sides[:, None]) // 2)
+    scales = [
+        scale_of(box, sizes, 12) for box, sizes in zip(boxes, reader.beton.sizes, strict=True)
+    ]
+    expected = [
+        view_of(reader, box, i, scale)
+        for i, (box, scale) in enumerate(zip(boxes, scales, strict=True))
+    ]
+    assert np.array_equal(read_all(reader, 0)[0], expected)
+    assert np.array_equal(read_all(reader, 1)[0], read_all(photo_reader, 1)[0])
+
+
 @pytest.mark.parametrize("view", VIEWS)
 @pytest.mark.parametrize("image_size", [12, 64])
 def test_a_jpegs_box_is_the_whole_jpegs_box(make_reader, photo_beton, image_size, view):
@@ -138,11 +160,23 @@ def test_a_jpegs_view_looks_as_pillow_shows_it(make_reader, photo_beton, image_s
         assert difference.mean() < levels
 
 
-@pytest.mark.parametrize("view", [0, 1])
-def test_a_jpegs_padding_is_black(make_reader, photo_beton, view):
-    reader = make_reader(photo_beton, "pad-crop(20, flip)", 32)
+# Of 160 pixels, most windows lie beside images of 80 to 160: above, below or next to them.
+@pytest.mark.parametrize("padding", [20, 160])
+@pytest.mark.parametrize("view", [0, 1, 2])
+def test_a_jpegs_padding_is_black(make_reader, photo_beton, view, padding):
+    reader = make_reader(photo_beton, f"pad-crop({padding}, flip)", 32)
     boxes, sizes = boxes_of(reader, view), reader.beton.sizes
     images = read_all(reader, view)[0]
     for position, (box, size) in enumerate(zip(boxes, sizes, strict=True)):
         expected = view_of(reader, box, position, scale_of(box, size, 32))
         assert np.array_equal(images[position], expected), (position, box)
+
+
+def test_rows_are_cut_out_of_a_jpeg_with_one_scan_alone(photo_beton):
+    content = stored_bytes(open_beton(photo_beton), 0)
+    scan = bytes(content).index(b"\xff\xda")
+    room = np.empty_like(content)
+    written, first, held = cut_rows(content, 32, 40, room)
+    assert (first <= 24, first + held >= 48, 0 < written < len(content)) == (True, True, True)
+    content[scan + 4] -= 1  # its components in scans of their own lie one after the other
+    assert cut_rows(content, 32, 40, room) == (0, 0, 0)
