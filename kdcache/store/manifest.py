@@ -14,16 +14,21 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kdcache.data.policy import Policy
+from kdcache.data.policy import CLEAN_SHARE, Policy
 from kdcache.data.views import Views
 from kdcache.errors import CacheCorruptError, CacheMismatchError
 from kdcache.files import differences
-from kdcache.options import Precision
+from kdcache.options import EnsembleMode, Precision
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
-READABLE_VERSIONS = (1, 2)
-"""1 lacks `rows`, `rows_digest` and its own digest; its views from 1 cover all N samples."""
+READABLE_VERSIONS = (1, 2, 3)
+"""Before 3 there was one teacher, which saw the student's images and the usual clean view, and
+`mean` and `std` were its alone. 1 lacks `rows`, `rows_digest` and its own digest too; its views
+from 1 cover all N samples."""
+
+_NEW_IN_3 = ("teachers", "ensemble", "teacher_size", "clean_share")
+_NEW_IN_2 = ("rows", "rows_digest")
 
 
 @dataclass(frozen=True)
@@ -42,14 +47,25 @@ class StoreManifest:
     rows_digest: str
     """sha256 of their sample ids."""
     teacher: str
+    """Its name, of an ensemble `A+B`."""
     teacher_arch: str
     teacher_digest: str
+    teachers: list[str]
+    """What `--teacher` said of each, of a file its name alone."""
+    ensemble: EnsembleMode | None
+    """What the mean of several teachers was taken of; None for one."""
     policy: str
     view_seed: int
     image_size: int
-    mean: list[float]
-    """(3,) of the normalisation, in [0, 1]."""
-    std: list[float]
+    """Height and width of the student's images."""
+    teacher_size: int
+    """Height and width of the teacher's, cut from the same boxes."""
+    clean_share: float
+    """Side of view 0's centre square above 64 px, as a share of the short side."""
+    mean: list[list[float]]
+    """(teachers, 3) of the normalisation of each teacher, in [0, 1]."""
+    std: list[list[float]]
+    """(teachers, 3) likewise."""
     codec: str
     """As it was asked for; `kdcache.store.codec_file` says what was decided."""
     precision: Precision
@@ -63,8 +79,14 @@ class StoreManifest:
 
     @property
     def views(self) -> Views:
-        """Everything, besides the sample, that a view's pixels depend on."""
-        return Views(Policy.parse(self.policy), self.view_seed, self.image_size)
+        """Everything, besides the sample, that the pixels of a student's view depend on."""
+        policy = Policy.parse(self.policy)
+        return Views(policy, self.view_seed, self.image_size, self.clean_share)
+
+    @property
+    def teacher_views(self) -> Views:
+        """The same boxes at the size that the teacher sees."""
+        return self.views._replace(image_size=self.teacher_size)
 
     def to_json(self) -> dict[str, Any]:
         """Return it as JSON content."""
@@ -72,8 +94,7 @@ class StoreManifest:
 
     def digest(self) -> str:
         """Return the hex sha256 of its content."""
-        content = json.dumps(self.to_json(), sort_keys=True)
-        return hashlib.sha256(content.encode()).hexdigest()
+        return digest_of_content(self.to_json())
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any], *, path: str) -> StoreManifest:
@@ -92,8 +113,10 @@ class StoreManifest:
             )
         given = dict(content)
         names = {field.name for field in fields(cls)}
+        if version < 3:  # noqa: PLR2004  (see READABLE_VERSIONS)
+            names -= set(_NEW_IN_3)
         if version == 1:
-            names -= {"rows", "rows_digest"}
+            names -= set(_NEW_IN_2)
         if names != set(given):
             odd = ", ".join(sorted(names ^ set(given)))
             raise CacheCorruptError(
@@ -102,10 +125,17 @@ class StoreManifest:
             )
         if version == 1:
             every_sample = np.arange(given["samples"], dtype=np.int64)
+            given |= {"rows": len(every_sample), "rows_digest": digest_of(every_sample)}
+        if version < 3:  # noqa: PLR2004
+            arch = given["teacher_arch"]
             given |= {
                 "format_version": FORMAT_VERSION,
-                "rows": len(every_sample),
-                "rows_digest": digest_of(every_sample),
+                "teachers": [arch if ":" in arch else given["teacher"]],
+                "ensemble": None,
+                "teacher_size": given["image_size"],
+                "clean_share": CLEAN_SHARE,
+                "mean": [given["mean"]],
+                "std": [given["std"]],
             }
         return cls(**given)
 
@@ -115,7 +145,8 @@ CLEAN_IDENTITY = (
     "samples",
     "classes",
     "teacher_digest",
-    "image_size",
+    "teacher_size",
+    "clean_share",
     "mean",
     "std",
     "precision",
@@ -129,12 +160,18 @@ IDENTITY = (
     "rows_digest",
     "policy",
     "view_seed",
+    "image_size",
     "codec",
 )
 """Fields that decide what the numbers in a store mean."""
 
 CONDITIONS = ("shard_rows", "batch_size", "device", "versions")
 """Fields that decide the last bits of the numbers; they must agree while rows are added."""
+
+
+def digest_of_content(content: Mapping[str, Any]) -> str:
+    """Return the hex sha256 of a manifest as JSON content, of any version."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def digest_of(sample_ids: npt.NDArray[np.int64]) -> str:

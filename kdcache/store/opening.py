@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from kdcache.data.beton import Beton
 from kdcache.errors import CacheCorruptError, CacheIncompleteError, CacheMismatchError
 from kdcache.options import BuildLogitsOptions
 from kdcache.reader.probe import probe_pixels
-from kdcache.store.layout import FEATURES, array_named, is_complete, open_group
+from kdcache.store.layout import FEATURES, array_named, has_array, is_complete, open_group
 from kdcache.store.location import Location, as_location, exists, open_place
 from kdcache.store.logit_store import LogitStore
 from kdcache.store.manifest import (
@@ -26,10 +27,9 @@ from kdcache.store.manifest import (
     require_equal,
 )
 from kdcache.store.plan import Part
+from kdcache.store.rehearsal import Rehearsal
 from kdcache.store.reuse import copy_clean_view, find_clean_view
-from kdcache.store.teacher_pass import rehearse
 from kdcache.store.writer import StoreWriter
-from kdcache.teacher.forward import TeacherForward
 from kdcache.workspace import Workspace
 
 
@@ -57,7 +57,7 @@ def has_features(options: BuildLogitsOptions, location: Location) -> bool:
     if options.overwrite or not exists(location):
         return False
     group, _ = open_group(open_place(location, read_only=True), path=str(location))
-    return FEATURES in group
+    return has_array(group, FEATURES)
 
 
 def open_writer(
@@ -67,7 +67,7 @@ def open_writer(
     beton: Beton,
     rows: npt.NDArray[np.int64],
     workspace: Workspace,
-    forward: TeacherForward,
+    rehearsal: Callable[[], Rehearsal],
 ) -> StoreWriter:
     """Create a store or continue one; its arrays are there, its shards may be missing.
 
@@ -78,7 +78,7 @@ def open_writer(
         beton: the training images.
         rows: (M,) sample ids of the views from 1.
         workspace: in whose stores a clean view is looked for.
-        forward: the teacher, which is asked once before a store is made or replaced.
+        rehearsal: asks the teacher about a batch, before a store is made or replaced.
 
     Raises:
         CacheMismatchError: if the store that is there was built from something else, under other
@@ -102,7 +102,7 @@ def open_writer(
         source = find_clean_view(workspace.store("any").parent, wanted)
     width = None
     if is_new or options.features:
-        width = rehearse(forward, beton, wanted.views, wanted.batch_size)
+        width = rehearsal().features
     probe = probe_pixels(beton, wanted.views, num_workers=options.num_workers)
     if is_new:
         shard_rows = source.manifest.shard_rows if source else wanted.shard_rows
@@ -116,7 +116,9 @@ def open_writer(
     else:
         writer.fill_in(labels=beton.labels, sample_ids=rows, pixel_probe=probe)
         _require_same_pixels(writer, probe)
-        if options.views > writer.num_views or (options.features and FEATURES not in writer.group):
+        if options.views > writer.num_views or (
+            options.features and not has_array(writer.group, FEATURES)
+        ):
             # Before an array is added: a store that is refused stays as it was.
             conditions_here(writer, wanted, allow_mixed=options.allow_mixed)
     if source and source.manifest.shard_rows == writer.manifest.shard_rows:
@@ -132,7 +134,9 @@ def _is_finished(options: BuildLogitsOptions, location: Location) -> bool:
         store = LogitStore.open(location)
     except (CacheIncompleteError, CacheCorruptError):
         return False
-    return store.num_views >= options.views and (not options.features or FEATURES in store.group)
+    return store.num_views >= options.views and (
+        not options.features or has_array(store.group, FEATURES)
+    )
 
 
 def _require_same_pixels(writer: StoreWriter, probe: npt.NDArray[np.uint8]) -> None:

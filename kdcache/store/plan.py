@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from importlib.metadata import version
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -16,19 +16,21 @@ from kdcache.data.policy import Policy
 from kdcache.errors import ConfigError
 from kdcache.options import BuildLogitsOptions
 from kdcache.selection.subset import Subset
+from kdcache.store.choice import require_fits
 from kdcache.store.codecs.request import CodecRequest
 from kdcache.store.layout import open_group
 from kdcache.store.location import Location, exists, open_place
 from kdcache.store.manifest import FORMAT_VERSION, StoreManifest, digest_of
 from kdcache.store.writer import StoreWriter
-from kdcache.teacher.teacher import Teacher
+from kdcache.teacher.ensemble import Ensemble
 from kdcache.workspace import Workspace
 
 LARGEST_SHARD_ROWS = 4096
 """4096 rows of 1000 float16 are 8 MiB: few files, and little is lost when a build is killed."""
 
-VIEWS_AT_ONCE = 8
-"""Views of one block of rows whose answers are kept in memory together."""
+VIEWS_AT_ONCE = 9
+"""Views of one block of rows that come from one decoding, and whose answers are kept in memory
+together: the clean one and the 8 that are usual."""
 
 FEWEST_SHARDS = 16
 """Small data sets get smaller shards, so that progress is kept there too."""
@@ -98,7 +100,7 @@ def rows_of_views(
 def wanted_manifest(
     options: BuildLogitsOptions,
     beton: Beton,
-    teacher: Teacher,
+    teacher: Ensemble,
     device: torch.device,
     location: Location,
     rows: npt.NDArray[np.int64],
@@ -108,6 +110,8 @@ def wanted_manifest(
     found = None
     if exists(location) and not options.overwrite:
         _, found = open_group(open_place(location, read_only=True), path=str(location))
+    codec = CodecRequest.parse(options.codec)
+    require_fits(codec, data.samples, data.classes)
     default_batch = found.batch_size if found else (256 if device.type == "cuda" else 128)
     batch_size = options.batch_size or default_batch
     return StoreManifest(
@@ -121,18 +125,27 @@ def wanted_manifest(
         teacher=teacher.name,
         teacher_arch=teacher.arch,
         teacher_digest=teacher.digest,
+        teachers=[member.spec for member in teacher.members],
+        ensemble=teacher.mode,
         policy=str(Policy.parse(options.policy or data.policy)),
         view_seed=options.view_seed,
         image_size=options.image_size or data.image_size,
-        mean=data.mean,
-        std=data.std,
-        codec=str(CodecRequest.parse(options.codec)),
+        teacher_size=teacher.image_size,
+        clean_share=teacher.clean_share,
+        mean=[member.mean for member in teacher.members],
+        std=[member.std for member in teacher.members],
+        codec=str(codec),
         precision=options.precision or ("fp16" if device.type == "cuda" else "fp32"),
         shard_rows=found.shard_rows if found else _shard_rows(data.samples, batch_size),
         batch_size=batch_size,
-        device=_device_name(device),
-        versions={name: version(name) for name in ("kdcache", "torch", "ffcv")},
+        **machine_conditions(device),
     )
+
+
+def machine_conditions(device: torch.device) -> dict[str, Any]:
+    """Return the fields of a manifest that this machine decides, and not the user."""
+    versions = {name: version(name) for name in ("kdcache", "torch", "ffcv")}
+    return {"device": _device_name(device), "versions": versions}
 
 
 def _device_name(device: torch.device) -> str:

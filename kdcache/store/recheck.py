@@ -5,21 +5,18 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from kdcache.data.beton import Beton
-from kdcache.options import Precision
 from kdcache.rng import generator
 from kdcache.store.codecs.dense import Dense, Float32
 from kdcache.store.logit_store import LogitStore
 from kdcache.store.plan import Shard
 from kdcache.store.teacher_pass import run_teacher
-from kdcache.teacher.forward import TeacherForward
+from kdcache.teacher.ensemble import Forward
+from kdcache.teacher.rounding import BOUNDS, differences
 
-ROUNDING: dict[Precision, float] = {"fp32": 1e-4, "tf32": 1e-2, "fp16": 2e-2, "bf16": 1e-1}
-"""How far the same teacher's logits may differ between two runs, as a share of the largest centred
-logit: sums are cut into other batches and rounded elsewhere. A few hundred units in the last place
-of each precision."""
+FLOAT16_ROUNDING = 2.0**-11
+"""Of `dense`, as a share of a logit; none is further from its row's mean than the row's range."""
 
 
 class Recheck(NamedTuple):
@@ -28,16 +25,23 @@ class Recheck(NamedTuple):
     rows: int
     """Compared, over all views."""
     largest_difference: float
-    """Between stored and new centred logits, of the views whose codec keeps every logit."""
+    """Between stored and new centred logits, as a share of the row's range; of the views whose
+    codec keeps every logit."""
     bound: float
-    """Expected of it: rounding of the precision, and of float16."""
+    """Expected of it: `kdcache.teacher.rounding.BOUNDS`, and the rounding of float16."""
     differing: int
     """Rows whose stored answer is not the new one within the bound; of views under a codec that
     keeps less, compared after the same encoding."""
 
 
 def recheck(
-    store: LogitStore, beton: Beton, forward: TeacherForward, *, rows: int, seed: int
+    store: LogitStore,
+    beton: Beton,
+    forward: Forward,
+    *,
+    rows: int,
+    seed: int,
+    num_workers: int | None = None,
 ) -> Recheck:
     """Ask the teacher about `rows` random rows of each view and compare.
 
@@ -47,39 +51,32 @@ def recheck(
         forward: the teacher, at the store's precision.
         rows: of each view; all where it has fewer.
         seed: of the draw.
+        num_workers: threads that read and decode; all cores when left out.
     """
     work = []
     for view in range(store.num_views + 1):
         ids = store.sample_ids if view else np.arange(store.manifest.samples)
         drawn = generator(seed, "recheck", view).choice(ids, min(rows, len(ids)), replace=False)
         work.append(Shard(view, 0, np.sort(drawn)))
-    largest, bound, differing, compared = 0.0, 0.0, 0, 0
+    bound = BOUNDS[store.manifest.precision] + FLOAT16_ROUNDING
+    largest, differing, compared = 0.0, 0, 0
     for answers in run_teacher(
         forward,
         work,
         beton,
-        store.manifest.views,
+        store.manifest.teacher_views,
         batch_size=store.manifest.batch_size,
-        num_workers=None,
+        num_workers=num_workers,
     ):
+        answers.arrived()
         view, ids = answers.shard.view, answers.shard.rows
         codec = store.codec_of(view)
-        stored = store.logits(ids, view)
-        new = answers.logits.cpu().numpy()
+        new = answers.logits.numpy()
         if not isinstance(codec, (Dense, Float32)):
             new = codec.decode(codec.encode(new, sample_ids=ids, view=view))
-        centred = _centred(new)
-        scale = float(np.abs(centred).max(initial=0.0))
-        allowed = scale * (ROUNDING[store.manifest.precision] + 2.0**-11)
-        difference = np.abs(_centred(stored) - centred).max(axis=1)
-        differing += int((difference > allowed).sum())
+        found = differences(store.logits(ids, view), new)
+        differing += int((found > bound).sum())
         compared += len(ids)
         if isinstance(codec, (Dense, Float32)):
-            largest = max(largest, float(difference.max(initial=0.0)))
-            bound = max(bound, allowed)
+            largest = max(largest, float(found.max(initial=0.0)))
     return Recheck(compared, largest, bound, differing)
-
-
-def _centred(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
-    wide = logits.astype(np.float64)
-    return np.asarray(wide - wide.mean(axis=1, keepdims=True))

@@ -16,7 +16,7 @@ from kdcache.errors import CacheMismatchError
 from kdcache.progress import logger
 from kdcache.reader.batches import PixelReader
 from kdcache.store.logit_store import LogitStore
-from kdcache.teacher.forward import TeacherForward
+from kdcache.teacher.ensemble import Forward
 from kdcache.teacher.quality import Quality, QualityMeter, measure_quality
 
 LARGEST_LOSS = 1.0
@@ -26,7 +26,7 @@ ROWS_AT_ONCE = 1 << 14
 
 
 def check_teacher(
-    store: LogitStore, forward: TeacherForward, val: Path, *, stated_top1: float | None
+    store: LogitStore, forward: Forward, val: Path, *, stated_top1: float | None
 ) -> dict[str, Any]:
     """Measure the teacher and warn where it is worse than its file says.
 
@@ -46,7 +46,7 @@ def check_teacher(
     _say("training data, clean view", train)
     if not val.exists():
         return {"train": train._asdict(), "val": None}
-    reader = PixelReader(val, store.manifest.views, batch_size=store.manifest.batch_size)
+    reader = PixelReader(val, store.manifest.teacher_views, batch_size=store.manifest.batch_size)
     if reader.beton.manifest.class_names != store.manifest.class_names:
         raise CacheMismatchError(
             f"{val} has other classes than {store.path}, expected the same names in the same order"

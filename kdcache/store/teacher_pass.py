@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
+from itertools import groupby
 from typing import NamedTuple
 
 import numpy as np
@@ -16,13 +17,15 @@ from kdcache.data.beton import Beton
 from kdcache.data.views import Views
 from kdcache.errors import TeacherError
 from kdcache.progress import progress_bar
-from kdcache.reader.batches import PixelReader
+from kdcache.reader.batches import PixelReader, Pixels
 from kdcache.store.plan import Shard, view_groups
-from kdcache.teacher.forward import TeacherForward
+from kdcache.teacher.ensemble import Forward
+from kdcache.teacher.out_of_memory import ask
+from kdcache.teacher.transfer import ToDevice, ToHost
 
 
 class Answers(NamedTuple):
-    """What the teacher says of one shard, on its device."""
+    """What the teacher says of one shard, on the host."""
 
     shard: Shard
     logits: Tensor
@@ -31,36 +34,35 @@ class Answers(NamedTuple):
     """(n,) int64."""
     features: Tensor | None
     """(n, F) float32 penultimate activations, of view 0 where they are kept."""
-
-
-def rehearse(forward: TeacherForward, beton: Beton, views: Views, batch_size: int) -> int | None:
-    """Ask the teacher about one batch of the clean view, before a store is made or replaced.
-
-    Returns:
-        F, the width of its features; None where they are not kept.
-
-    Raises:
-        TeacherError: if its answers cannot be stored.
-    """
-    positions = np.arange(len(beton))[:batch_size]
-    reader = PixelReader(beton, views, batch_size=batch_size, num_workers=1)
-    with closing(reader.read([positions], 0)) as batches:  # type: ignore[type-var]
-        logits = forward(next(iter(batches)).images)
-    finite = torch.isfinite(logits).all(dim=1).cpu().numpy()
-    require_finite(finite, Shard(0, 0, beton.sample_ids[positions]))
-    return None if forward.features is None else forward.features.shape[1]
+    arrived: Callable[[], None]
+    """Waits until logits and features are there: call it first, in any thread."""
 
 
 def run_teacher(
-    forward: TeacherForward,
+    forward: Forward,
     work: list[Shard],
     beton: Beton,
     views: Views,
     *,
     batch_size: int,
     num_workers: int | None,
+    after_batch: Callable[[], None] = lambda: None,
 ) -> Iterator[Answers]:
-    """Yield the answers of every shard; views of the same rows come from one decoding."""
+    """Yield the answers of every shard; views of the same rows come from one decoding.
+
+    Args:
+        forward: the teacher.
+        work: the shards to make.
+        beton: the training images.
+        views: policy, seed and image size.
+        batch_size: images of each forward.
+        num_workers: threads that read and decode.
+        after_batch: called after each batch; what it raises ends the pass.
+
+    Raises:
+        TeacherError: if the teacher does not return logits, or runs out of memory.
+        DatasetError: if an image cannot be decoded.
+    """
     groups = view_groups(work)
     reader = PixelReader(
         beton,
@@ -69,10 +71,17 @@ def run_teacher(
         num_workers=num_workers,
         views_per_sample=max(len(numbers) for _, numbers in groups),
     )
+    way = _Way(forward, ToDevice(forward.device), ToHost(forward.device), after_batch)
     total = sum(len(shard.rows) for shard in work)
     with progress_bar(total=total, unit="image", description="teacher") as bar:
-        for block, numbers in groups:
-            yield from _answers(block, numbers, reader, forward, bar)
+        # Read without a gap from block to block, as long as it is the same views.
+        for numbers, of_group in groupby(groups, key=lambda group: group[1]):
+            blocks = [block for block, _ in of_group]
+            batches = [batch for block in blocks for batch in _batches(block, beton, batch_size)]
+            # Closed here: where the teacher fails, the error would keep the reader's thread alive.
+            with closing(reader.read_views(batches, numbers)) as read:  # type: ignore[type-var]
+                for block in blocks:
+                    yield from _answers(block, numbers, read, beton, batch_size, way, bar)
 
 
 def require_finite(finite: npt.NDArray[np.bool_], shard: Shard) -> None:
@@ -94,32 +103,51 @@ def require_finite(finite: npt.NDArray[np.bool_], shard: Shard) -> None:
         )
 
 
+class _Way(NamedTuple):
+    """From pixels on the host to answers on the host."""
+
+    forward: Forward
+    to_device: ToDevice
+    to_host: ToHost
+    after_batch: Callable[[], None]
+
+
+def _batches(block: Shard, beton: Beton, size: int) -> list[npt.NDArray[np.int64]]:
+    """Return the positions of each batch of a block; the last is padded.
+
+    Every forward has one shape, so resumed bytes are equal bytes.
+    """
+    positions = beton.positions(block.rows)
+    padded = np.concatenate([positions, np.repeat(positions[-1:], -len(positions) % size)])
+    return np.split(padded, len(padded) // size)
+
+
 def _answers(
-    block: Shard, numbers: list[int], reader: PixelReader, forward: TeacherForward, bar: tqdm
+    block: Shard,
+    numbers: list[int],
+    read: Iterator[list[Pixels]],
+    beton: Beton,
+    size: int,
+    way: _Way,
+    bar: tqdm,
 ) -> Iterator[Answers]:
-    size = reader.batch_size
-    positions = reader.beton.positions(block.rows)
-    count = len(positions)
-    # The last batch is padded: every forward has one shape, so resumed bytes are equal bytes.
-    padded = np.concatenate([positions, np.repeat(positions[-1:], -count % size)])
-    batches: list[npt.NDArray[np.int64]] = np.split(padded, len(padded) // size)
-    logits: list[list[Tensor]] = [[] for _ in numbers]
-    features: list[Tensor] = []
-    labels: list[Tensor] = []
-    # Closed here: where the teacher fails, the error would keep the reader's thread alive.
-    with closing(reader.read_views(batches, numbers)) as batches_read:  # type: ignore[type-var]
-        for number, pixels in enumerate(batches_read):
-            real = min(size, count - number * size)
-            labels.append(pixels[0].labels[:real])
-            for view, answers, seen in zip(numbers, logits, pixels, strict=True):
-                answers.append(forward(seen.images)[:real].clone())
-                if view == 0 and forward.features is not None:
-                    features.append(forward.features[:real].clone())
-                bar.update(real)
-    for view, answers in zip(numbers, logits, strict=True):
-        yield Answers(
-            block._replace(view=view),
-            torch.cat(answers),
-            torch.cat(labels).to(forward.device),
-            torch.cat(features) if view == 0 and features else None,
-        )
+    count = len(block.rows)
+    logits = {view: way.to_host.empty(count, way.forward.num_classes) for view in numbers}
+    features: Tensor | None = None
+    for start in range(0, count, size):
+        end = min(start + size, count)
+        for view, pixels in zip(numbers, next(read), strict=True):
+            answer = ask(way.forward, way.to_device(pixels.images))
+            way.to_host(answer[: end - start], logits[view][start:end])
+            seen = way.forward.features
+            if view == 0 and seen is not None:
+                if features is None:
+                    features = way.to_host.empty(count, seen.shape[1])
+                way.to_host(seen[: end - start], features[start:end])
+            bar.update(end - start)
+        way.after_batch()
+    arrived = way.to_host.arrival()
+    labels = torch.from_numpy(beton.labels[beton.positions(block.rows)])
+    for view in numbers:
+        shard = block._replace(view=view)
+        yield Answers(shard, logits[view], labels, features if view == 0 else None, arrived)

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from kdcache.errors import ConfigError, TeacherError
 from kdcache.options import Device, Precision
+from kdcache.progress import logger
+from kdcache.teacher.recording import Recording
 
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -95,7 +97,8 @@ class TeacherForward:
     """A teacher in evaluation mode, from pixels to float32 logits.
 
     Args:
-        model: maps normalised images (B, 3, H, W) to logits (B, C).
+        model: maps normalised images (B, 3, H, W) to logits (B, C); weights of another type than
+            float32 are widened, `precision` alone says how they are multiplied.
         num_classes: C.
         mean: (3,) of the normalisation.
         std: (3,) likewise.
@@ -130,12 +133,17 @@ class TeacherForward:
                 "--features out"
             )
         self._head = head if keep_features else None
-        self.model = model.eval().to(device).to(memory_format=torch.channels_last)
+        _say_what_is_widened(model)
+        model = model.eval().to(device=device, dtype=torch.float32)
+        self.model = model.to(memory_format=torch.channels_last)
+        self._recording: Recording | None = None
+        self._recorded_features: Tensor | None = None
+        self._features: Tensor | None = None
 
     @property
     def features(self) -> Tensor | None:
         """The penultimate activations of the last batch, (B, F); None where they are not kept."""
-        return None if self._head is None else self._head.features
+        return self._features
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> Tensor:
@@ -145,21 +153,74 @@ class TeacherForward:
             images: (B, 3, S, S) uint8, on any device.
 
         Returns:
-            (B, C) float32, on the teacher's device.
+            (B, C) float32, on the teacher's device. After `record` the next call fills their memory
+            again, and that of the features.
 
         Raises:
             TeacherError: if the model does not return (B, C).
         """
+        if self._recording is not None and self._recording.fits(images):
+            recorded = self._recorded_features
+            self._features = None if recorded is None else recorded[: len(images)]
+            return self._recording(images)
+        logits = self._answer(images.to(self.device, non_blocking=True))
+        self._features = None if self._head is None else self._head.features
+        return logits
+
+    @torch.inference_mode()
+    def record(self, images: Tensor) -> None:
+        """Answer batches up to this one's size by a recording from now on: fewer launches.
+
+        The logits have the bits that a batch of this size has without it.
+
+        Where the model cannot be recorded, a warning says why, and every batch is answered kernel
+        by kernel as before.
+
+        Args:
+            images: (B, 3, S, S) uint8 on the teacher's device, which is a CUDA device.
+
+        References:
+            `kdcache.teacher.recording` says why it is not compiled.
+        """
+        expected = self._answer(images).clone()
+        try:
+            recording = Recording(self._answer, images.flip(0))
+            agrees = torch.equal(recording(images), expected)
+            problem = None if agrees else "other images get other logits than without it"
+        except RuntimeError as error:
+            problem = str(error).partition("\n")[0]
+        if problem is None:
+            self._recording = recording
+            self._recorded_features = None if self._head is None else self._head.features
+        else:
+            logger.warning(
+                "the teacher cannot be recorded as a CUDA graph (%s): it runs kernel by kernel, "
+                "with the same logits, but slower where images are small",
+                problem,
+            )
+
+    def _answer(self, images: Tensor) -> Tensor:
         with matmul_precision(self.precision), autocast(self.device, self.precision):
-            logits = self.model(self.normalise(images.to(self.device, non_blocking=True)))
-        if not isinstance(logits, Tensor) or logits.shape != (len(images), self.num_classes):
-            found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            logits = self.model(self.normalise(images))
+        if not isinstance(logits, Tensor):
             raise TeacherError(
-                f"the teacher returns {found} for {len(images)} images, expected logits of shape "
-                f"({len(images)}, {self.num_classes}): one for each class of the packed data. "
-                "Run: kdcache train-teacher --model resnet50"
+                f"the teacher returns {type(logits).__name__} for {len(images)} images, expected "
+                f"one tensor of logits, ({len(images)}, {self.num_classes}). Name a "
+                "module:callable whose module picks them out, such as output[0] or output.logits"
+            )
+        if logits.shape != (len(images), self.num_classes):
+            raise TeacherError(
+                f"the teacher returns {tuple(logits.shape)} for {len(images)} images, expected "
+                f"logits of shape ({len(images)}, {self.num_classes}): one for each class of the "
+                "packed data. Run: kdcache train-teacher --model resnet50"
             )
         return logits.float()
+
+
+def _say_what_is_widened(model: nn.Module) -> None:
+    narrow = {weights.dtype for weights in model.parameters() if weights.is_floating_point()}
+    if others := sorted(str(dtype) for dtype in narrow - {torch.float32}):
+        logger.info("the teacher's weights are %s: kept as float32 here", ", ".join(others))
 
 
 def _with_float32_head(model: nn.Module, num_classes: int) -> tuple[nn.Module, Float32Head | None]:

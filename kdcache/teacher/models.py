@@ -1,8 +1,9 @@
-"""The models that kdcache knows by name, for teachers and students alike."""
+"""The models that go by a name: kdcache's own for teachers and students, others for teachers."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torchvision
 from torch import Tensor, nn
@@ -91,24 +92,118 @@ CIFAR_MODELS = tuple(_CIFAR_DEPTHS)
 """Models made for images of 32 px."""
 
 MODELS = (*_CIFAR_DEPTHS, *_TORCHVISION)
-"""Every name that `make_model` takes."""
+"""Those that are tested as students, and have a stem for small images."""
+
+TIMM_PREFIX = "timm:"
+"""Of a model that timm makes."""
+
+_WITH_AUXILIARY_LOGITS = frozenset({"googlenet", "inception_v3"})
+
+_OTHER_TASKS = (
+    torchvision.models.detection,
+    torchvision.models.optical_flow,
+    torchvision.models.quantization,
+    torchvision.models.segmentation,
+    torchvision.models.video,
+)
+
+
+def torchvision_classifiers() -> set[str]:
+    """Return the names of torchvision's models for classification, registered ones included."""
+    list_models = torchvision.models.list_models
+    others = {name for module in _OTHER_TASKS for name in list_models(module=module)}
+    return set(list_models()) - others
+
+
+def import_timm(option: str, value: str) -> Any:
+    """Return timm.
+
+    Raises:
+        ConfigError: if it is not installed; names what asked for it.
+    """
+    try:
+        import timm
+    except ImportError as error:
+        raise ConfigError(
+            f"{option} is {value}, but timm is not installed. Run: pip install 'kdcache[timm]'"
+        ) from error
+    return timm
+
+
+def require_trainable(name: str, *, option: str) -> None:
+    """Check that there is such a model, and that it answers with logits alone while it trains.
+
+    Args:
+        name: as of `make_model`.
+        option: what asks for it, for the message.
+
+    Raises:
+        ConfigError: if not; lists those that are tested.
+    """
+    expected = (
+        f"expected one of {', '.join(MODELS)}, another classifier of torchvision, or "
+        f"{TIMM_PREFIX}NAME"
+    )
+    if name in _WITH_AUXILIARY_LOGITS:
+        raise ConfigError(f"{option} is {name}, which trains with auxiliary logits; {expected}")
+    if name.startswith(TIMM_PREFIX):
+        _require_timm_model(name, option)
+    elif name not in MODELS and name not in torchvision_classifiers():
+        raise ConfigError(f"{option} is {name}, {expected}")
 
 
 def make_model(name: str, *, num_classes: int, image_size: int) -> nn.Module:
     """Return a model with fresh weights, drawn from torch's generator.
 
     Args:
-        name: one of `MODELS`.
+        name: one of `MODELS`, another classifier of torchvision, or `timm:NAME`.
         num_classes: C.
-        image_size: height and width of its images; up to 64 px the models of ImageNet get a stem
-            that does not shrink them.
+        image_size: height and width of its images; up to 64 px those of `MODELS` that were made
+            for ImageNet get a stem that does not shrink them.
 
     Raises:
         ConfigError: if the name is not known; lists those that are.
     """
     if name in _CIFAR_DEPTHS:
         return CifarResNet(_CIFAR_DEPTHS[name], num_classes)
-    if name not in _TORCHVISION:
-        raise ConfigError(f"model is {name!r}, expected one of {', '.join(MODELS)}")
-    model: nn.Module = getattr(torchvision.models, name)(num_classes=num_classes)
-    return _TORCHVISION[name](model) if image_size <= LARGEST_SMALL_SIZE else model
+    if name.startswith(TIMM_PREFIX):
+        return _make_timm_model(name, num_classes=num_classes, image_size=image_size)
+    if name not in torchvision_classifiers():
+        raise ConfigError(
+            f"model is {name!r}, expected one of {', '.join(MODELS)}, another classifier of "
+            f"torchvision, or {TIMM_PREFIX}NAME"
+        )
+    sized: dict[str, Any] = {}
+    if name.startswith("vit_"):
+        sized = {"image_size": image_size}
+    elif name.startswith("maxvit_"):
+        sized = {"input_size": (image_size, image_size)}
+    elif name in _WITH_AUXILIARY_LOGITS:
+        sized = {"init_weights": False}  # they are replaced, and drawing them takes a minute
+    try:
+        model: nn.Module = torchvision.models.get_model(name, num_classes=num_classes, **sized)
+    except (AssertionError, ValueError) as error:
+        raise ConfigError(
+            f"model is {name!r} for images of {image_size} px, expected a size that it can be made "
+            f"for: {error}"
+        ) from error
+    is_small = name in _TORCHVISION and image_size <= LARGEST_SMALL_SIZE
+    return _TORCHVISION[name](model) if is_small else model
+
+
+def _require_timm_model(name: str, option: str) -> Any:
+    """Return timm, if it has such a model."""
+    timm = import_timm(option, name)
+    if not timm.is_model(name.removeprefix(TIMM_PREFIX).partition(".")[0]):
+        raise ConfigError(f"{option} is {name!r}, expected timm: and one of timm.list_models()")
+    return timm
+
+
+def _make_timm_model(name: str, *, num_classes: int, image_size: int) -> nn.Module:
+    timm = _require_timm_model(name, "model")
+    timm_name = name.removeprefix(TIMM_PREFIX)
+    about = timm.get_pretrained_cfg(timm_name)
+    is_fixed = about is not None and about.fixed_input_size
+    sized = {"img_size": image_size} if is_fixed else {}
+    model: nn.Module = timm.create_model(timm_name, num_classes=num_classes, **sized)
+    return model

@@ -1,4 +1,4 @@
-"""What `--teacher` names: a path, a name in the workspace, or module:callable."""
+"""What `--teacher` names: a path, a name in the workspace, published weights, module:callable."""
 
 from __future__ import annotations
 
@@ -14,7 +14,12 @@ from torch import nn
 
 from kdcache.data.beton import BetonManifest
 from kdcache.errors import ConfigError, TeacherError
-from kdcache.teacher.models import make_model
+from kdcache.progress import logger
+from kdcache.teacher.class_names import require_same_classes
+from kdcache.teacher.models import MODELS, TIMM_PREFIX, make_model
+from kdcache.teacher.published import Published
+from kdcache.teacher.timm_weights import find_timm
+from kdcache.teacher.torchvision_weights import find_torchvision
 from kdcache.teacher.weights import fill_model, load_weights
 from kdcache.workspace import Workspace, teacher_name
 
@@ -25,44 +30,107 @@ class Teacher:
 
     name: str
     """Under which its store is kept."""
+    spec: str
+    """What `--teacher` is to say for it again; of a file the name alone."""
     arch: str
     digest: str
     """sha256 over names and values of its tensors, in the order of its state dict."""
     model: nn.Module
+    mean: list[float]
+    """(3,) of the normalisation of its images, in [0, 1]."""
+    std: list[float]
+    """(3,) likewise."""
     stated_top1: float | None
-    """Percent that its file says of the evaluation split; None where it does not."""
+    """Percent that its publisher or its file says of the evaluation split; None where neither
+    does."""
+
+
+@dataclass(frozen=True)
+class ModuleCallable:
+    """A function of the user's that returns a model, `module:callable`."""
+
+    spec: str
+
+
+TeacherSource = Path | Published | ModuleCallable
+"""Where a teacher comes from: a file, published weights, or the user's own code."""
+
+
+def find_teacher(spec: str, workspace: Workspace) -> TeacherSource:
+    """Return what `--teacher` names, nothing of it loaded yet.
+
+    A file goes first, then a name in the workspace's teachers/, then published weights, those of
+    torchvision by the name of the model, those of timm as `timm:NAME`; then module:callable.
+
+    Raises:
+        ConfigError: if there is no such teacher.
+        TeacherError: if weights of that name are published, but not so that they can be used.
+    """
+    as_path, named = Path(spec), workspace.teacher(spec)
+    if as_path.is_file():
+        return as_path
+    if not spec.endswith(".safetensors"):
+        if spec.startswith(TIMM_PREFIX):
+            return find_timm(spec)
+        if ":" in spec:
+            return ModuleCallable(spec)
+        if named.is_file():
+            return named
+        if published := find_torchvision(spec):
+            return published
+    missing = as_path if spec.endswith(".safetensors") else named
+    raise ConfigError(
+        f"--teacher is {spec}, expected a path, a name in {named.parent}, a classifier of "
+        f"torchvision, timm:NAME, or module:callable. {missing} does not exist. "
+        f"Run: kdcache train-teacher --model {as_path.stem}"
+    )
 
 
 def open_teacher(
     spec: str, *, arch: str | None, workspace: Workspace, data: BetonManifest, image_size: int
 ) -> Teacher:
-    """Load the teacher that `--teacher` names.
+    """Find a teacher and load it, see `find_teacher` and `load_teacher`."""
+    source = find_teacher(spec, workspace)
+    return load_teacher(spec, source, arch=arch, data=data, image_size=image_size)
+
+
+def load_teacher(
+    spec: str,
+    source: TeacherSource,
+    *,
+    arch: str | None,
+    data: BetonManifest,
+    image_size: int,
+) -> Teacher:
+    """Load a teacher that was found.
 
     Args:
-        spec: a path, a name in the workspace's teachers/, or module:callable; the callable is
-            called without arguments and returns a module that maps images normalised with the
-            manifest's mean and std, (B, 3, H, W), to logits (B, C).
+        spec: what `--teacher` says.
+        source: what `find_teacher` found for it. A callable is called without arguments and
+            returns a module that maps images normalised with the manifest's mean and std,
+            (B, 3, H, W), to logits (B, C).
         arch: model of a file that does not say; refused where it would be ignored.
-        workspace: where names are looked up.
         data: manifest of the training data.
         image_size: height and width of its images.
 
     Raises:
-        ConfigError: if there is no such teacher, or `arch` is missing, or has no use.
-        TeacherError: if it does not fit the data.
+        ConfigError: if `arch` is missing, or has no use.
+        TeacherError: if it does not fit the data, or published weights cannot be brought.
     """
-    as_path = Path(spec)
-    if as_path.is_file() or spec.endswith(".safetensors"):
-        path = as_path
-    elif ":" in spec:
-        return _from_callable(spec, arch)
-    else:
-        path = workspace.teacher(spec)
-    if not path.is_file():
+    if isinstance(source, Path):
+        return _from_file(spec, source, arch, data, image_size)
+    if arch is not None:
         raise ConfigError(
-            f"--teacher is {spec}, expected a path, a name in {path.parent}, or module:callable. "
-            f"{path} does not exist. Run: kdcache train-teacher --model {as_path.stem}"
+            f"--arch is {arch}, but {spec} brings its own model. Leave the option out"
         )
+    if isinstance(source, Published):
+        return _from_publisher(spec, source, data, image_size)
+    return _from_callable(source.spec, data)
+
+
+def _from_file(
+    spec: str, path: Path, arch: str | None, data: BetonManifest, image_size: int
+) -> Teacher:
     tensors, about = load_weights(path)
     stated = about.get("arch")
     if arch and stated and arch != stated:
@@ -80,14 +148,52 @@ def open_teacher(
         )
     model = make_model(name, num_classes=data.classes, image_size=image_size)
     fill_model(model, tensors, path=path)
-    return Teacher(teacher_name(spec), name, tensor_digest(model), model, about.get("top1"))
+    if about.get("data_fingerprint") != data.data_fingerprint:
+        logger.info("%s names no classes: they are compared with the data's by number alone", path)
+    return Teacher(
+        name=teacher_name(spec),
+        spec=teacher_name(spec),
+        arch=name,
+        digest=tensor_digest(model),
+        model=model,
+        mean=data.mean,
+        std=data.std,
+        stated_top1=about.get("top1"),
+    )
 
 
-def _from_callable(spec: str, arch: str | None) -> Teacher:
-    if arch is not None:
-        raise ConfigError(
-            f"--arch is {arch}, but {spec} returns its own model. Leave the option out"
+def _from_publisher(spec: str, source: Published, data: BetonManifest, image_size: int) -> Teacher:
+    if source.classes != data.classes:
+        model_name = spec if spec in MODELS else "resnet50"
+        raise TeacherError(
+            f"--teacher is {spec}: there is no such file, and the published weights {source.arch} "
+            f"have {source.classes:,} classes, expected {data.classes:,} as in the packed data. "
+            f"Run: kdcache train-teacher --model {model_name}"
         )
+    is_same = require_same_classes(data.class_names, source)
+    model = source.load(image_size)
+    logger.info(
+        "%s is published weights: evaluated at %d px on the centre square of %.4g of the short "
+        "side, mean %s, std %s",
+        source.arch,
+        source.image_size,
+        source.clean_share,
+        source.mean,
+        source.std,
+    )
+    return Teacher(
+        name=teacher_name(spec),
+        spec=spec,
+        arch=source.arch,
+        digest=tensor_digest(model),
+        model=model,
+        mean=source.mean,
+        std=source.std,
+        stated_top1=source.top1 if is_same else None,
+    )
+
+
+def _from_callable(spec: str, data: BetonManifest) -> Teacher:
     module_name, _, attribute = spec.partition(":")
     # As `python -m` does, so that a module beside the user is found by the console script too.
     sys.path.insert(0, os.getcwd())  # noqa: PTH109  (sys.path holds strings)
@@ -111,7 +217,16 @@ def _from_callable(spec: str, arch: str | None) -> Teacher:
             f"{spec} returned {type(model).__name__}, expected a torch.nn.Module that maps images "
             "(B, 3, H, W) to logits (B, C)"
         )
-    return Teacher(teacher_name(spec), spec, tensor_digest(model), model, None)
+    return Teacher(
+        name=teacher_name(spec),
+        spec=spec,
+        arch=spec,
+        digest=tensor_digest(model),
+        model=model,
+        mean=data.mean,
+        std=data.std,
+        stated_top1=None,
+    )
 
 
 def tensor_digest(model: nn.Module) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Container, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,9 @@ from kdcache.errors import TeacherError
 from kdcache.files import replace_atomically
 
 _METADATA_KEY = "kdcache"
+
+NAMED = 3
+"""Tensors of each kind that a message names; the others are counted."""
 
 
 def save_weights(path: Path, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
@@ -33,37 +38,86 @@ def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         FileNotFoundError: if there is no such file.
         TeacherError: if it is not whole safetensors.
     """
+    with _opened(path) as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, _description(file)  # noqa: SIM118
+
+
+def describe_weights(path: Path) -> dict[str, Any]:
+    """Read the description alone, as `load_weights` does."""
+    with _opened(path) as file:
+        return _description(file)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist, expected a safetensors file")
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            yield file
     except SafetensorError as error:
         raise TeacherError(
-            f"{path} is not readable as safetensors ({error}). Convert other formats with "
-            "safetensors.torch.save_file(state_dict, path)"
+            f"{path} is not readable as safetensors ({error}): it is of another format, or was cut "
+            "short. Convert other formats with safetensors.torch.save_file(state_dict, path)"
         ) from error
-    return tensors, json.loads(metadata.get(_METADATA_KEY, "{}"))
+
+
+def _description(file: Any) -> dict[str, Any]:
+    about: dict[str, Any] = json.loads((file.metadata() or {}).get(_METADATA_KEY, "{}"))
+    return about
 
 
 def fill_model(model: nn.Module, tensors: dict[str, Tensor], *, path: Path) -> None:
-    """Load weights that must fit exactly.
+    """Load weights that must fit exactly; else the model is left as it was.
 
     Raises:
-        TeacherError: if names or shapes differ; lists the first of them.
+        TeacherError: if names or shapes differ; lists the first of each kind.
     """
     wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    differ = [
-        f"{name} is {found.get(name, 'missing')}, expected {wanted.get(name, 'no such tensor')}"
-        for name in sorted(wanted.keys() | found.keys())
-        if wanted.get(name) != found.get(name)
-    ]
-    if differ:
-        shown = "; ".join(differ[:3])
-        raise TeacherError(
-            f"{path} does not fit the model: {shown} ({len(differ)} differences in all). "
-            "Name the model it was trained as"
-        )
+    if wanted != found:
+        raise TeacherError(f"{path} does not fit the model: {_misfit(found, wanted)}")
     model.load_state_dict(tensors)
+
+
+def _misfit(found: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]]) -> str:
+    """Say what differs, and what to do about it."""
+    if prefix := _common_prefix(found, wanted):
+        return (
+            f"its names begin with {prefix!r}, expected none: a wrapper such as DataParallel or "
+            f"torch.compile was saved. Save it again with "
+            f"{{name.removeprefix({prefix!r}): tensor for name, tensor in state_dict.items()}}"
+        )
+    missing = [f"{name} {wanted[name]}" for name in wanted if name not in found]
+    unexpected = [f"{name} {found[name]}" for name in found if name not in wanted]
+    reshaped = [
+        f"{name} is {found[name]}, expected {wanted[name]}"
+        for name in wanted
+        if name in found and found[name] != wanted[name]
+    ]
+    parts = [
+        f"{len(names)} {kind} ({', '.join(names[:NAMED])}{', ...' if len(names) > NAMED else ''})"
+        for kind, names in (
+            ("missing", missing),
+            ("unexpected", unexpected),
+            ("of another shape", reshaped),
+        )
+        if names
+    ]
+    return (
+        f"{len(found)} tensors, expected {len(wanted)}; {'; '.join(parts)}. Name the model that it "
+        "was trained as with --arch; it must have the packed data's classes"
+    )
+
+
+def _common_prefix(found: Iterable[str], wanted: Container[str]) -> str:
+    """Return what stands before every name and hides one that is wanted; "" where nothing does."""
+    names = list(found)
+    ends = [place + 1 for place, letter in enumerate(names[0]) if letter == "."] if names else []
+    for end in ends:
+        prefix = names[0][:end]
+        if all(name.startswith(prefix) for name in names):
+            hidden = sum(name.removeprefix(prefix) in wanted for name in names)
+            if hidden > len(names) / 2:
+                return prefix
+    return ""

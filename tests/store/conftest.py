@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from kdcache.data.policy import CLEAN_SHARE
 from kdcache.store.layout import PER_SAMPLE
 from kdcache.store.logit_store import LogitStore
 from kdcache.store.manifest import FORMAT_VERSION, StoreManifest, digest_of
@@ -74,11 +75,15 @@ def manifest(
         teacher="by-hand",
         teacher_arch="tests:by_hand",
         teacher_digest="1" * 64,
+        teachers=["by-hand"],
+        ensemble=None,
         policy="pad-crop(4, flip=True)",
         view_seed=0,
         image_size=32,
-        mean=[0.5, 0.5, 0.5],
-        std=[0.2, 0.2, 0.2],
+        teacher_size=32,
+        clean_share=CLEAN_SHARE,
+        mean=[[0.5, 0.5, 0.5]],
+        std=[[0.2, 0.2, 0.2]],
         codec=codec,
         precision="fp32",
         shard_rows=shard_rows,

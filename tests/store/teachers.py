@@ -8,6 +8,7 @@ import time
 import torch
 from torch import Tensor, nn
 
+from kdcache.teacher.models import make_model
 from tests.teachers import Projection
 
 SHAPES_SEEN: list[tuple[int, ...]] = []
@@ -105,3 +106,67 @@ def huge() -> nn.Module:
     with torch.no_grad():
         model.weight *= 1e6
     return model
+
+
+class Dropping(Projection):
+    """Drops pixels in evaluation mode too."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map (B, 3, S, S) to (B, C)."""
+        return super().forward(nn.functional.dropout(images, 0.1, training=True))
+
+
+class Comparing(Projection):
+    """Sees each image beside the others of its batch."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map (B, 3, S, S) to (B, C)."""
+        return super().forward(nn.functional.batch_norm(images, None, None, training=True))
+
+
+class Hungry(Projection):
+    """Needs more memory than any machine has for more than five images."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map (B, 3, S, S) to (B, C)."""
+        torch.empty(max(len(images) - 5, 0) << 50, dtype=torch.uint8, device=images.device)
+        return super().forward(images)
+
+
+class Growing(Projection):
+    """Needs more memory than any machine has after so many batches."""
+
+    batches_left = 0
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map (B, 3, S, S) to (B, C)."""
+        Growing.batches_left -= 1
+        torch.empty(int(Growing.batches_left < 0) << 50, dtype=torch.uint8, device=images.device)
+        return super().forward(images)
+
+
+def growing() -> nn.Module:
+    """Return a teacher that fits at first."""
+    return Growing(4, seed=1)
+
+
+def dropping() -> nn.Module:
+    """Return a teacher that answers otherwise each time."""
+    return Dropping(4, seed=1)
+
+
+def comparing() -> nn.Module:
+    """Return a teacher whose answers depend on the batch."""
+    return Comparing(4, seed=1)
+
+
+def hungry() -> nn.Module:
+    """Return a teacher for which a batch of five fits."""
+    return Hungry(4, seed=1)
+
+
+def convolutional() -> nn.Module:
+    """Return a teacher of eight layers, always the same."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(7)
+        return make_model("resnet8", num_classes=4, image_size=32)

@@ -70,6 +70,14 @@ def test_the_logits_are_those_of_the_teacher_on_the_pixels_of_the_view(
     np.testing.assert_allclose(tiny_store.logits(ids, view), expected, rtol=0, atol=1e-4)
 
 
+def test_a_codec_that_cannot_be_is_refused_before_the_teacher_is_asked(workspace):
+    SHAPES_SEEN.clear()
+    with pytest.raises(ConfigError, match="k of topk is 9, expected at most 4"):
+        build(workspace, "tests.store.teachers:counted", codec="topk(k=9)")
+    assert SHAPES_SEEN == []
+    assert not list(workspace.glob("stores/*.zarr"))
+
+
 def test_the_scores_are_those_of_the_clean_view(tiny_store, tiny_workspace):
     labels = open_beton(tiny_workspace / "train.beton").labels
     np.testing.assert_array_equal(tiny_store.labels, labels)
@@ -89,15 +97,15 @@ def test_a_build_reports_what_it_did_and_a_second_one_does_nothing(workspace):
     assert first["path"] == str(path.resolve())
     assert (first["samples"], first["views"]) == (NUM_SAMPLES, 1)
     assert first["teacher_forwards"] == NUM_SAMPLES * 2
-    # A rehearsal, then five batches a view, the last of them padded: every forward has one shape.
-    assert SHAPES_SEEN == [(16, 3, 32, 32)] * (1 + 5 * 2)
+    # A batch twice, then five a view, the last of them padded: every forward has one shape.
+    assert SHAPES_SEEN == [(16, 3, 32, 32)] * (2 + 5 * 2)
     content = snapshot(path)
     assert first["bytes"] == sum(map(len, content.values()))
     assert json.loads((workspace / "workspace.json").read_text())["store"] == "stores/counted.zarr"
 
     SHAPES_SEEN.clear()
     second = build(workspace, "tests.store.teachers:counted", views=1, batch_size=16)
-    changed = {"seconds": 0, "teacher_forwards": 0, "train_quality": None}
+    changed = {"seconds": 0, "teacher_forwards": 0, "train_quality": None, "cost": None}
     assert second | {"seconds": 0} == first | changed
     assert SHAPES_SEEN == []
     assert snapshot(path) == content
@@ -173,7 +181,7 @@ def test_gaps_are_not_filled_under_other_conditions(store_path, workspace):
         ({"view_seed": 1}, ["view_seed is 1, there 0"]),
         ({"codec": "dense"}, ["codec is 'dense', there 'float32'"]),
         ({"precision": "bf16"}, ["precision is 'bf16', there 'fp32'"]),
-        ({"image_size": 16}, ["image_size is 16, there 32"]),
+        ({"image_size": 16}, ["image_size is 16, there 32", "teacher_size is 16, there 32"]),
         ({"teacher": "tests.store.teachers:projection"}, ["teacher_digest is "]),
         (
             {"policy": "pad-crop(2)", "view_seed": 7, "codec": "dense"},
@@ -266,8 +274,8 @@ def test_a_workspace_without_data_names_the_command_that_packs_some(tmp_path):
 
 
 def test_a_teacher_that_does_not_exist_leaves_no_store(workspace):
-    with pytest.raises(ConfigError, match="--teacher is resnet50"):
-        build(workspace, "resnet50")
+    with pytest.raises(ConfigError, match="--teacher is resnet9"):
+        build(workspace, "resnet9")
     assert not (workspace / "stores").exists()
 
 
@@ -326,3 +334,36 @@ def test_a_build_that_was_killed_goes_on_where_it_was_and_gives_the_same_bytes(
     assert build(workspace, SLOW, views=2)["teacher_forwards"] == (27 - kept) * 8
     assert snapshot(path) == undisturbed
     assert not partials_of(workspace)
+
+
+AS_FROM_A_TERMINAL = """
+import signal, sys
+from kdcache.cli import main
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.exit(main())
+"""
+"""What a shell starts in the background ignores the signal, and so do these tests then."""
+
+
+def test_ctrl_c_keeps_what_was_answered_and_the_next_run_goes_on(workspace, undisturbed):
+    path = workspace / "stores" / "slow.zarr"
+    with subprocess.Popen(
+        [sys.executable, "-c", AS_FROM_A_TERMINAL, *arguments(workspace)],
+        cwd=ROOT,
+        env=os.environ | {DELAY: "0.1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        wait_for(lambda: shards_of(path) >= 5, process)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "interrupted; run the same command again to continue" in said
+    assert "Traceback" not in said
+    kept = shards_of(path)
+    assert 5 <= kept < 27
+    assert not partials_of(workspace)
+    assert build(workspace, SLOW, views=2)["teacher_forwards"] == (27 - kept) * 8
+    assert snapshot(path) == undisturbed

@@ -1,7 +1,8 @@
-"""Stores of version 1 of the format, and manifests that no version wrote."""
+"""Stores of versions 1 and 2 of the format, and manifests that no version wrote."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -14,8 +15,22 @@ from tests.store.builds import NUM_SAMPLES, build, check
 from tests.store.conftest import snapshot
 
 
+def as_version_2(path: Path) -> None:
+    """Write the manifest as the second version of kdcache did: one teacher, one size."""
+    about = json.loads((path / "zarr.json").read_text())
+    content = about["attributes"]["kdcache"]
+    (mean,), (std,) = content["mean"], content["std"]
+    content |= {"format_version": 2, "mean": mean, "std": std}
+    for name in ("teachers", "ensemble", "teacher_size", "clean_share"):
+        del content[name]
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    about["attributes"] = {"kdcache": content, "kdcache_digest": digest}
+    (path / "zarr.json").write_text(json.dumps(about))
+
+
 def as_version_1(path: Path) -> None:
     """Write the manifest as the first version of kdcache did: no rows, no digest of itself."""
+    as_version_2(path)
     about = json.loads((path / "zarr.json").read_text())
     content = about["attributes"]["kdcache"] | {"format_version": 1}
     del content["rows"], content["rows_digest"]
@@ -23,13 +38,16 @@ def as_version_1(path: Path) -> None:
     (path / "zarr.json").write_text(json.dumps(about))
 
 
-@pytest.fixture
-def old_store(store_path) -> Path:
-    as_version_1(store_path)
+WRITE = {1: as_version_1, 2: as_version_2, 3: lambda _: None}
+
+
+@pytest.fixture(params=[1, 2], ids=["version 1", "version 2"])
+def old_store(store_path, request) -> Path:
+    WRITE[request.param](store_path)
     return store_path
 
 
-def test_a_store_of_version_1_gives_the_same_rows(old_store, tiny_store):
+def test_an_older_store_gives_the_same_rows(old_store, tiny_store):
     store = LogitStore.open(old_store)
     assert store.manifest == tiny_store.manifest
     assert store.num_views == tiny_store.num_views
@@ -39,7 +57,7 @@ def test_a_store_of_version_1_gives_the_same_rows(old_store, tiny_store):
     np.testing.assert_array_equal(store.scores["el2n"], tiny_store.scores["el2n"])
 
 
-def test_a_store_of_version_1_can_be_verified_and_extended(old_store, workspace):
+def test_an_older_store_can_be_verified_and_extended(old_store, workspace):
     assert check(workspace, store=str(old_store))["images"] == NUM_SAMPLES
     before = snapshot(old_store)
     result = build(workspace, views=4)
@@ -49,18 +67,18 @@ def test_a_store_of_version_1_can_be_verified_and_extended(old_store, workspace)
     assert LogitStore.open(old_store).num_views == 4
 
 
-@pytest.mark.parametrize("version", [0, 3, 99, "2", None])
+@pytest.mark.parametrize("version", [0, 4, 99, "2", None])
 def test_a_version_that_cannot_be_read_is_named(store_path, version):
     about = json.loads((store_path / "zarr.json").read_text())
     about["attributes"]["kdcache"]["format_version"] = version
     (store_path / "zarr.json").write_text(json.dumps(about))
     with pytest.raises(
-        CacheMismatchError, match=rf"format_version of .* is {version!r}, expected one of 1, 2\."
+        CacheMismatchError, match=rf"format_version of .* is {version!r}, expected one of 1, 2, 3\."
     ):
         LogitStore.open(store_path)
 
 
-@pytest.mark.parametrize("old", [False, True], ids=["version 2", "version 1"])
+@pytest.mark.parametrize("version", WRITE)
 @pytest.mark.parametrize(
     ("change", "odd"),
     [
@@ -70,9 +88,8 @@ def test_a_version_that_cannot_be_read_is_named(store_path, version):
         (lambda content: (content.pop("codec"), content.update(kodec="x")), "codec, kodec"),
     ],
 )
-def test_fields_that_are_missing_or_unknown_are_named(store_path, change, odd, old):
-    if old:
-        as_version_1(store_path)
+def test_fields_that_are_missing_or_unknown_are_named(store_path, change, odd, version):
+    WRITE[version](store_path)
     about = json.loads((store_path / "zarr.json").read_text())
     change(about["attributes"]["kdcache"])
     (store_path / "zarr.json").write_text(json.dumps(about))
@@ -80,10 +97,24 @@ def test_fields_that_are_missing_or_unknown_are_named(store_path, change, odd, o
         LogitStore.open(store_path)
 
 
-def test_a_version_2_store_without_its_digest_is_refused(store_path):
-    """Else a damaged manifest would pass for an old one."""
+def test_fields_of_version_3_are_unknown_to_version_2(store_path):
     about = json.loads((store_path / "zarr.json").read_text())
-    del about["attributes"]["kdcache_digest"]
+    about["attributes"]["kdcache"]["format_version"] = 2
+    (store_path / "zarr.json").write_text(json.dumps(about))
+    with pytest.raises(CacheCorruptError, match="clean_share, ensemble, teacher_size, teachers"):
+        LogitStore.open(store_path)
+
+
+@pytest.mark.parametrize("version", [2, 3])
+@pytest.mark.parametrize("damage", ["no digest", "another seed"])
+def test_a_manifest_that_differs_from_its_digest_is_refused(store_path, version, damage):
+    """Without a digest it would pass for one of version 1."""
+    WRITE[version](store_path)
+    about = json.loads((store_path / "zarr.json").read_text())
+    if damage == "no digest":
+        del about["attributes"]["kdcache_digest"]
+    else:
+        about["attributes"]["kdcache"]["view_seed"] += 1
     (store_path / "zarr.json").write_text(json.dumps(about))
     with pytest.raises(CacheCorruptError, match="differs from its digest"):
         LogitStore.open(store_path)

@@ -33,8 +33,8 @@ def forward_of(store: LogitStore) -> TeacherForward:
     return TeacherForward(
         teachers.projection(),
         num_classes=about.classes,
-        mean=about.mean,
-        std=about.std,
+        mean=about.mean[0],
+        std=about.std[0],
         device=torch.device("cpu"),
         precision="fp32",
     )

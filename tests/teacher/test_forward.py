@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import logging
 from typing import Any
 
 import pytest
@@ -217,15 +219,49 @@ def test_logits_carry_no_gradient():
         (torch.zeros(5, 4), r"\(5, 4\)"),
         (torch.zeros(6, 4, 1, 1), r"\(6, 4, 1, 1\)"),
         (torch.zeros(6), r"\(6,\)"),
-        ((torch.zeros(6, 4),), "tuple"),
-        (None, "NoneType"),
     ],
-    ids=str,
+    ids=lambda value: str(tuple(value.shape)) if isinstance(value, Tensor) else "",
 )
 def test_another_shape_than_one_logit_for_each_class_is_refused(answer, found):
     with pytest.raises(TeacherError, match=rf"returns {found} for 6 images, .*\(6, 4\)") as error:
         forward_of(Answers(answer))(pixels())
     assert "kdcache train-teacher" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("answer", "found"),
+    [((torch.zeros(6, 4),), "tuple"), ({"logits": torch.zeros(6, 4)}, "dict"), (None, "NoneType")],
+    ids=["tuple", "dict", "nothing"],
+)
+def test_an_answer_that_is_no_tensor_is_refused_and_the_remedy_named(answer, found):
+    with pytest.raises(TeacherError, match=rf"returns {found} for 6 images.*output\.logits"):
+        forward_of(Answers(answer))(pixels())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_weights_of_another_type_are_widened_and_it_is_said(dtype, caplog):
+    model, images = convolutions(), pixels()
+    rounded = copy.deepcopy(model).to(dtype).float()
+    with caplog.at_level(logging.INFO):
+        logits = forward_of(model.to(dtype))(images)
+    assert f"the teacher's weights are {dtype}: kept as float32" in caplog.text
+    assert torch.equal(logits, forward_of(rounded)(images))
+
+
+def test_nothing_is_said_of_float32_weights(caplog):
+    with caplog.at_level(logging.INFO):
+        forward_of(convolutions())
+    assert caplog.text == ""
+
+
+def test_a_teacher_that_cannot_be_recorded_says_why_and_answers_as_before(caplog):
+    forward, images = forward_of(convolutions(), keep_features=True), pixels()
+    before = forward(images)
+    forward.record(images)
+    assert "cannot be recorded as a CUDA graph (images are on cpu" in caplog.text
+    assert torch.equal(forward(images), before)
+    assert forward.features is not None
+    assert forward.features.shape == (6, 64)
 
 
 @pytest.mark.parametrize("device", ["auto", "cpu"])
@@ -250,3 +286,49 @@ def test_a_gpu_answers_like_the_cpu(precision):
     assert (found.dtype, found.device.type) == (torch.float32, "cuda")
     # bfloat16 keeps 8 bits through 9 layers.
     torch.testing.assert_close(found.cpu(), expected, rtol=0.1, atol=0.1)
+
+
+class Branching(nn.Module):
+    """Waits for its own results, which no graph can hold."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = convolutions()
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.layers(images if images.mean().item() > 1e9 else -images)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16", "fp16"])
+def test_a_recorded_teacher_answers_other_batches_with_the_same_bits(precision):
+    device = resolve_device("auto")
+    model = make_model("resnet8", num_classes=4, image_size=8)
+    forward = forward_of(model, device=device, precision=precision, keep_features=True)
+    batches = [pixels().to(device) for _ in range(3)]
+    expected = [(forward(images).clone(), forward.features.clone()) for images in batches]
+    calls = []
+    model.register_forward_hook(lambda *_: calls.append(1))
+    forward.record(batches[0])
+    calls.clear()
+    found = [(forward(images).clone(), forward.features.clone()) for images in batches]
+    assert calls == []  # replayed
+    for (logits, features), (logits_before, features_before) in zip(found, expected, strict=True):
+        assert torch.equal(logits, logits_before)
+        assert torch.equal(features, features_before)
+    assert torch.equal(forward(batches[1][:4]), expected[1][0][:4])
+    assert forward.features.shape == (4, 64)
+    assert calls == []
+    forward(pixels(7).to(device))
+    assert calls  # too many for it
+
+
+@pytest.mark.gpu
+def test_a_teacher_that_waits_for_its_results_is_not_recorded_and_still_answers(caplog):
+    device = resolve_device("auto")
+    forward, images = forward_of(Branching(), device=device), pixels().to(device)
+    expected = forward(images).clone()
+    forward.record(images)
+    assert "cannot be recorded as a CUDA graph" in caplog.text
+    assert torch.equal(forward(images), expected)
+    assert torch.equal(forward(images.flip(0)), expected.flip(0))

@@ -8,7 +8,7 @@ import torchvision
 from torch import Tensor, nn
 
 from kdcache.errors import ConfigError
-from kdcache.teacher.models import MODELS, BasicBlock, make_model
+from kdcache.teacher.models import MODELS, BasicBlock, make_model, require_trainable
 
 IMAGENET_MODELS = ("resnet18", "resnet34", "resnet50", "mobilenet_v2")
 
@@ -38,6 +38,28 @@ def test_every_model_gives_one_row_of_logits_for_each_image(name):
     assert logits.isfinite().all()
 
 
+@pytest.mark.parametrize(
+    ("name", "image_size"),
+    [("resnext50_32x4d", 32), ("vit_b_32", 96), ("maxvit_t", 224), ("googlenet", 64)],
+)
+def test_other_classifiers_of_torchvision_are_made_for_the_size(name, image_size):
+    with torch.device("meta"):
+        model = make_model(name, num_classes=7, image_size=image_size).eval()
+        assert model(torch.zeros(2, 3, image_size, image_size)).shape == (2, 7)
+
+
+@pytest.mark.parametrize("name", ["maxvit_t", "vit_b_32"])
+def test_a_size_that_a_model_cannot_be_made_for_is_named(name):
+    with pytest.raises(ConfigError, match=rf"'{name}' for images of 65 px, .*divisible"):
+        make_model(name, num_classes=7, image_size=65)
+
+
+@pytest.mark.parametrize("name", ["fcn_resnet50", "r3d_18", "quantized_resnet18"])
+def test_a_model_for_something_else_is_no_classifier(name):
+    with pytest.raises(ConfigError, match=f"model is '{name}', .* another classifier"):
+        make_model(name, num_classes=7, image_size=32)
+
+
 def test_the_small_models_take_any_image_size():
     with torch.device("meta"):
         model = make_model("resnet8", num_classes=7, image_size=8)
@@ -48,6 +70,27 @@ def test_an_unknown_name_lists_those_that_are_known():
     with pytest.raises(ConfigError, match="'resnet19'") as error:
         make_model("resnet19", num_classes=7, image_size=32)
     assert all(name in str(error.value) for name in MODELS)
+
+
+@pytest.mark.parametrize("name", ["resnet8", "squeezenet1_1", "vit_b_16"])
+def test_every_classifier_can_be_trained(name):
+    require_trainable(name, option="--model")
+
+
+@pytest.mark.parametrize(
+    ("name", "rule"),
+    [
+        ("resnet19", "resnet8"),
+        ("fcn_resnet50", "classifier"),
+        ("inception_v3", "auxiliary logits"),
+        ("timm:no_such_model", "list_models"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_by_name(name, rule):
+    if name.startswith("timm:"):
+        pytest.importorskip("timm", reason="needs timm: pip install 'kdcache[timm]'")
+    with pytest.raises(ConfigError, match=f"--model is .?{name}.*{rule}"):
+        require_trainable(name, option="--model")
 
 
 @pytest.mark.parametrize("image_size", [32, 64])

@@ -113,14 +113,14 @@ def test_a_path_goes_before_a_name_in_the_workspace(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("spec", "missing"),
     [
-        ("resnet50", "teachers/resnet50.safetensors does not exist"),
+        ("resnet8", "teachers/resnet8.safetensors does not exist"),
         ("folder/resnet50.safetensors", "folder/resnet50.safetensors does not exist"),
     ],
 )
 def test_a_teacher_that_does_not_exist_names_the_command_that_trains_one(tmp_path, spec, missing):
     with pytest.raises(ConfigError, match=missing) as error:
         open_it(spec, tmp_path)
-    assert str(error.value).endswith("kdcache train-teacher --model resnet50")
+    assert str(error.value).endswith(f"kdcache train-teacher --model {Path(spec).stem}")
 
 
 def test_a_folder_is_no_teacher(tmp_path):

@@ -1,0 +1,98 @@
+"""The teacher asked about one batch before a store is made: can its answers be cached, how fast?"""
+
+from __future__ import annotations
+
+import time
+from contextlib import closing
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kdcache.data.beton import Beton
+from kdcache.data.views import Views
+from kdcache.errors import TeacherError
+from kdcache.reader.batches import PixelReader
+from kdcache.store.plan import Shard
+from kdcache.store.teacher_pass import require_finite
+from kdcache.teacher.ensemble import Forward
+from kdcache.teacher.out_of_memory import ask
+from kdcache.teacher.rounding import BOUNDS, differences
+
+
+class Rehearsal(NamedTuple):
+    """What one batch told."""
+
+    features: int | None
+    """F, the width of the teacher's features; None where they are not kept."""
+    seconds: float
+    """Of a batch's forward, warm, with the pixels on the device."""
+
+
+def rehearse(forward: Forward, beton: Beton, views: Views, batch_size: int) -> Rehearsal:
+    """Ask the teacher about one batch of the clean view, twice, and record it on CUDA.
+
+    The second time the first half of the batch stands beside itself: a teacher that draws random
+    numbers, or looks at the other images of a batch, gives itself away.
+
+    Args:
+        forward: the teacher; it is ready for batches of this shape afterwards.
+        beton: the training images.
+        views: policy, seed and image size.
+        batch_size: B; where there are fewer images, they are repeated.
+
+    Raises:
+        TeacherError: if the batch does not fit into memory, or the answers cannot be stored.
+    """
+    ids = np.resize(beton.sample_ids, batch_size)
+    images = _clean_images(beton, views, ids).to(forward.device)
+    try:
+        first = ask(forward, images).clone()
+    except (AssertionError, RuntimeError, ValueError) as error:
+        raise TeacherError(
+            f"the teacher cannot answer images of {views.image_size} px: {error}. If it was made "
+            "for another size, name that with --teacher-size"
+        ) from error
+    require_finite(torch.isfinite(first).all(dim=1).cpu().numpy(), Shard(0, 0, ids))
+    places = torch.arange(batch_size, device=forward.device) % -(-batch_size // 2)
+    beside = images[places].contiguous(memory_format=torch.channels_last)
+    seconds, again = _timed(forward, beside)
+    _require_repeatable(again, first[places], forward, ids)
+    if forward.device.type == "cuda":
+        forward.record(images)
+        seconds, _ = _timed(forward, images)
+    width = None if forward.features is None else forward.features.shape[1]
+    return Rehearsal(width, seconds)
+
+
+def _clean_images(beton: Beton, views: Views, ids: np.ndarray) -> Tensor:
+    reader = PixelReader(beton, views, batch_size=len(ids), num_workers=1)
+    with closing(reader.read([beton.positions(ids)], 0)) as batches:  # type: ignore[type-var]
+        return next(iter(batches)).images.clone()
+
+
+def _timed(forward: Forward, images: Tensor) -> tuple[float, Tensor]:
+    _finish(forward.device)
+    started = time.perf_counter()
+    logits = forward(images)
+    _finish(forward.device)
+    return time.perf_counter() - started, logits
+
+
+def _finish(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _require_repeatable(found: Tensor, expected: Tensor, forward: Forward, ids: np.ndarray) -> None:
+    bound = BOUNDS[forward.precision]
+    shares = differences(found.cpu().numpy(), expected.cpu().numpy())
+    worst = int(shares.argmax())
+    if shares[worst] > bound:
+        raise TeacherError(
+            f"the teacher answers sample {ids[worst % -(-len(ids) // 2)]} otherwise beside other "
+            f"images: its logits differ by {shares[worst]:.3g} of their range, expected at most "
+            f"{bound:g} at {forward.precision}. A cached answer must depend on its image alone: "
+            "look for dropout or batch normalisation that stay in training mode after eval()"
+        )

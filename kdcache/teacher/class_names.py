@@ -1,0 +1,109 @@
+"""Are the classes of the data those of a teacher, in the same order?
+
+A teacher whose classes stand in another order answers wrongly without a word. Names are compared
+where both sides have some that can be: data sets are packed with the names of their folders, which
+for ImageNet are WordNet ids, and publishers use English words, of which a class has several.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from functools import cache
+
+from torchvision import models
+
+from kdcache.errors import TeacherError
+from kdcache.progress import logger
+from kdcache.teacher.published import ClassNames, Published
+
+IMAGENET_CLASSES = 1_000
+
+COMPARABLE_SHARE = 0.5
+"""Of the data's names that a teacher knows, from which on the two speak the same language."""
+
+_WORDNET_ID = re.compile(r"n\d{8}")
+
+
+@cache
+def imagenet_names() -> tuple[ClassNames, ...]:
+    """Return the words of each class of ImageNet, and its WordNet id where timm is installed."""
+    words = models.get_model_weights("resnet18").DEFAULT.meta["categories"]
+    try:
+        from timm.data import ImageNetInfo
+    except ImportError:
+        return tuple((word,) for word in words)
+    about = ImageNetInfo()
+    return tuple(
+        (word, number, *about.label_name_to_description(number).split(","))
+        for word, number in zip(words, about.label_names(), strict=True)
+    )
+
+
+def require_same_classes(names: Sequence[str], teacher: Published) -> bool:
+    """Compare the names of the data's classes with a teacher's.
+
+    Args:
+        names: of the data, as many as the teacher has classes.
+        teacher: published weights.
+
+    Returns:
+        Whether they agree; False where they cannot be compared, which is logged.
+
+    Raises:
+        TeacherError: if a class is another one; names the first.
+    """
+    known = imagenet_names() if teacher.is_imagenet else teacher.class_names
+    if known is None:
+        return _incomparable(teacher, "its classes have no names")
+    published = [{_plain(name) for name in of_class} for of_class in known]
+    if teacher.is_imagenet and all(map(_is_id, names)) and not any(map(_is_id, known[0])):
+        return _in_order_of_ids(names, teacher)
+    words = [{_plain(part) for part in (name, *name.split(","))} for name in names]
+    everywhere = set().union(*published)
+    num_known = sum(not everywhere.isdisjoint(of_class) for of_class in words)
+    if num_known < COMPARABLE_SHARE * len(names):
+        return _incomparable(
+            teacher,
+            f"it knows {num_known} of the data's {len(names):,} names, such as {names[0]!r}, "
+            f"and calls that class {known[0][0]!r}",
+        )
+    for label, (ours, theirs) in enumerate(zip(words, published, strict=True)):
+        if ours.isdisjoint(theirs):
+            raise _another(label, names[label], ", ".join(known[label][:2]), teacher)
+    return True
+
+
+def _is_id(name: str) -> bool:
+    return _WORDNET_ID.fullmatch(name) is not None
+
+
+def _in_order_of_ids(names: Sequence[str], teacher: Published) -> bool:
+    """Check what is left to check of WordNet ids without a list of them: ImageNet is sorted."""
+    for label, (name, in_order) in enumerate(zip(names, sorted(names), strict=True)):
+        if name != in_order:
+            raise _another(label, name, in_order, teacher)
+    logger.info(
+        "the data's %d classes are WordNet ids in sorted order, as ImageNet's are; that they are "
+        "ImageNet's is compared where timm is installed: pip install 'kdcache[timm]'",
+        len(names),
+    )
+    return True
+
+
+def _another(label: int, name: str, expected: str, teacher: Published) -> TeacherError:
+    return TeacherError(
+        f"class {label} of the packed data is {name!r}, expected {expected!r} as in "
+        f"{teacher.arch}: the classes are others, or stand in another order. Pack the data with "
+        "the teacher's names in its order, or let module:callable return the model with its "
+        "classes rearranged"
+    )
+
+
+def _incomparable(teacher: Published, why: str) -> bool:
+    logger.info("classes of the data and of %s are compared by number alone: %s", teacher.arch, why)
+    return False
+
+
+def _plain(name: str) -> str:
+    return " ".join(name.replace("_", " ").casefold().split())
