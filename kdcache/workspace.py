@@ -6,7 +6,7 @@ workspace/
   stores/NAME.zarr                            `kdcache build-logits`
   subsets/NAME.npz                            `kdcache select`
   runs/NAME/                                  `kdcache train`
-  workspace.json                              the last finished pack, store and subset
+  workspace.json                              the last finished store, subset and run
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Literal
 
 from kdcache.errors import ConfigError, DatasetError
-from kdcache.files import read_json, write_json
+from kdcache.files import file_lock, read_json, write_json
 
-Remembered = Literal["store", "subset"]
+Remembered = Literal["store", "subset", "run"]
 
 
 @dataclass(frozen=True)
@@ -53,14 +53,15 @@ class Workspace:
 
     def remember(self, what: Remembered, path: Path | str) -> None:
         """Note a path, or the URL of a store, as the last finished one of its kind."""
-        memory = read_json(self._memory_path) if self._memory_path.exists() else {}
         if isinstance(path, Path):
             path = path.resolve()
             root = self.root.resolve()
             # Relative inside the workspace, so that a moved workspace keeps its memory.
             path = path.relative_to(root) if path.is_relative_to(root) else path
-        memory[what] = str(path)
-        write_json(self._memory_path, memory)
+        # What another process notes meanwhile must not be lost.
+        with file_lock(self.root / ".workspace.lock", purpose="note", wait=True):
+            memory = read_json(self._memory_path) if self._memory_path.exists() else {}
+            write_json(self._memory_path, memory | {what: str(path)})
 
     def recall(self, what: Remembered) -> Path | str | None:
         """Return the path, or the URL, of the last finished one of its kind, or None."""
@@ -84,27 +85,27 @@ class Workspace:
             )
         return path
 
-    def require_teacher(self, teacher: str | None) -> str:
-        """Return what names the teacher; where nothing is given, the only one in teachers/.
+    def require_teachers(self, teachers: tuple[str, ...]) -> tuple[str, ...]:
+        """Return what names the teachers; where nothing is given, the only one in teachers/.
 
         Raises:
             ConfigError: if there is none, or more than one to choose from; names them.
         """
-        if teacher is not None:
-            return teacher
+        if teachers:
+            return teachers
         folder = self.teacher("NAME").parent
         names = sorted(path.stem for path in folder.glob("*.safetensors"))
         if not names:
             raise ConfigError(
                 f"--teacher is not given and {folder} holds none. Run: kdcache train-teacher "
-                "--model resnet50, or give a path or module:callable"
+                "--model resnet50, or give a path, published weights or module:callable"
             )
         if len(names) > 1:
             raise ConfigError(
                 f"--teacher is not given and {folder} holds more than one, expected one of "
                 f"{', '.join(names)}"
             )
-        return names[0]
+        return (names[0],)
 
     def require_store(self, teacher: str | None, store: str | None = None) -> Path | str:
         """Return a store by path or URL, the store of a teacher, or the last one built.
@@ -125,7 +126,7 @@ class Workspace:
         if path is None or not path.exists():
             what = "no store was built yet" if path is None else f"{path} does not exist"
             raise ConfigError(
-                f"--teacher is {teacher}, but {what}. "
+                f"--teacher is {teacher or 'not given'}, but {what}. "
                 f"Run: kdcache build-logits --teacher {teacher or 'NAME'}"
             )
         return path
@@ -160,8 +161,16 @@ class Workspace:
 def teacher_name(teacher: str) -> str:
     """Return the name under which a teacher's store is kept.
 
-    `a/b/r50.safetensors` becomes `r50`, `package.module:callable` becomes `callable`.
+    `a/b/r50.safetensors` becomes `r50`, `package.module:callable` becomes `callable`,
+    `timm:resnet18` becomes `timm-resnet18`, `timm:hf-hub:owner/model` `timm-owner-model`, and an
+    ensemble of two, `A+B`, that of their names.
     """
+    if "+" in teacher and "/" not in teacher:
+        return "+".join(map(teacher_name, teacher.split("+")))
+    if teacher.startswith("timm:"):
+        source, _, name = teacher.rpartition(":")
+        name = Path(name).name if source.endswith("local-dir") else name.replace("/", "-")
+        return f"timm-{name}"
     if ":" in teacher:
         return teacher.rpartition(":")[2]
     return Path(teacher).stem if teacher.endswith(".safetensors") else Path(teacher).name

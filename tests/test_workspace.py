@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,23 @@ def test_the_last_one_of_each_kind_is_remembered(tmp_path):
     workspace.remember("store", touch(workspace.store("second")))
     assert workspace.recall("store") == workspace.store("second").resolve()
     assert workspace.recall("subset") == workspace.subset("hard-0.5").resolve()
+
+
+def note(root: str, what: str) -> None:
+    for number in range(20):
+        Workspace(Path(root)).remember(what, f"memory://{what}/{number}")  # type: ignore[arg-type]
+
+
+def test_two_processes_that_note_at_once_lose_nothing(tmp_path):
+    context = multiprocessing.get_context("fork")
+    others = [context.Process(target=note, args=(str(tmp_path), what)) for what in ("run", "store")]
+    for other in others:
+        other.start()
+    note(str(tmp_path), "subset")
+    for other in others:
+        other.join(60)
+    for what in ("run", "store", "subset"):
+        assert Workspace(tmp_path).recall(what) == f"memory://{what}/19"
 
 
 def test_a_workspace_that_was_moved_keeps_its_memory(tmp_path):
@@ -70,6 +88,13 @@ def test_a_subset_is_named_given_by_path_or_left_out_for_all_data(tmp_path):
         ("a/b/r50.safetensors", "r50"),
         ("a.b/r50", "r50"),
         ("package.module:callable", "callable"),
+        ("resnet50.IMAGENET1K_V1", "resnet50.IMAGENET1K_V1"),
+        ("timm:resnet18", "timm-resnet18"),
+        ("timm:resnet18.a1_in1k", "timm-resnet18.a1_in1k"),
+        ("timm:hf-hub:owner/model.tag@v1", "timm-owner-model.tag@v1"),
+        ("timm:local-dir:/a/b/model", "timm-model"),
+        ("resnet50+timm:vit_b", "resnet50+timm-vit_b"),
+        ("a/b+c.safetensors", "b+c"),
     ],
 )
 def test_a_store_is_named_after_its_teacher(teacher, name):
@@ -80,5 +105,5 @@ def test_a_teacher_that_is_still_being_written_is_no_choice(tmp_path):
     workspace = Workspace(tmp_path)
     touch(workspace.teacher("whole"))
     touch(tmp_path / "teachers/.torn.safetensors.17.partial")
-    assert workspace.require_teacher(None) == "whole"
-    assert workspace.require_teacher("a:b") == "a:b"
+    assert workspace.require_teachers(()) == ("whole",)
+    assert workspace.require_teachers(("a:b", "c")) == ("a:b", "c")

@@ -8,10 +8,12 @@ fully packed beton is an ordinary one: the fields `image`, `label` and `sample_i
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+import shlex
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kdcache.data.images import StoredImage
-from kdcache.errors import DatasetError
+from kdcache.errors import CacheCorruptError, DatasetError
 from kdcache.files import read_json, replace_atomically
 
 FORMAT_VERSION = 1
@@ -28,6 +30,15 @@ FORMAT_VERSION = 1
 LARGEST_SMALL_SIZE = 64
 """Images whose sides are at most this many pixels are stored raw, seen whole in the clean view, and
 get models with a stem that does not shrink them."""
+
+_PACK_OPTIONS = (
+    *("val_source", "label_key", "write_mode", "max_resolution", "val_fraction"),
+    *("on_bad_image", "seed"),
+)
+"""What the manifest tells of the command that made a beton."""
+
+_LATER_FIELDS = {"skipped"}
+"""Of the manifest, which the first ones of this version lack."""
 
 PAGE_SIZE_BYTES = 8 << 20
 """FFCV's default page."""
@@ -57,6 +68,8 @@ class BetonManifest:
     made_from: dict[str, Any]
     """The source's identity and the pack options; of a packed subset, the full data's fingerprint
     as `parent`."""
+    skipped: list[dict[str, Any]] = field(default_factory=list)
+    """Images of the source that could not be decoded: `position` in its split, `name`, `reason`."""
 
     @property
     def is_subset(self) -> bool:
@@ -74,25 +87,56 @@ class BetonManifest:
         """Read the manifest of a beton.
 
         Raises:
-            DatasetError: if there is none, or another version of kdcache wrote it.
+            DatasetError: if there is none, it is damaged, or another version of kdcache wrote it.
         """
         path = manifest_path(beton)
         if not path.exists():
             raise DatasetError(
-                f"{path} is missing, expected the manifest of {beton.name}. "
-                "Run: kdcache pack SOURCE --overwrite"
+                f"{path} is missing, expected the manifest of {beton.name}. {pack_again(beton)}"
             )
-        content = read_json(path)
+        try:
+            content = read_json(path)
+        except CacheCorruptError as error:
+            raise DatasetError(f"{error}. {pack_again(beton)}") from error
         if content.get("format_version") != FORMAT_VERSION:
             raise DatasetError(
                 f"format_version of {path} is {content.get('format_version')}, expected "
-                f"{FORMAT_VERSION}. Run: kdcache pack SOURCE --overwrite"
+                f"{FORMAT_VERSION}. {pack_again(beton)}"
+            )
+        known = {field.name for field in fields(cls)}
+        needed = known - _LATER_FIELDS
+        if odd := (needed - content.keys()) | (content.keys() - known):
+            raise DatasetError(
+                f"{path} has missing or unknown fields: {', '.join(sorted(odd))}. "
+                f"{pack_again(beton)}"
             )
         return cls(**content)
 
     def to_json(self) -> dict[str, Any]:
         """Return it as JSON content."""
         return asdict(self)
+
+
+def pack_again(beton: Path, manifest: BetonManifest | None = None) -> str:
+    """Return the remedy that packs a beton anew, with the command that made it.
+
+    Args:
+        beton: its path; one beside a subset file was packed from that.
+        manifest: of the beton, where it can be read.
+    """
+    subset = beton.with_suffix(".npz")
+    if subset.exists() or (manifest and manifest.is_subset):
+        return f"Run: kdcache pack --subset {shlex.quote(str(subset))} --overwrite"
+    if manifest is None:
+        return "Run: kdcache pack SOURCE --overwrite"
+    made_from = manifest.made_from
+    options = "".join(
+        f" --{name.replace('_', '-')} {shlex.quote(str(made_from[name]))}"
+        for name in _PACK_OPTIONS
+        if made_from.get(name) is not None
+    )
+    source = shlex.quote(str(made_from.get("path", made_from.get("kind", "SOURCE"))))
+    return f"Run: kdcache pack {source}{options} --overwrite"
 
 
 def manifest_path(beton: Path) -> Path:
@@ -103,6 +147,29 @@ def manifest_path(beton: Path) -> Path:
 def digests_path(beton: Path) -> Path:
     """Return the path of a beton's (N, 16) uint8 array of image digests."""
     return beton.with_suffix(".digests.npy")
+
+
+def load_digests(beton: Path) -> npt.NDArray[np.uint8]:
+    """Return the digest of every stored image of a beton, (N, 16).
+
+    Raises:
+        DatasetError: if their file is missing or damaged.
+    """
+    path = digests_path(beton)
+    try:
+        digests: npt.NDArray[np.uint8] = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise DatasetError(
+            f"{path} cannot be read ({error}), expected the digests of {beton.name}'s images. "
+            f"{pack_again(beton)}"
+        ) from error
+    return digests
+
+
+def save_digests(beton: Path, digests: npt.NDArray[np.uint8]) -> None:
+    """Write the digest of every stored image of a beton, (N, 16)."""
+    with replace_atomically(digests_path(beton)) as partial, partial.open("wb") as file:
+        np.save(file, digests)
 
 
 def fingerprint(
@@ -122,17 +189,16 @@ def fingerprint(
 
 def write_beton(
     path: Path,
-    images: Iterable[StoredImage],
-    labels: npt.NDArray[np.int64],
-    sample_ids: npt.NDArray[np.int64],
+    images: Iterable[tuple[StoredImage, int, int]],
+    capacity: int,
 ) -> int:
     """Write a beton; it appears complete or not at all.
 
     Args:
         path: the file to write.
-        images: as many as there are labels, in their order; consumed once.
-        labels: (N,) class of each image.
-        sample_ids: (N,) position of each image in the full training set.
+        images: image, label and sample id (its position in the full training set) of each sample,
+            in the order of the ids; consumed once.
+        capacity: number of samples at most.
 
     Returns:
         Bytes of the file.
@@ -140,39 +206,27 @@ def write_beton(
     from kdcache.ffcv_names import (
         ALLOC_TABLE_TYPE,
         CURRENT_VERSION,
-        TYPE_ID_HANDLER,
-        FieldDescType,
         HeaderType,
-        IntField,
-        RGBImageField,
         get_metadata_type,
     )
 
-    fields = {"image": RGBImageField(), "label": IntField(), "sample_id": IntField()}
-    type_ids = {handler: number for number, handler in TYPE_ID_HANDLER.items()}
-    descriptors = np.zeros(len(fields), dtype=FieldDescType)
-    for descriptor, (name, field) in zip(descriptors, fields.items(), strict=True):
-        descriptor["type_id"] = type_ids[type(field)]
-        descriptor["name"][: len(name)] = np.frombuffer(name.encode("ascii"), dtype=np.uint8)
-        descriptor["arguments"] = field.to_binary()[0]
-    metadata = np.zeros(len(labels), dtype=get_metadata_type(list(fields.values())))
-    metadata["f1"] = labels
-    metadata["f2"] = sample_ids
-    allocations = np.zeros(len(labels), dtype=ALLOC_TABLE_TYPE)
+    descriptors = _descriptors()
+    metadata = np.zeros(capacity, dtype=get_metadata_type(list(_fields().values())))
+    allocations = np.zeros(capacity, dtype=ALLOC_TABLE_TYPE)
     header = np.zeros(1, dtype=HeaderType)
     header["version"] = CURRENT_VERSION
-    header["num_fields"] = len(fields)
+    header["num_fields"] = len(descriptors)
     header["page_size"] = PAGE_SIZE_BYTES
-    header["num_samples"] = len(labels)
 
     before_data = header.nbytes + descriptors.nbytes + metadata.nbytes
     pointer = -(-before_data // PAGE_SIZE_BYTES) * PAGE_SIZE_BYTES
     with replace_atomically(path) as partial, partial.open("wb") as file:
-        for position, image in enumerate(images):
+        num_samples = 0
+        for position, (image, label, sample_id) in enumerate(images):
             size = len(image.content)
             if size > PAGE_SIZE_BYTES:
                 raise DatasetError(
-                    f"sample {sample_ids[position]} takes {size:,} bytes, expected at most "
+                    f"sample {sample_id} takes {size:,} bytes, expected at most "
                     f"{PAGE_SIZE_BYTES:,}. Shrink images with --max-resolution"
                 )
             # FFCV finds a sample's page from its pointer: no image lies across two pages.
@@ -184,13 +238,16 @@ def write_beton(
             stored["mode"] = 0 if image.is_jpeg else 1
             stored["height"], stored["width"] = image.height, image.width
             stored["data_ptr"] = pointer
+            metadata["f1"][position], metadata["f2"][position] = label, sample_id
             allocations[position] = (position, pointer, size)
             pointer += size
+            num_samples = position + 1
+        header["num_samples"] = num_samples
         header["alloc_table_ptr"] = -(-pointer // PAGE_SIZE_BYTES) * PAGE_SIZE_BYTES
         file.seek(int(header["alloc_table_ptr"][0]))
-        file.write(allocations.tobytes())
+        file.write(allocations[:num_samples].tobytes())
         file.seek(0)
-        for part in (header, descriptors, metadata):
+        for part in (header, descriptors, metadata[:num_samples]):
             file.write(part.tobytes())
         file.seek(0, os.SEEK_END)
         return file.tell()
@@ -237,6 +294,35 @@ class Beton:
             )
         return found.astype(np.int64)
 
+    def stored(self, positions: Iterable[int]) -> Iterator[tuple[int, bytes, bool]]:
+        """Yield some positions, the stored bytes of each image, and whether they were packed so."""
+        content = np.memmap(self.path, dtype=np.uint8, mode="r")
+        digests = load_digests(self.path)
+        for position in positions:
+            start = int(self.pointers[position])
+            stored = content[start : start + int(self.lengths[position])].tobytes()
+            digest = hashlib.blake2b(stored, digest_size=16).digest()
+            yield position, stored, digest == digests[position].tobytes()
+
+
+def _descriptors() -> npt.NDArray[Any]:
+    """Return what a beton says of its fields, in their order."""
+    from kdcache.ffcv_names import TYPE_ID_HANDLER, FieldDescType
+
+    type_ids = {handler: number for number, handler in TYPE_ID_HANDLER.items()}
+    descriptors = np.zeros(len(_fields()), dtype=FieldDescType)
+    for descriptor, (name, kind) in zip(descriptors, _fields().items(), strict=True):
+        descriptor["type_id"] = type_ids[type(kind)]
+        descriptor["name"][: len(name)] = np.frombuffer(name.encode("ascii"), dtype=np.uint8)
+        descriptor["arguments"] = kind.to_binary()[0]
+    return descriptors
+
+
+def _fields() -> dict[str, Any]:
+    from kdcache.ffcv_names import IntField, RGBImageField
+
+    return {"image": RGBImageField(), "label": IntField(), "sample_id": IntField()}
+
 
 def open_beton(path: Path | str) -> Beton:
     """Open a packed beton and check that its tables are whole and are its manifest's.
@@ -254,7 +340,7 @@ def open_beton(path: Path | str) -> Beton:
     manifest = BetonManifest.load(path) if path.exists() else None
     if manifest is None:
         raise FileNotFoundError(f"{path} is missing, expected a beton made by kdcache pack")
-    remedy = "Run: kdcache pack SOURCE --overwrite"
+    remedy = pack_again(path, manifest)
     size = path.stat().st_size
     if size != manifest.beton_bytes:
         raise DatasetError(
@@ -269,6 +355,13 @@ def open_beton(path: Path | str) -> Beton:
         raise DatasetError(
             f"{path} has a header with (version, samples, fields) {found} and its table at byte "
             f"{table:,} of {size:,}, expected {expected} and a whole table. {remedy}"
+        )
+    # FFCV looks field types up, and decodes names, without a check.
+    descriptors = _descriptors()
+    stored = np.fromfile(path, descriptors.dtype, count=len(descriptors), offset=header.nbytes)
+    if stored.tobytes() != descriptors.tobytes():
+        raise DatasetError(
+            f"{path} describes other fields than image, label and sample_id. {remedy}"
         )
     reader = Reader(str(path))
     images = reader.metadata["f0"]
@@ -289,7 +382,7 @@ def open_beton(path: Path | str) -> Beton:
         raise DatasetError(f"{path} has a table that does not fit its images. {remedy}")
     labels = reader.metadata["f1"].astype(np.int64)
     sample_ids = reader.metadata["f2"].astype(np.int64)
-    found_content = fingerprint(manifest.class_names, sample_ids, labels, _load_digests(path))
+    found_content = fingerprint(manifest.class_names, sample_ids, labels, load_digests(path))
     if found_content != manifest.fingerprint:
         raise DatasetError(
             f"{path} and its digests have the fingerprint {found_content[:12]}, expected "
@@ -304,15 +397,3 @@ def open_beton(path: Path | str) -> Beton:
         pointers=pointers,
         lengths=lengths,
     )
-
-
-def _load_digests(beton: Path) -> npt.NDArray[np.uint8]:
-    path = digests_path(beton)
-    try:
-        digests: npt.NDArray[np.uint8] = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise DatasetError(
-            f"{path} cannot be read ({error}), expected the digests of {beton.name}'s images. "
-            "Run: kdcache pack SOURCE --overwrite"
-        ) from error
-    return digests

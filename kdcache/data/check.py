@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from kdcache.data.beton import BetonManifest, digests_path, open_beton
+from kdcache.data.beton import open_beton, pack_again
 from kdcache.errors import DatasetError
 from kdcache.progress import progress_bar
 
@@ -33,39 +31,21 @@ def check_beton(path: Path) -> BetonCheck:
         beton = open_beton(path)
     except DatasetError as error:
         return BetonCheck(path, 0, [], str(error))
-    digests = np.load(digests_path(path), allow_pickle=False)
-    data = np.memmap(path, dtype=np.uint8, mode="r")
     damaged = []
     with progress_bar(total=len(beton), unit="image", description=f"verify {path.stem}") as bar:
-        for position in range(len(beton)):
-            start = int(beton.pointers[position])
-            content = data[start : start + int(beton.lengths[position])].tobytes()
-            digest = hashlib.blake2b(content, digest_size=16).digest()
+        for position, content, is_whole in beton.stored(range(len(beton))):
             height, width = beton.sizes[position].tolist()
-            if digest != digests[position].tobytes() or not _has_size(content, height, width):
+            if not is_whole or not _has_size(content, height, width):
                 damaged.append(int(beton.sample_ids[position]))
             bar.update()
     if not damaged:
         return BetonCheck(path, len(beton), [], None)
-    remedy = pack_again(beton.manifest)
     message = (
         f"{path} holds other bytes than were packed for {len(damaged):,} of {len(beton):,} "
-        f"samples, the first are {', '.join(map(str, damaged[:10]))}. {remedy}"
+        f"samples, the first are {', '.join(map(str, damaged[:10]))}. "
+        f"{pack_again(path, beton.manifest)}"
     )
     return BetonCheck(path, len(beton), damaged, message)
-
-
-def pack_again(manifest: BetonManifest) -> str:
-    """Return the remedy that packs a beton anew, with the command that made it."""
-    if manifest.is_subset:
-        return "Run: kdcache pack --subset NAME --overwrite"
-    made_from = manifest.made_from
-    options = "".join(
-        f" --{name.replace('_', '-')} {made_from[name]}"
-        for name in ("write_mode", "max_resolution", "val_fraction", "seed")
-        if made_from.get(name) is not None
-    )
-    return f"Run: kdcache pack {made_from.get('path', made_from['kind'])}{options} --overwrite"
 
 
 def _has_size(content: bytes, height: int, width: int) -> bool:

@@ -6,7 +6,6 @@ spread over all of them. Sample ids stay what they are, so stores and subsets of
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -17,15 +16,17 @@ import numpy.typing as npt
 from kdcache.data.beton import (
     Beton,
     BetonManifest,
-    digests_path,
     fingerprint,
+    load_digests,
     manifest_path,
     open_beton,
+    pack_again,
+    save_digests,
     write_beton,
 )
 from kdcache.data.images import StoredImage
 from kdcache.errors import CacheMismatchError, ConfigError, DatasetError
-from kdcache.files import replace_atomically, write_json
+from kdcache.files import write_json
 from kdcache.progress import logger, progress_bar
 from kdcache.selection.subset import Subset
 from kdcache.workspace import Workspace
@@ -88,11 +89,10 @@ def repack(full: Beton, sample_ids: npt.NDArray[np.int64], path: Path) -> BetonM
     """
     positions = full.positions(sample_ids)
     labels = full.labels[positions]
-    digests = np.load(digests_path(full.path))[positions]
+    digests = load_digests(full.path)[positions]
     manifest_path(path).unlink(missing_ok=True)
-    beton_bytes = write_beton(path, _stored(full, positions, digests), labels, sample_ids)
-    with replace_atomically(digests_path(path)) as partial, partial.open("wb") as file:
-        np.save(file, digests)
+    beton_bytes = write_beton(path, _stored(full, positions), len(positions))
+    save_digests(path, digests)
     # Everything that decides a pixel or its normalisation stays that of all data.
     manifest = replace(
         full.manifest,
@@ -121,31 +121,30 @@ def require_samples_of(packed: Beton, subset: Path, sample_ids: npt.NDArray[np.i
         raise CacheMismatchError(
             f"{packed.path} holds {len(packed):,} samples, expected the {len(sample_ids):,} of "
             f"{subset}; {len(other):,} are in one of them alone, the first is {other[0]}. "
-            f"Run: kdcache pack --subset {subset} --overwrite"
+            f"{pack_again(packed.path, packed.manifest)}"
         )
 
 
 def _stored(
-    full: Beton, positions: npt.NDArray[np.int64], digests: npt.NDArray[np.uint8]
-) -> Iterator[StoredImage]:
-    content = np.memmap(full.path, dtype=np.uint8, mode="r")
+    full: Beton, positions: npt.NDArray[np.int64]
+) -> Iterator[tuple[StoredImage, int, int]]:
     no_sums = np.zeros((3, 2), dtype=np.int64)  # mean and deviation are not worked out again
     with progress_bar(total=len(positions), unit="image", description="pack subset") as bar:
-        for position, digest in zip(positions.tolist(), digests, strict=True):
-            start = int(full.pointers[position])
-            stored = content[start : start + int(full.lengths[position])].tobytes()
-            if hashlib.blake2b(stored, digest_size=16).digest() != digest.tobytes():
+        for position, content, is_whole in full.stored(positions.tolist()):
+            if not is_whole:
                 raise DatasetError(
                     f"the bytes of sample {full.sample_ids[position]} in {full.path} differ from "
-                    "their digest, expected what was packed. Run: kdcache pack SOURCE --overwrite"
+                    "their digest, expected what was packed. "
+                    f"{pack_again(full.path, full.manifest)}"
                 )
             height, width = full.sizes[position].tolist()
-            yield StoredImage(
-                content=stored,
+            image = StoredImage(
+                content=content,
                 is_jpeg=full.manifest.write_mode == "jpg",
                 height=height,
                 width=width,
-                digest=digest.tobytes(),
+                digest=b"",  # those of all data are taken over
                 channel_sums=no_sums,
             )
+            yield image, int(full.labels[position]), int(full.sample_ids[position])
             bar.update()

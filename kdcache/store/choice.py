@@ -17,7 +17,7 @@ from kdcache.rng import generator
 from kdcache.store.codecs.codec import Codec
 from kdcache.store.codecs.dense import Dense, Float32
 from kdcache.store.codecs.int8 import Int8
-from kdcache.store.codecs.lowrank import FINE, LowRank
+from kdcache.store.codecs.lowrank import FINE, LowRank, require_components
 from kdcache.store.codecs.request import AUTO, CodecRequest
 from kdcache.store.codecs.sampled import Sampled
 from kdcache.store.codecs.topk import TopK
@@ -61,7 +61,7 @@ def choice_sample_ids(
 
     At most 16,384, fewer where they would take more than 128 MiB.
     """
-    count = min(num_samples, MOST_ROWS, max(1, MOST_NUMBERS // num_classes))
+    count = _num_deciding(num_samples, num_classes)
     drawn = generator(seed, "codec-choice").choice(num_samples, count, replace=False)
     return np.sort(drawn).astype(np.int64)
 
@@ -108,6 +108,22 @@ def choose_codec(
         for place, (codec, found) in enumerate(zip(candidates, measured, strict=True))
     ]
     return Choice(candidates[chosen], table)
+
+
+def _num_deciding(num_samples: int, num_classes: int) -> int:
+    return min(num_samples, MOST_ROWS, max(1, MOST_NUMBERS // num_classes))
+
+
+def require_fits(request: CodecRequest, num_samples: int, num_classes: int) -> None:
+    """Check what was asked for against the data, before a clean pass is made to decide it.
+
+    Raises:
+        ConfigError: if a parameter does not fit the number of classes or of rows to fit a basis to.
+    """
+    _kept(request, num_classes)
+    if "r" in request.parameters:
+        num_rows = int((~judged_rows(_num_deciding(num_samples, num_classes))).sum())
+        require_components(int(request.parameters["r"]), num_rows, num_classes)
 
 
 def judged_rows(num_rows: int) -> npt.NDArray[np.bool_]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import json
-import zipfile
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -16,6 +15,7 @@ import numpy as np
 import zarr
 
 from kdcache.errors import CacheCorruptError, CacheIncompleteError
+from kdcache.files import arrays_of_npz
 from kdcache.store.codecs.codec import Codec
 from kdcache.store.codecs.dense import Dense, Float32
 from kdcache.store.codecs.registry import CODECS, codec_from
@@ -32,7 +32,7 @@ class Decision(NamedTuple):
 
     codec: Codec
     table: Sequence[dict[str, Any]]
-    """A row for each candidate, see `kdcache.store.fidelity`."""
+    """A row for each candidate, see `kdcache.store.choice.Choice`."""
 
 
 def clean_codec(manifest: StoreManifest) -> Codec:
@@ -61,11 +61,10 @@ def read_decision(group: zarr.Group, manifest: StoreManifest) -> Decision | None
     if content is None:
         return None
     try:
-        with np.load(io.BytesIO(content), allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
+        arrays = arrays_of_npz(content)
         decision = json.loads(str(arrays.pop("decision")))
         return Decision(codec_from(decision["settings"], arrays), decision["table"])
-    except (KeyError, ValueError, OSError, zipfile.BadZipFile) as error:
+    except (CacheCorruptError, KeyError, TypeError, ValueError) as error:
         raise CacheCorruptError(
             f"{CODEC_KEY} of {name_of(group.store)} is damaged: {error}. "
             "Run kdcache verify --repair"

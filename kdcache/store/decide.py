@@ -6,15 +6,11 @@ from kdcache.progress import logger
 from kdcache.store.choice import (
     choice_sample_ids,
     choose_codec,
-    fidelities,
     format_table,
-    judged_rows,
 )
 from kdcache.store.codec_file import Decision, write_decision
-from kdcache.store.fidelity import Fidelity
 from kdcache.store.layout import rows_name, views_started
 from kdcache.store.location import delete_key, list_keys
-from kdcache.store.logit_store import LogitStore
 from kdcache.store.shards import read_rows
 from kdcache.store.specs import is_encoded_with
 from kdcache.store.writer import StoreWriter
@@ -34,15 +30,6 @@ def decide_codec(writer: StoreWriter) -> None:
     )
     write_decision(writer.group, Decision(choice.codec, choice.table))
     _drop_rows_of_another_codec(writer)
-
-
-def fidelity_of(store: LogitStore, temperature: float) -> Fidelity:
-    """Measure the codec of a store's augmented views at one temperature, on its clean logits."""
-    about = store.manifest
-    ids = choice_sample_ids(about.samples, about.classes)
-    ids = ids[judged_rows(len(ids))]
-    (found,) = fidelities(store.codec, store.logits(ids, 0), ids, [temperature])
-    return found
 
 
 def _drop_rows_of_another_codec(writer: StoreWriter) -> None:

@@ -74,9 +74,7 @@ def measure_fidelity(
     block_rows = max(1, _BLOCK_NUMBERS // logits_BC.shape[1])
     for start in range(0, len(logits_BC), block_rows):
         exact_BC = logits_BC[start : start + block_rows].astype(np.float64)
-        student_BC = STUDENT_SHARE * exact_BC + STUDENT_NOISE * exact_BC.std(
-            axis=1, keepdims=True
-        ) * rng.standard_normal(exact_BC.shape)
+        student_BC = assumed_student(exact_BC, rng)
         log_exact_BC = _log_softmax(exact_BC / temperature)
         log_decoded_BC = _log_softmax(decoded_BC[start : start + block_rows] / temperature)
         probs_BC = np.exp(_log_softmax(student_BC / temperature))
@@ -88,11 +86,20 @@ def measure_fidelity(
             decoded_gradient @ decoded_gradient,
         )
         divergence += float((np.exp(log_exact_BC) * (log_exact_BC - log_decoded_BC)).sum())
-    angle, ratio = _angle_and_ratio(*products)
+    angle, ratio = angle_and_ratio(*products)
     return Fidelity(float(temperature), angle, ratio, divergence / len(logits_BC))
 
 
-def _angle_and_ratio(exact: float, between: float, decoded: float) -> tuple[float, float]:
+def assumed_student(
+    exact_BC: npt.NDArray[np.float64], rng: np.random.Generator
+) -> npt.NDArray[np.float64]:
+    """Return logits of a student on its way to these, (B, C)."""
+    deviation_B1 = exact_BC.std(axis=1, keepdims=True)
+    noise_BC = rng.standard_normal(exact_BC.shape)
+    return STUDENT_SHARE * exact_BC + STUDENT_NOISE * deviation_B1 * noise_BC
+
+
+def angle_and_ratio(exact: float, between: float, decoded: float) -> tuple[float, float]:
     """Return the angle in degrees and the ratio of lengths, from squares and inner product."""
     if exact == 0:  # one class, or a teacher that tells none apart
         return (0.0, 1.0) if decoded == 0 else (90.0, math.inf)

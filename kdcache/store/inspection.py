@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import zarr
+from zarr.core.group import GroupMetadata
 from zarr.core.metadata import ArrayV3Metadata
 
 from kdcache.errors import CacheCorruptError
@@ -24,6 +25,7 @@ from kdcache.store.layout import (
     rows_name,
     shard_key,
     shards_present,
+    views_found,
 )
 from kdcache.store.location import list_keys, read_key
 from kdcache.store.manifest import StoreManifest, digest_of
@@ -78,12 +80,6 @@ def expected_structure(
     for name in ["labels", "sample_ids", *PER_SAMPLE, *(rows_name(view) for view in known)]:
         expected[f"{name}/zarr.json"] = array_metadata(array_spec(group, manifest, name))
     return expected
-
-
-def views_found(keys: list[str]) -> list[int]:
-    """Return the views of which there is anything, in order."""
-    parts = (key.split("/") for key in keys if key.startswith("views/"))
-    return sorted({int(part[1]) for part in parts if part[1].isdigit()})
 
 
 def _arrays(keys: list[str]) -> list[str]:
@@ -165,7 +161,7 @@ def _meaning(content: bytes) -> object:
         given = json.loads(content)
         if given["node_type"] == "array":
             return ArrayV3Metadata.from_dict(given).to_dict()
-        return given["zarr_format"], given["node_type"], given.get("attributes", {})
+        return GroupMetadata.from_dict(given).to_dict()
     except (KeyError, TypeError, ValueError, AttributeError):
         return None
 

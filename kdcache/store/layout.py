@@ -19,6 +19,8 @@ answers a missing chunk with fill values, so existence is always checked first.
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -28,7 +30,7 @@ from zarr.abc.store import Store
 
 from kdcache.errors import CacheCorruptError
 from kdcache.store.location import has_key, list_keys, name_of, write_key
-from kdcache.store.manifest import StoreManifest
+from kdcache.store.manifest import StoreManifest, digest_of_content
 
 MANIFEST_ATTRIBUTE = "kdcache"
 DIGEST_ATTRIBUTE = "kdcache_digest"
@@ -70,6 +72,12 @@ def mixed_key(view: int, shard: int) -> str:
     return f"views/{view}/mixed/{shard}.json"
 
 
+def record_conditions(place: Store, view: int, shard: int, conditions: Mapping[str, Any]) -> None:
+    """Note under which conditions a shard was built, where they are not the manifest's."""
+    record = json.dumps(conditions, indent=2, sort_keys=True) + "\n"
+    write_key(place, mixed_key(view, shard), record.encode())
+
+
 def shard_key(group: zarr.Group, name: str, shard: int) -> str:
     """Return the key of one shard of an array."""
     return f"{name}/c/{shard}" + "/0" * (array_named(group, name).ndim - 1)
@@ -83,7 +91,7 @@ def array_named(group: zarr.Group, name: str) -> zarr.Array:  # type: ignore[typ
     """
     try:
         array = group[name]
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise CacheCorruptError(
             f"{name} of {name_of(group.store)} is missing or its zarr.json is damaged: {error}. "
             "Run kdcache verify --repair"
@@ -92,9 +100,14 @@ def array_named(group: zarr.Group, name: str) -> zarr.Array:  # type: ignore[typ
     return array
 
 
+def has_array(group: zarr.Group, name: str) -> bool:
+    """Return whether there is an array, be it a damaged one."""
+    return has_key(group.store, f"{name}/zarr.json")
+
+
 def clean_arrays(group: zarr.Group) -> list[str]:
     """Return the arrays that view 0 fills besides its rows."""
-    return [*PER_SAMPLE, *([FEATURES] if FEATURES in group else [])]
+    return [*PER_SAMPLE, *([FEATURES] if has_array(group, FEATURES) else [])]
 
 
 def arrays_of(group: zarr.Group, view: int) -> list[str]:
@@ -140,6 +153,17 @@ def views_started(group: zarr.Group) -> list[int]:
     )
 
 
+def views_found(keys: list[str]) -> list[int]:
+    """Return the numbers of the views that a store with these keys must have, in order.
+
+    They are 0 to the last one of which there is anything; a view that a build has just begun, with
+    its group's zarr.json alone, is not among them.
+    """
+    parts = (key.split("/") for key in keys if key.startswith("views/"))
+    begun = {int(part[1]) for part in parts if part[1].isdigit() and part[2:] != ["zarr.json"]}
+    return list(range(max(begun, default=-1) + 1))
+
+
 def open_group(place: Store, *, path: str) -> tuple[zarr.Group, StoreManifest]:
     """Open a store's group and its manifest.
 
@@ -151,7 +175,7 @@ def open_group(place: Store, *, path: str) -> tuple[zarr.Group, StoreManifest]:
         group = zarr.open_group(place, mode="r" if place.read_only else "r+")
     except FileNotFoundError as error:
         raise CacheCorruptError(f"{path} is no Zarr group, expected a logit store") from error
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise CacheCorruptError(
             f"{path}/zarr.json is damaged: {error}. Bring a copy of that file from another copy of "
             "the store, or build it again with kdcache build-logits --overwrite"
@@ -161,7 +185,7 @@ def open_group(place: Store, *, path: str) -> tuple[zarr.Group, StoreManifest]:
         raise CacheCorruptError(f"{path} has no manifest, expected a store of kdcache build-logits")
     manifest = StoreManifest.from_json(content, path=path)
     digest = group.attrs.get(DIGEST_ATTRIBUTE)
-    if digest != manifest.digest() and content["format_version"] == manifest.format_version:
+    if digest != digest_of_content(content) and content["format_version"] > 1:
         raise CacheCorruptError(
             f"the manifest in {path}/zarr.json differs from its digest: it was damaged or edited. "
             "Bring a copy of that file from another copy of the store, or build it again with "

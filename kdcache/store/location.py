@@ -7,16 +7,17 @@ is whole, also after a power cut. An object store gives the same with one PUT.
 from __future__ import annotations
 
 import asyncio
-import shutil
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from zarr.abc.store import Store
-from zarr.core.buffer import Buffer, default_buffer_prototype
+from zarr.abc.store import ByteRequest, Store
+from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
 from zarr.core.common import AccessModeLiteral
 from zarr.core.sync import sync
 from zarr.storage import FsspecStore, LocalStore
 
-from kdcache.errors import ConfigError
+from kdcache.errors import ConfigError, KDCacheError
 from kdcache.files import make_directory, replace_atomically
 
 Location = Path | str
@@ -64,6 +65,55 @@ class DurableStore(LocalStore):
             raise OSError(error.errno, f"{error.strerror}, writing", str(path)) from error
 
 
+class RemoteStore(FsspecStore):
+    """zarr's store at a URL, whose client's own errors are errors that the command line prints.
+
+    What is no OSError, such as missing credentials or an endpoint that nobody answers at, comes
+    from the client of an object store, which is not imported here.
+    """
+
+    async def get(
+        self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None
+    ) -> Buffer | None:
+        """Return a key's bytes, None where there is none."""
+        with self._named_failures(key):
+            return await super().get(key, prototype, byte_range)
+
+    async def set(self, key: str, value: Buffer, byte_range: tuple[int, int] | None = None) -> None:
+        """Write a key; it appears whole or not at all."""
+        with self._named_failures(key):
+            await super().set(key, value, byte_range)
+
+    async def delete(self, key: str) -> None:
+        """Remove a key."""
+        with self._named_failures(key):
+            await super().delete(key)
+
+    async def exists(self, key: str) -> bool:
+        """Return whether a key exists."""
+        with self._named_failures(key):
+            return await super().exists(key)
+
+    async def list_prefix(self, prefix: str) -> AsyncIterator[str]:
+        """Yield every key that starts with a prefix."""
+        with self._named_failures(prefix):
+            async for key in super().list_prefix(prefix):
+                yield key
+
+    @contextmanager
+    def _named_failures(self, key: str) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, KDCacheError):
+            raise
+        except Exception as error:
+            raise KDCacheError(
+                f"{name_of(self)} cannot be reached for {key or 'its keys'}: "
+                f"{type(error).__name__}: {error}. Check the URL, the endpoint and the credentials "
+                "that its client reads from the environment"
+            ) from error
+
+
 def open_place(location: Location, *, read_only: bool) -> Store:
     """Return zarr's store for a location; it need not hold anything yet.
 
@@ -74,7 +124,7 @@ def open_place(location: Location, *, read_only: bool) -> Store:
         return DurableStore(location, read_only=read_only)
     try:
         # Without fsspec's cache of listings, which does not see what other processes write.
-        return FsspecStore.from_url(
+        return RemoteStore.from_url(
             location, read_only=read_only, storage_options={"use_listings_cache": False}
         )
     except (ImportError, ValueError) as error:
@@ -96,7 +146,8 @@ def exists(location: Location) -> bool:
     """Return whether there is a store, whole or not, at a location."""
     if isinstance(location, Path):
         return (location / ROOT_KEY).is_file()
-    return has_key(open_place(location, read_only=True), ROOT_KEY)
+    # Read, not asked for: some clients take a host that does not answer for one without the key.
+    return read_key(open_place(location, read_only=True), ROOT_KEY) is not None
 
 
 def has_key(place: Store, key: str) -> bool:
@@ -120,13 +171,19 @@ def delete_key(place: Store, key: str) -> None:
     sync(place.delete(key))
 
 
-def list_keys(place: Store, prefix: str = "") -> list[str]:
-    """Return every key that starts with a prefix, sorted, without what was left half-written."""
+def list_keys(place: Store, prefix: str = "", *, partials: bool = False) -> list[str]:
+    """Return every key that starts with a prefix, sorted.
+
+    Args:
+        place: where to look.
+        prefix: of the keys.
+        partials: what was left half-written too.
+    """
 
     async def collect() -> list[str]:
         return [key async for key in place.list_prefix(prefix)]
 
-    return sorted(key for key in sync(collect()) if not key.endswith(PARTIAL_SUFFIX))
+    return sorted(key for key in sync(collect()) if partials or not key.endswith(PARTIAL_SUFFIX))
 
 
 def size_bytes(location: Location) -> int:
@@ -136,23 +193,3 @@ def size_bytes(location: Location) -> int:
         # A file that another process is writing can be gone by now under the name it was found by.
         return sum(path.stat().st_size for path in files if path.is_file())
     return int(sync(open_place(location, read_only=True).getsize_prefix("")))
-
-
-def delete_store(location: Location) -> None:
-    """Remove a store; its manifest goes last, so that a killed removal is known for what it is.
-
-    Raises:
-        ConfigError: if there is something that is no store.
-    """
-    place = open_place(location, read_only=False)
-    keys = list_keys(place)
-    if keys and ROOT_KEY not in keys:
-        raise ConfigError(
-            f"{location} holds {len(keys)} files and no logit store, the first is {keys[0]}. "
-            "Name another path for the store, or remove them"
-        )
-    if isinstance(location, Path) and location.exists():
-        for folder in [path for path in location.iterdir() if path.is_dir()]:
-            shutil.rmtree(folder)
-    for key in sorted(keys, key=lambda key: key == ROOT_KEY):
-        delete_key(place, key)

@@ -16,15 +16,18 @@ from kdcache.store.codecs.codec import Codec
 from kdcache.store.layout import (
     FEATURES,
     GIVEN,
+    PER_SAMPLE,
     arrays_of,
+    has_array,
     is_complete,
     missing_shards,
     open_group,
     rows_name,
     shard_key,
+    views_found,
     views_started,
 )
-from kdcache.store.location import Location, as_location, exists, open_place
+from kdcache.store.location import Location, as_location, exists, list_keys, open_place
 from kdcache.store.manifest import StoreManifest, digest_of
 from kdcache.store.reshaping import reshaping_constants
 from kdcache.store.shards import read_rows, read_whole
@@ -32,12 +35,13 @@ from kdcache.store.specs import is_encoded_with
 
 
 class ArrayMapping(Mapping[str, npt.NDArray[Any]]):
-    """The arrays of one group, read when they are asked for."""
+    """The numbers per sample of one folder, read when they are asked for."""
 
     def __init__(self, group: zarr.Group, folder: str) -> None:
         self._group = group
         self._folder = folder
-        self._names = sorted(group[folder].array_keys())  # type: ignore[union-attr]
+        parts = (name.split("/") for name in PER_SAMPLE)
+        self._names = sorted(name for beside, name in parts if beside == folder)
 
     def __getitem__(self, name: str) -> npt.NDArray[Any]:
         """Return one array, whole."""
@@ -61,7 +65,8 @@ class LogitStore:
         path: where it lies: a Path, or the URL of an object store.
         manifest: what it was made from.
         codec: of the views from 1; of view 0 where there is no other.
-        codec_table: what was measured when the codec was decided, see `kdcache.store.fidelity`.
+        codec_table: what was measured when the codec was decided, see
+            `kdcache.store.choice.Choice`.
         labels: (N,) int64 by sample id.
         sample_ids: (M,) int64, sorted: the rows of the views from 1.
         pixel_probe: (n, 16) digests of `kdcache.reader.probe`, empty where it was not taken.
@@ -129,7 +134,7 @@ class LogitStore:
         Raises:
             CacheMismatchError: if the store was built without them.
         """
-        if FEATURES not in self.group:
+        if not has_array(self.group, FEATURES):
             raise CacheMismatchError(
                 f"{self.path} holds no features. Run kdcache build-logits with --features"
             )
@@ -210,6 +215,11 @@ def _require_encoded_with(group: zarr.Group, path: Location) -> None:
 
 def _require_whole(group: zarr.Group, path: Location) -> None:
     views = views_started(group)
+    if lost := set(views_found(list_keys(group.store, "views/"))) - set(views):
+        raise CacheCorruptError(
+            f"{path} lacks {rows_name(min(lost))}/zarr.json ({len(lost)} views are lost), expected "
+            "every view from 0 to the last. Run kdcache verify --repair"
+        )
     unfinished = [view for view in views if not is_complete(group, view)]
     if unfinished or not views:
         raise CacheIncompleteError(

@@ -21,7 +21,6 @@ from kdcache.store.layout import (
 from kdcache.store.location import (
     Location,
     as_location,
-    delete_store,
     exists,
     list_keys,
     open_place,
@@ -29,6 +28,7 @@ from kdcache.store.location import (
     write_key,
 )
 from kdcache.store.manifest import CONDITIONS, IDENTITY, require_equal
+from kdcache.store.removal import delete_store
 
 
 def merge(options: MergeOptions) -> dict[str, Any]:
@@ -60,10 +60,9 @@ def merge(options: MergeOptions) -> dict[str, Any]:
             f"--out is {out}, which is one of the parts, expected another place: what is replaced "
             "cannot be read"
         )
-    if exists(out):
-        if not options.overwrite:
-            raise ConfigError(f"--out is {out}, which exists. Use --overwrite to replace it")
-        delete_store(out)
+    if exists(out) and not options.overwrite:
+        raise ConfigError(f"--out is {out}, which exists. Use --overwrite to replace it")
+    delete_store(out)
     place = open_place(out, read_only=False)
     markers = {f"views/{view}/complete" for group, _ in sources for view in views_started(group)}
     written: set[str] = set()

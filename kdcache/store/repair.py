@@ -7,9 +7,20 @@ import zarr
 from kdcache.errors import CacheCorruptError
 from kdcache.store.codec_file import WITHOUT_SETTINGS
 from kdcache.store.inspection import Damage, expected_structure
-from kdcache.store.layout import CODEC_KEY, mixed_key
-from kdcache.store.location import delete_key, list_keys, write_key
+from kdcache.store.layout import CODEC_KEY, COMPLETE, GIVEN, mixed_key
+from kdcache.store.location import delete_key, list_keys, name_of, write_key
 from kdcache.store.manifest import StoreManifest
+
+
+def needs_teacher(group: zarr.Group, manifest: StoreManifest, damaged: list[Damage]) -> bool:
+    """Return whether anything damaged holds, or decides, what the teacher answered."""
+    structure = expected_structure(group, manifest, list_keys(group.store))
+    return any(
+        key not in structure
+        and not key.startswith(tuple(f"{name}/" for name in GIVEN))
+        and not key.endswith(f"/{COMPLETE}")
+        for key, _ in damaged
+    )
 
 
 def remove_damaged(group: zarr.Group, manifest: StoreManifest, damaged: list[Damage]) -> None:
@@ -24,8 +35,9 @@ def remove_damaged(group: zarr.Group, manifest: StoreManifest, damaged: list[Dam
     for key, what in damaged:
         if key.startswith("sample_ids/c/") and manifest.rows < manifest.samples:
             raise CacheCorruptError(
-                f"{key} of {place} {what}: which samples the views cover is lost. Run kdcache "
-                "build-logits with the --subset that the store was built for; it fills the gap"
+                f"{key} of {name_of(place)} {what}: which samples the views cover is lost. Run "
+                "kdcache build-logits with the --subset that the store was built for; it fills the "
+                "gap"
             )
         if key in structure:
             write_key(place, key, structure[key])

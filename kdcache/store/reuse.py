@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from pathlib import Path
@@ -10,7 +9,13 @@ from pathlib import Path
 from kdcache.errors import KDCacheError
 from kdcache.files import differences, make_directory, replace_atomically, sync_directory
 from kdcache.progress import logger
-from kdcache.store.layout import array_named, complete_key, mixed_key, num_shards, rows_name
+from kdcache.store.layout import (
+    array_named,
+    complete_key,
+    num_shards,
+    record_conditions,
+    rows_name,
+)
 from kdcache.store.location import list_keys, read_key, write_key
 from kdcache.store.logit_store import LogitStore
 from kdcache.store.manifest import CLEAN_IDENTITY, StoreManifest, conditions_of
@@ -43,9 +48,8 @@ def copy_clean_view(source: LogitStore, target: StoreWriter) -> None:
     keys = [key for prefix in CLEAN_KEYS for key in list_keys(place, prefix)]
     if differ := differences(source.manifest.to_json(), conditions_of(target.manifest)):
         logger.info("view 0 of %s was built under other conditions: %s", source.path, differ)
-        record = json.dumps(conditions_of(source.manifest), indent=2, sort_keys=True) + "\n"
         for shard in range(num_shards(array_named(source.group, rows_name(0)))):
-            write_key(into, mixed_key(0, shard), record.encode())
+            record_conditions(into, 0, shard, conditions_of(source.manifest))
     # The marker comes last, as in a build.
     for key in sorted(keys, key=lambda key: key == complete_key(0)):
         if isinstance(source.path, Path) and isinstance(target.path, Path):

@@ -1,4 +1,8 @@
-"""Reading arrays of a store shard by shard; a damaged one is named."""
+"""Reading arrays of a store shard by shard; one that is damaged or gone is named.
+
+zarr answers a missing chunk with fill values. That all are there is checked when a store is opened,
+which says nothing about the hours of reading after it: so the answer itself is checked, at no cost.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import zarr
+from zarr.abc.store import ByteRequest, Store
+from zarr.core.array import AsyncArray
+from zarr.core.buffer import Buffer, BufferPrototype
+from zarr.storage import StorePath, WrapperStore
 
 from kdcache.errors import CacheCorruptError
 from kdcache.store.layout import array_named, shard_key
@@ -17,23 +25,37 @@ SHARDS_AT_ONCE = 4
 """Shards that are read together, where neighbours are needed: zarr reads them concurrently."""
 
 
+class _RequiringStore(WrapperStore[Store]):
+    """A store in which a key that is read must be there."""
+
+    async def get(
+        self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None
+    ) -> Buffer | None:
+        found = await super().get(key, prototype, byte_range)
+        if found is None:
+            raise FileNotFoundError(key)
+        return found
+
+
 def read_whole(group: zarr.Group, name: str) -> npt.NDArray[Any]:
     """Return an array of a store, whole.
 
     Raises:
-        CacheCorruptError: if a shard's bytes differ from their checksum; names it.
+        CacheCorruptError: if a shard is gone, or its bytes differ from their checksum; names it.
     """
     return read_shards(group, name, 0, array_named(group, name).shape[0])
 
 
 def shard_damage(group: zarr.Group, name: str, shard: int) -> str | None:
-    """Return what is wrong with the bytes of one shard, None if nothing is."""
-    array = array_named(group, name)
+    """Return what is wrong with one shard, None if nothing is."""
+    array = _requiring(array_named(group, name))
     size = array.chunks[0]
     try:
         array[shard * size : (shard + 1) * size]
+    except FileNotFoundError:
+        return "is missing"
     except (ValueError, RuntimeError) as error:
-        return str(error)
+        return f"holds bytes that differ from their checksum: {error}"
     return None
 
 
@@ -53,7 +75,7 @@ def read_rows(
         out: (n, width) to write to instead of a new array.
 
     Raises:
-        CacheCorruptError: if bytes differ from their checksum; names the shard.
+        CacheCorruptError: if a shard is gone, or its bytes differ from their checksum; names it.
     """
     array = array_named(group, name)
     if out is None:
@@ -73,20 +95,25 @@ def read_shards(group: zarr.Group, name: str, start: int, stop: int) -> npt.NDAr
     """Return rows of an array.
 
     Raises:
-        CacheCorruptError: if bytes differ from their checksum; names the shard.
+        CacheCorruptError: if a shard is gone, or its bytes differ from their checksum; names it.
     """
-    array = array_named(group, name)
+    array = _requiring(array_named(group, name))
     try:
         return np.asarray(array[start:stop])
-    except (ValueError, RuntimeError):
+    except (FileNotFoundError, ValueError, RuntimeError):
         size = array.chunks[0]
         for shard in range(start // size, -(-stop // size)):
             if found := shard_damage(group, name, shard):
                 raise CacheCorruptError(
-                    f"{shard_key(group, name, shard)} of {name_of(group.store)} holds bytes that "
-                    f"differ from their checksum: {found}. Run kdcache verify --repair"
+                    f"{shard_key(group, name, shard)} of {name_of(group.store)} {found}. "
+                    "Run kdcache verify --repair"
                 ) from None
         raise
+
+
+def _requiring(array: zarr.Array) -> zarr.Array:  # type: ignore[type-arg]
+    place = StorePath(_RequiringStore(array.store), array.path)
+    return zarr.Array(AsyncArray(array.metadata, place, array.async_array.config))
 
 
 def _runs(shards: npt.NDArray[np.int64]) -> Iterator[tuple[int, int]]:

@@ -19,7 +19,7 @@ from zarr.storage import MemoryStore
 
 from kdcache.store.codec_file import WITHOUT_SETTINGS, codec_of
 from kdcache.store.layout import CODEC_KEY, PER_SAMPLE, array_named
-from kdcache.store.location import read_key, write_key
+from kdcache.store.location import has_key, read_key, write_key
 from kdcache.store.manifest import StoreManifest
 
 CODEC_ATTRIBUTE = "codec_sha256"
@@ -95,6 +95,7 @@ def create_array(group: zarr.Group, name: str, spec: ArraySpec) -> None:
     parts = name.split("/")
     for depth in range(1, len(parts)):
         around = "/".join(parts[:depth])
-        if around not in group:
-            write_key(group.store, f"{around}/zarr.json", group_metadata())
+        key = f"{around}/zarr.json"
+        if not has_key(group.store, key):
+            write_key(group.store, key, group_metadata())
     write_key(group.store, f"{name}/zarr.json", array_metadata(spec))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,25 +19,29 @@ from kdcache.store.layout import (
     GIVEN,
     MANIFEST_ATTRIBUTE,
     PER_SAMPLE,
-    array_named,
     arrays_of,
+    has_array,
     is_complete,
     mark_complete,
     missing_shards,
     mixed_key,
     open_group,
+    record_conditions,
     rows_name,
+    shard_key,
     views_started,
 )
 from kdcache.store.location import (
     PARTIAL_SUFFIX,
     Location,
     as_location,
-    delete_store,
+    delete_key,
+    has_key,
     open_place,
-    write_key,
 )
 from kdcache.store.manifest import StoreManifest
+from kdcache.store.removal import delete_store
+from kdcache.store.shards import read_whole
 from kdcache.store.specs import ArraySpec, array_spec, create_array
 
 
@@ -112,7 +115,7 @@ class StoreWriter:
             zip(GIVEN, (labels, sample_ids, probe), strict=True)
         )
         for name, values in given.items():
-            if name in self.group and not missing_shards(self.group, [name]):
+            if has_array(self.group, name) and not missing_shards(self.group, [name]):
                 continue
             create_array(self.group, name, ArraySpec(values.shape, values.dtype, len(values)))
             with zarr.config.set({"array.write_empty_chunks": True}):
@@ -122,7 +125,7 @@ class StoreWriter:
 
     def add_features(self, width: int) -> None:
         """Make the array of (N, width) float16 features, unless it is there."""
-        if FEATURES not in self.group:
+        if not has_array(self.group, FEATURES):
             shape = (self.manifest.samples, width)
             spec = ArraySpec(shape, np.float16, self.manifest.shard_rows)
             create_array(self.group, FEATURES, spec)
@@ -133,7 +136,7 @@ class StoreWriter:
             self._create(rows_name(view))
 
     def _create(self, name: str) -> None:
-        if name not in self.group:
+        if not has_array(self.group, name):
             create_array(self.group, name, array_spec(self.group, self.manifest, name))
 
     def codec(self, view: int) -> Codec:
@@ -150,17 +153,20 @@ class StoreWriter:
 
     @property
     def num_views(self) -> int:
-        """Augmented views that have an array, whole or not; -1 where view 0 has none either."""
-        return len(views_started(self.group)) - 1
+        """Last view that has an array, whole or not; -1 where view 0 has none either."""
+        return max(views_started(self.group), default=-1)
 
     def sample_ids(self, view: int) -> npt.NDArray[np.int64]:
         """Return the sample id of each row of a view."""
         if view == 0:
             return np.arange(self.manifest.samples, dtype=np.int64)
-        return np.asarray(array_named(self.group, "sample_ids")[:])
+        return read_whole(self.group, "sample_ids")
 
     def missing_shards(self, view: int) -> list[int]:
         """Return the shards of a view that are still to be written, in order."""
+        if not has_array(self.group, rows_name(view)):
+            rows = self.manifest.rows if view else self.manifest.samples
+            return list(range(-(-rows // self.manifest.shard_rows)))
         return missing_shards(self.group, arrays_of(self.group, view))
 
     def write_shard(
@@ -183,8 +189,11 @@ class StoreWriter:
             conditions: under which it was built, where they are not the manifest's.
         """
         if conditions is not None:
-            record = json.dumps(conditions, indent=2, sort_keys=True) + "\n"
-            write_key(self.group.store, mixed_key(view, shard), record.encode())
+            record_conditions(self.group.store, view, shard, conditions)
+        elif has_key(self.group.store, mixed_key(view, shard)):
+            # Of rows that are made again under the manifest's conditions; they go before it.
+            delete_key(self.group.store, shard_key(self.group, rows_name(view), shard))
+            delete_key(self.group.store, mixed_key(view, shard))
         start = shard * self.manifest.shard_rows
         # A shard exists when it was written, even where all its values are zero; zarr would leave
         # such a chunk out.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,18 @@ def test_a_sample_that_is_not_there_is_refused(tiny_beton, tmp_path):
     with pytest.raises(DatasetError, match=r"sample id 72 \(and 0 more\) is not in"):
         repack(open_beton(tiny_beton), np.array([3, 72]), tmp_path / "few.beton")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_beton_of_a_subset_without_its_manifest_is_mended_as_it_says(workspace):
+    path = Path(pack_subset(workspace)["train"]["path"])
+    before = {suffix: path.with_suffix(suffix).read_bytes() for suffix in (".beton", ".json")}
+    path.with_suffix(".json").unlink()
+    with pytest.raises(DatasetError, match=r"json is missing.*Run: (.*) --overwrite$") as error:
+        open_beton(path)
+    words = shlex.split(str(error.value).partition("Run: ")[2])
+    assert words == ["kdcache", "pack", "--subset", str(path.with_suffix(".npz")), "--overwrite"]
+    pack_subset(workspace, words[3], overwrite=True)
+    assert {suffix: path.with_suffix(suffix).read_bytes() for suffix in before} == before
 
 
 def test_bytes_that_were_damaged_are_not_copied(tiny_beton, tmp_path):

@@ -26,7 +26,9 @@ def build(workspace: Path, teacher: str = PROJECTION, **options: Any) -> dict[st
 
 def check(workspace: Path, **options: Any) -> dict[str, Any]:
     """Run verify."""
-    return verify(VerifyOptions(workspace=workspace, device="cpu", **options))
+    if options.get("teacher") or options.get("repair"):
+        options = {"device": "cpu"} | options
+    return verify(VerifyOptions(workspace=workspace, **options))
 
 
 def flip(path: Path, place: int = -1) -> None:

@@ -15,6 +15,7 @@ from kdcache.store.choice import (
     choose_codec,
     fidelities,
     format_table,
+    require_fits,
 )
 from kdcache.store.codecs.dense import Float32
 from kdcache.store.codecs.lowrank import LowRank
@@ -53,7 +54,7 @@ def test_a_request_is_read_and_written(text, name, parameters):
     ],
 )
 def test_a_request_that_cannot_be_read_is_shown_with_the_forms_that_can(text):
-    with pytest.raises(ConfigError, match=r"expected auto, dense, int8, topk\(k=10\)") as error:
+    with pytest.raises(ConfigError, match=r"It takes: auto, dense, int8, topk\(k=10\)") as error:
         CodecRequest.parse(text)
     assert repr(text) in str(error.value)
 
@@ -66,6 +67,7 @@ def test_a_request_that_cannot_be_read_is_shown_with_the_forms_that_can(text):
         ("sampled(temperature=0)", "temperature of sampled is 0.0, expected a number above 0"),
         ("sampled(temperature=1e999)", "temperature of sampled is inf, expected"),
         ("sampled(seed=-1)", "seed of sampled is -1, expected a number of at least 0"),
+        (f"sampled(seed={1 << 64})", r"seed of sampled is 18446744073709551616, expected .* 2\^64"),
     ],
 )
 def test_a_parameter_out_of_its_range_is_named(text, message):
@@ -234,6 +236,27 @@ def test_what_is_left_out_follows_the_data(request_text, classes, expected):
 def test_parameters_that_do_not_fit_the_data_are_refused(request_text, message):
     with pytest.raises(ConfigError, match=message):
         choose(request_text, drawn_logits(50, 20))
+
+
+@pytest.mark.parametrize(
+    "request_text", ["topk(k=21)", "lowrank(k=21)", "lowrank(r=21)", "lowrank(r=45)"]
+)
+def test_what_does_not_fit_is_refused_before_there_are_logits(request_text):
+    """And by the same word as when there are: 44 of 50 rows fit a basis."""
+    classes = 60 if "45" in request_text else 20
+    request = CodecRequest.parse(request_text)
+    with pytest.raises(ConfigError) as later:
+        choose(request_text, drawn_logits(50, classes))
+    with pytest.raises(ConfigError) as early:
+        require_fits(request, 50, classes)
+    assert str(early.value) == str(later.value)
+    assert request_text.partition("=")[2].rstrip(")") in str(early.value)
+
+
+@pytest.mark.parametrize("request_text", ["auto", "dense", "topk(k=20)", "lowrank(k=20, r=20)"])
+def test_what_fits_is_accepted_before_there_are_logits(request_text):
+    require_fits(CodecRequest.parse(request_text), 50, 20)
+    assert choose(request_text, drawn_logits(50, 20)).codec.num_classes == 20
 
 
 def test_a_codec_for_one_temperature_is_measured_there_alone():

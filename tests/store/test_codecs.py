@@ -216,3 +216,11 @@ def test_a_device_encodes_and_decodes_what_the_host_does(kind):
 def test_the_largest_number_of_coefficients_is_that_of_classes_and_rows():
     with pytest.raises(ConfigError, match=r"r of lowrank is 6, expected at most 5: .* 5 rows"):
         LowRank.fit(drawn_logits(5, 30), k=3, r=6)
+
+
+def test_dense_holds_a_row_whose_sum_is_no_float32():
+    given_logits = np.array([[3e38] * 10, [0, 4, -4] + [0] * 7], dtype=np.float32)
+    codec = Dense(10)
+    assert codec.representable(given_logits).tolist() == [True, True]
+    rows = codec.encode(given_logits, sample_ids=np.arange(2), view=1)
+    np.testing.assert_array_equal(codec.decode(rows), [[0] * 10, given_logits[1]])

@@ -21,7 +21,6 @@ from kdcache.store.export import export
 from kdcache.store.location import (
     DurableStore,
     delete_key,
-    delete_store,
     exists,
     has_key,
     list_keys,
@@ -31,6 +30,7 @@ from kdcache.store.location import (
     write_key,
 )
 from kdcache.store.logit_store import LogitStore
+from kdcache.store.removal import delete_store
 from kdcache.training.train import train
 from tests.conftest import kdcache
 from tests.store.builds import NUM_SAMPLES, PROJECTION, build, check
@@ -154,12 +154,56 @@ def test_only_a_store_is_removed(location):
     with pytest.raises(ConfigError, match=r"holds 1 files and no logit store.*thesis\.tex"):
         delete_store(location)
     assert read_key(place, "thesis.tex") == b"chapter 1"
-    write_key(place, "zarr.json", b"{}")
-    write_key(place, "views/0/rows/c/0/0", b"x")
+    delete_key(place, "thesis.tex")
+    for key in ("zarr.json", "sample_ids/zarr.json", "views/0/rows/c/0/0"):
+        write_key(place, key, b"x")
     delete_store(location)
     assert list_keys(place) == []
     assert not exists(location)
     delete_store(location)
+
+
+FOREIGN_GROUP = b'{"zarr_format": 3, "node_type": "group", "attributes": {"kdcach": 1}}'
+OUR_GROUP = b'{"zarr_format": 3, "node_type": "group", "attributes": {"kdcache": 1}}'
+
+
+@pytest.mark.parametrize(
+    ("files", "first"),
+    [
+        ({"zarr.json": FOREIGN_GROUP, "labels/zarr.json": b"{}"}, "2 files and no .* labels/zarr"),
+        ({"zarr.json": b"{", "labels/zarr.json": b"{}"}, "2 files and no .* labels/zarr"),
+        ({"zarr.json": OUR_GROUP, "labels/notes.txt": b"x"}, "1 files that are .* labels/notes"),
+        (
+            {"zarr.json": OUR_GROUP, "views/0/rows/c/x": b"x"},
+            "1 files that are .* views/0/rows/c/x",
+        ),
+        ({"films/one.mkv.partial": b"x"}, r"1 files that are .* films/one\.mkv\.partial"),
+    ],
+)
+def test_what_only_looks_like_a_store_is_kept(location, files, first):
+    place = open_place(location, read_only=False)
+    for key, content in files.items():
+        write_key(place, key, content)
+    with pytest.raises(ConfigError, match=f"holds {first}"):
+        delete_store(location)
+    assert {key: read_key(place, key) for key in list_keys(place, partials=True)} == files
+
+
+def test_a_removed_store_leaves_no_folder_but_those_that_are_not_its_own(store_path):
+    (store_path / "zarr.json").write_bytes(b"not JSON any more")
+    (store_path / "views/0/rows/c/3/.0.77@host.partial").write_bytes(b"half")
+    (store_path / "views/mine").mkdir()
+    delete_store(store_path)
+    left = sorted(str(path.relative_to(store_path)) for path in store_path.rglob("*"))
+    assert left == ["views", "views/mine"]
+
+
+def test_overwrite_keeps_what_lies_in_a_store_and_is_not_its_own(workspace, store_path):
+    (store_path / "notes.txt").write_text("which teacher this was")
+    before = snapshot(store_path)
+    with pytest.raises(ConfigError, match=r"1 files that are no part .* notes\.txt"):
+        build(workspace, overwrite=True)
+    assert snapshot(store_path) == before
 
 
 def test_a_write_that_fails_leaves_no_file_and_names_it(tmp_path):
@@ -169,6 +213,34 @@ def test_a_write_that_fails_leaves_no_file_and_names_it(tmp_path):
     with pytest.raises(OSError, match=r"writing: .*labels/zarr\.json"):
         write_key(place, "labels/zarr.json", b"{}")
     assert list(tmp_path.rglob("*.partial")) == []
+
+
+def test_a_host_that_does_not_answer_is_no_store_that_does_not_exist():
+    with pytest.raises(OSError, match=r"127\.0\.0\.1:9") as error:
+        LogitStore.open("http://127.0.0.1:9/s.zarr")
+    assert not isinstance(error.value, FileNotFoundError)
+
+
+@pytest.mark.parametrize("endpoint", [None, "http://127.0.0.1:9"])
+def test_an_object_store_without_credentials_or_endpoint_is_named(monkeypatch, tmp_path, endpoint):
+    """In a process of its own: clients keep what the environment said when they began."""
+    if find_spec("s3fs") is None:
+        pytest.skip("needs s3fs: pip install 'kdcache[s3]'")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE", "AWS_ENDPOINT_URL"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
+        monkeypatch.setenv(name, str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    if endpoint:
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "testing")
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
+        monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+    result = kdcache("export", "v.npz", "--store", "s3://here/s.zarr", workspace=tmp_path)
+    assert result.returncode == 1
+    assert "Traceback" not in result.stderr
+    said = "EndpointConnectionError" if endpoint else "NoCredentialsError"
+    assert f"s3://here/s.zarr cannot be reached for zarr.json: {said}: " in result.stderr
 
 
 # S3, as a server of its own speaks it

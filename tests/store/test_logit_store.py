@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from kdcache.errors import CacheCorruptError, CacheIncompleteError, CacheMismatchError
 from kdcache.store import shards
 from kdcache.store.logit_store import LogitStore
-from tests.store.conftest import create, manifest, write_everything
+from tests.store.builds import check
+from tests.store.conftest import create, manifest, snapshot, write_everything
 
 NUM_SAMPLES, NUM_CLASSES, NUM_VIEWS = 72, 4, 3
 A_FILE_OF_EACH_KIND = [
@@ -199,11 +200,71 @@ def test_a_shard_that_is_gone_is_named(store_path, name):
         LogitStore.open(store_path)
 
 
+@pytest.mark.parametrize("view", range(NUM_VIEWS + 1))
+@pytest.mark.parametrize("lost", ["rows/zarr.json", ""])
+def test_a_view_that_is_gone_is_named_and_made_again(store_path, workspace, view, lost):
+    before = snapshot(store_path)
+    if lost:
+        (store_path / f"views/{view}" / lost).unlink()
+    else:
+        shutil.rmtree(store_path / f"views/{view}")
+    if view == NUM_VIEWS and not lost:
+        assert LogitStore.open(store_path).num_views == view - 1  # as if it had never been built
+        return
+    with pytest.raises(CacheCorruptError, match=rf"lacks views/{view}/rows/zarr\.json \(1 views"):
+        LogitStore.open(store_path)
+    found = check(workspace, store=str(store_path), repair=True)
+    assert f"views/{view}/rows/zarr.json" in found["repaired"]
+    assert snapshot(store_path) == before
+
+
+def test_a_view_that_a_killed_build_had_just_begun_is_no_damage(store_path):
+    key = "views/4/zarr.json"
+    (store_path / key).parent.mkdir()
+    shutil.copy(store_path / "views/3/zarr.json", store_path / key)
+    assert LogitStore.open(store_path).num_views == NUM_VIEWS
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"null", b"[]", b'{"zarr_format": 3}'])
+@pytest.mark.parametrize("key", ["zarr.json", "labels/zarr.json", "features/zarr.json"])
+def test_a_damaged_zarr_json_is_said_in_one_line(store_path, key, content):
+    (store_path / key).parent.mkdir(exist_ok=True)
+    (store_path / key).write_bytes(content)
+    with pytest.raises(
+        CacheCorruptError, match=rf"^({key.split('/')[0]} of )?{store_path}.* (damaged|no manifest)"
+    ):
+        LogitStore.open(store_path)
+
+
+@pytest.mark.parametrize("folder", ["scores", "stats", "views"])
+def test_a_store_opens_without_what_its_folders_say(store_path, folder):
+    """verify finds it; no row depends on it."""
+    (store_path / folder / "zarr.json").write_bytes(b"{")
+    read_everything(store_path)
+
+
 def test_several_shards_that_are_gone_are_counted(store_path):
     for shard in (7, 2, 4):
         shutil.rmtree(store_path / f"views/1/rows/c/{shard}")
     with pytest.raises(CacheCorruptError, match=r"views/1/rows/c/2/0 \(3 shards of views/1/rows"):
         LogitStore.open(store_path)
+
+
+GONE = "is missing.*kdcache verify --repair"
+
+
+def test_a_shard_that_goes_while_the_store_is_read_is_named(store_path):
+    """zarr would answer it with zeros."""
+    store = LogitStore.open(store_path)
+    for name in ("views/1/rows/c/4/0", "scores/el2n/c/8", "stats/top1/c/0"):
+        (store_path / name).unlink()
+    with pytest.raises(CacheCorruptError, match=rf"views/1/rows/c/4/0 of {store_path} {GONE}"):
+        store.logits([3, 34], 1)
+    with pytest.raises(CacheCorruptError, match=rf"scores/el2n/c/8 of {store_path} {GONE}"):
+        _ = store.scores["el2n"]
+    with pytest.raises(CacheCorruptError, match=rf"stats/top1/c/0 of {store_path} {GONE}"):
+        _ = store.stats["top1"]
+    assert store.logits([3, 44], 1).any(axis=1).all()
 
 
 @pytest.mark.parametrize("place", [0, -1])

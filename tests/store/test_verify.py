@@ -11,6 +11,7 @@ import pytest
 
 from kdcache.data.beton import digests_path, open_beton
 from kdcache.data.check import check_beton
+from kdcache.data.repack import pack_subset
 from kdcache.errors import (
     CacheCorruptError,
     CacheMismatchError,
@@ -19,13 +20,16 @@ from kdcache.errors import (
     TeacherError,
 )
 from kdcache.files import read_json
+from kdcache.options import VerifyOptions
 from kdcache.selection.subset import Subset
+from kdcache.store.codec_file import read_decision
 from kdcache.store.inspection import find_damage
 from kdcache.store.layout import FEATURES, GIVEN, PER_SAMPLE, open_group
 from kdcache.store.location import open_place
 from kdcache.store.logit_store import LogitStore
+from kdcache.workspace import Workspace
 from tests.store.builds import NUM_SAMPLES, PROJECTION, WITH_HEAD, build, check, flip
-from tests.store.conftest import fresh_workspace, snapshot
+from tests.store.conftest import change_manifest, fresh_workspace, snapshot
 
 SUBSET_ROWS = 20
 
@@ -197,6 +201,97 @@ def test_every_bit_of_the_manifest_counts(path):
         (path / "zarr.json").write_bytes(intact)
 
 
+@pytest.mark.parametrize("key", ["scores/zarr.json", "views/1/zarr.json", "stats/top1/zarr.json"])
+def test_a_word_of_a_zarr_json_that_was_changed_is_found(path, key):
+    """A word that zarr does not know: it would refuse the file."""
+    about = (path / key).read_text()
+    (path / key).write_text(about.replace('"attributes"', '"attributfs"'))
+    assert find(path) == [key]
+
+
+@pytest.mark.parametrize("content", [b"", b"PK", b"PK\x03\x04" + bytes(60)])
+def test_a_codec_file_that_is_no_archive_is_made_again(damaged_workspace, path, content):
+    before = snapshot(path)
+    (path / "codec.npz").write_bytes(content)
+    with pytest.raises(CacheCorruptError, match=r"codec\.npz of .* is damaged.*--repair"):
+        LogitStore.open(path)
+    assert check(damaged_workspace, repair=True)["repaired"] == ["codec.npz"]
+    assert snapshot(path) == before
+
+
+def test_no_bit_of_a_codec_file_is_a_traceback(path):
+    group, manifest = open_group(open_place(path, read_only=True), path="")
+    intact = (path / "codec.npz").read_bytes()
+    refused = 0
+    for place in [*range(64), *range(len(intact) - 200, len(intact))]:
+        for bit in (1, 64):
+            content = bytearray(intact)
+            content[place] ^= bit
+            (path / "codec.npz").write_bytes(content)
+            try:
+                read_decision(group, manifest)
+            except CacheCorruptError as error:
+                assert "codec.npz" in str(error)  # noqa: PT017  (times and the like say nothing)
+                refused += 1
+    assert refused > 100
+
+
+# Conditions of a repair
+
+
+def under_other_conditions(path: Path) -> None:
+    """Write the manifest as another version of torch would have."""
+    versions = json.loads((path / "zarr.json").read_text())["attributes"]["kdcache"]["versions"]
+    change_manifest(path, versions=versions | {"torch": "1.0"})
+
+
+def test_a_repair_that_would_mix_conditions_removes_nothing(store_path, workspace):
+    record = store_path / "views/1/mixed/2.json"
+    record.parent.mkdir()
+    record.write_text("{")
+    under_other_conditions(store_path)
+    before = snapshot(store_path)
+    with pytest.raises(
+        CacheMismatchError, match=r"torch.*1\.0.*Nothing was changed.*--allow-mixed"
+    ):
+        check(workspace, store=str(store_path), repair=True)
+    assert snapshot(store_path) == before
+    found = check(workspace, store=str(store_path), repair=True, allow_mixed=True)
+    assert found["repaired"] == ["views/1/mixed/2.json"]
+    after = snapshot(store_path)
+    assert after.keys() == before.keys()
+    assert json.loads(after["views/1/mixed/2.json"])["versions"]["torch"] != "1.0"
+    assert {key for key in before if after[key] != before[key]} == {"views/1/mixed/2.json"}
+
+
+def test_what_needs_no_teacher_is_repaired_under_any_conditions(store_path, workspace):
+    under_other_conditions(store_path)
+    before = snapshot(store_path)
+    for key in ("views/1/rows/zarr.json", "views/2/complete", "labels/c/0"):
+        flip(store_path / key, 0)
+    assert len(check(workspace, store=str(store_path), repair=True)["repaired"]) == 3
+    assert snapshot(store_path) == before
+
+
+def test_a_repair_from_other_images_removes_nothing(store_path, workspace):
+    flip(store_path / "views/1/rows/c/2/0")
+    change_manifest(store_path, data_fingerprint="f" * 64)
+    before = snapshot(store_path)
+    with pytest.raises(CacheMismatchError, match=r"data_fingerprint.*Nothing was changed"):
+        check(workspace, store=str(store_path), repair=True)
+    assert snapshot(store_path) == before
+
+
+def test_a_shard_that_is_made_as_the_others_loses_its_record(store_path, workspace):
+    before = snapshot(store_path)
+    record = store_path / "views/1/mixed/2.json"
+    record.parent.mkdir()
+    record.write_text(json.dumps({"batch_size": 5}))
+    flip(store_path / "views/1/rows/c/2/0")
+    check(workspace, store=str(store_path), repair=True)
+    assert snapshot(store_path) == before
+
+
 # Betons
 
 
@@ -273,6 +368,55 @@ def test_a_flipped_byte_in_any_table_of_a_beton_is_found(own_beton):
             if check_beton(own_beton).error is None:
                 unseen.append((what, place))
     assert unseen == []
+
+
+def test_everything_that_is_damaged_is_said(own_beton, path, caplog):
+    workspace = own_beton.parent
+    flip(own_beton, int(open_beton(own_beton).pointers[9]))
+    (path / "zarr.json").write_bytes(b"{")
+    with pytest.raises(DatasetError, match="the first are 9"):
+        check(workspace)
+    assert "with_head.zarr/zarr.json is damaged" in caplog.text
+    caplog.clear()
+    shutil.rmtree(path)
+    with pytest.raises(DatasetError, match="the first are 9"):
+        check(workspace)
+    assert "with_head.zarr does not exist" in caplog.text
+
+
+def test_a_store_that_is_not_there_is_said_before_anything_is_read(own_beton, tmp_path):
+    flip(own_beton, int(open_beton(own_beton).pointers[9]))
+    with pytest.raises(FileNotFoundError, match=r"gone\.zarr does not exist"):
+        check(own_beton.parent, store=str(tmp_path / "gone.zarr"))
+
+
+def test_the_betons_of_subsets_are_read_too(damaged_workspace):
+    kept = damaged_workspace / "subsets/few of them.npz"
+    Subset(np.arange(SUBSET_ROWS, dtype=np.int64) * 3).save(kept)
+    packed = pack_subset(Workspace(damaged_workspace), str(kept), overwrite=False)
+    assert check(damaged_workspace)["images"] == NUM_SAMPLES + SUBSET_ROWS
+    flip(packed, int(open_beton(packed).pointers[4]))
+    with pytest.raises(
+        DatasetError, match=r"few of them\.beton holds .* the first are 12\."
+    ) as error:
+        check(damaged_workspace)
+    assert f"kdcache pack --subset '{kept}' --overwrite" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"rows": 5}, "--rows is 5, expected --teacher"),
+        ({"seed": 5, "repair": True}, "--seed is 5, expected --teacher"),
+        ({"device": "cpu"}, "--device is cpu, expected --teacher or --repair"),
+        ({"num_workers": 3}, "--num-workers is 3, expected --teacher or --repair"),
+        ({"arch": "resnet8"}, "--arch is resnet8, expected --teacher or --repair"),
+        ({"allow_mixed": True, "teacher": "a"}, "--allow-mixed is True, expected --repair"),
+    ],
+)
+def test_an_option_that_nothing_would_read_is_refused(options, named):
+    with pytest.raises(ConfigError, match=named):
+        VerifyOptions(**options)
 
 
 def test_a_workspace_with_nothing_to_verify_says_so(tmp_path):

@@ -19,6 +19,7 @@ import numpy.typing as npt
 from array_api_compat import array_namespace, is_torch_array
 
 from kdcache.errors import ConfigError
+from kdcache.store.codecs.sparse import SparseProbabilities
 
 
 @dataclass(frozen=True)
@@ -98,12 +99,19 @@ class Codec(ABC):
         Raises:
             ConfigError: if the rows are bound to another temperature.
         """
-        if temperature is not None and self.bound_to not in {None, temperature}:
-            raise ConfigError(
-                f"temperature is {temperature}, expected {self.bound_to}: rows of {self} hold "
-                "draws at that temperature. Build a store with another --codec for this one"
-            )
+        self._require_bound_to(temperature)
         return self._decode(rows_BW, 1.0 if temperature is None else temperature)
+
+    def sparse(self, rows_BW: Any, *, temperature: float) -> SparseProbabilities | None:
+        """Return the softmax of `decode(rows) / T` without its (B, C) numbers, of torch rows.
+
+        None where a codec has no such form.
+
+        Raises:
+            ConfigError: if the rows are bound to another temperature.
+        """
+        self._require_bound_to(temperature)
+        return self._sparse(rows_BW, temperature)
 
     def representable(self, logits_BC: Any) -> npt.NDArray[np.bool_]:
         """Return for each row whether its logits are finite and within the codec's range, (B,)."""
@@ -112,6 +120,16 @@ class Codec(ABC):
         # float64: the spread of finite float32 numbers may be infinite in float32.
         exact = np.where(is_finite[:, None], logits, 0).astype(np.float64)
         return np.asarray(is_finite & self._in_range(exact))
+
+    def _sparse(self, rows_BW: Any, temperature: float, /) -> SparseProbabilities | None:  # noqa: ARG002
+        return None
+
+    def _require_bound_to(self, temperature: float | None) -> None:
+        if temperature is not None and self.bound_to not in {None, temperature}:
+            raise ConfigError(
+                f"temperature is {temperature}, expected {self.bound_to}: rows of {self} hold "
+                "draws at that temperature. Build a store with another --codec for this one"
+            )
 
     @abstractmethod
     def _encode(

@@ -73,4 +73,10 @@ class Float32(Codec):
 
 
 def _mean(logits_BC: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    return np.asarray(logits_BC.mean(axis=1, keepdims=True))
+    with np.errstate(over="ignore"):
+        means_B1 = np.asarray(logits_BC.mean(axis=1, keepdims=True))
+    # The sum of a few logits near the largest float32 is no float32.
+    if not np.isfinite(means_B1).all():
+        exact_B1 = logits_BC.mean(axis=1, keepdims=True, dtype=np.float64)
+        means_B1 = np.where(np.isfinite(means_B1), means_B1, exact_B1.astype(means_B1.dtype))
+    return means_B1

@@ -73,11 +73,7 @@ class LowRank(Codec):
             fine: of which so many get a byte, at least 0.
         """
         num_rows, num_classes = logits_NC.shape
-        if not 1 <= r <= min(num_rows, num_classes):
-            raise ConfigError(
-                f"r of lowrank is {r}, expected at most {min(num_rows, num_classes)}: the smaller "
-                f"of {num_classes:,} classes and {num_rows:,} rows to fit a basis to"
-            )
+        require_components(r, num_rows, num_classes)
         _, values = largest_in_rows(logits_NC, min(k + 1, num_classes))
         lowered_NC = np.minimum(logits_NC, values[:, -1:])
         lowered_NC -= lowered_NC.mean(axis=1, keepdims=True)
@@ -106,8 +102,8 @@ class LowRank(Codec):
 
     @property
     def parameters(self) -> dict[str, int | float]:
-        """K and r, and fine where it is another than usual."""
-        given = {"k": self.k, "r": self.r}
+        """Logits kept, coefficients, and how many of these are fine where it is not as usual."""
+        given: dict[str, int | float] = {"k": self.k, "r": self.r}
         return given if self.fine == FINE else given | {"fine": self.fine}
 
     @property
@@ -156,7 +152,7 @@ class LowRank(Codec):
         step_B1, fine_BR = _rounded(exact_BR[:, : self.num_fine], LARGEST_FINE)
         coarse_step_B1, coarse_BR = _rounded(exact_BR[:, self.num_fine :], LARGEST_COARSE)
         rounded_BR = np.concatenate([step_B1 * fine_BR, coarse_step_B1 * coarse_BR], axis=1)
-        values = {
+        parts: dict[str, npt.NDArray[Any]] = {
             "indices": indices_BK,
             "below": below_largest(values_BK),
             "offset": _offset(logits_BC, indices_BK, rounded_BR, self.mean, self.basis)[:, None],
@@ -164,8 +160,8 @@ class LowRank(Codec):
             "coefficients": fine_BR,
         }
         if coarse_BR.shape[1]:
-            values |= {"coarse_step": coarse_step_B1, "pairs": _as_pairs(coarse_BR)}
-        return pack(self._fields, values)
+            parts |= {"coarse_step": coarse_step_B1, "pairs": _as_pairs(coarse_BR)}
+        return pack(self._fields, parts)
 
     def _decode(self, rows_BW: Any, _temperature: float, /) -> Any:
         fields = unpack(self._fields, rows_BW)
@@ -196,6 +192,15 @@ class LowRank(Codec):
                 xp.asarray(self.basis, device=place),
             )
         return self._placed[place]
+
+
+def require_components(r: int, num_rows: int, num_classes: int) -> None:
+    """Raise a ConfigError unless rows of logits have as many components."""
+    if not 1 <= r <= min(num_rows, num_classes):
+        raise ConfigError(
+            f"r of lowrank is {r}, expected at most {min(num_rows, num_classes)}: the smaller "
+            f"of {num_classes:,} classes and {num_rows:,} rows to fit a basis to"
+        )
 
 
 def _principal(rows_NC: npt.NDArray[np.float32], r: int) -> npt.NDArray[np.float32]:
@@ -229,7 +234,7 @@ def _as_pairs(coarse_BR: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
     width = -(-coarse_BR.shape[1] // 2)
     padded_BR = np.pad(coarse_BR, ((0, 0), (0, 2 * width - coarse_BR.shape[1])))
     halves_BR = (padded_BR + (LARGEST_COARSE + 1)).astype(np.uint8)
-    return halves_BR[:, :width] | halves_BR[:, width:] << 4
+    return np.asarray(halves_BR[:, :width] | halves_BR[:, width:] << 4, dtype=np.uint8)
 
 
 def _from_pairs(pairs_BP: Any) -> Any:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import ast
 from dataclasses import dataclass, field
-from typing import Any
 
+from kdcache.calls import Call, CallError, parse_call, unnamed
 from kdcache.errors import ConfigError
 
 AUTO = "auto"
@@ -41,21 +40,25 @@ class CodecRequest:
         """Read a codec, such as `auto`, `topk(k=32)` or `sampled(draws=50, temperature=4)`.
 
         Raises:
-            ConfigError: names the forms that are known, or the parameter that is out of range.
+            ConfigError: names what was expected at which character and the forms that are known,
+                or the parameter that is out of range.
         """
         try:
-            name, given = _parse(text)
-        except (SyntaxError, TypeError, ValueError) as error:
+            call = parse_call(text, _FORMS)
+            given = _parameters(call)
+        except CallError as error:
             raise ConfigError(
-                f"codec is {text!r}, expected auto, dense, int8, topk(k=10), lowrank(k=10, r=64), "
-                "sampled(draws=50, temperature=1, seed=0) or float32"
+                f"codec is {text!r}, {error}. It takes: auto, dense, int8, topk(k=10), "
+                "lowrank(k=10, r=64), sampled(draws=50, temperature=1, seed=0), float32"
             ) from error
         for word, value in given.items():
-            kind, least = _FORMS[name][word]
+            kind, least = _FORMS[call.name][word]
             if value < least or (kind is float and not least < value < float("inf")):
                 rule = f"above {least}" if kind is float else f"of at least {least}"
-                raise ConfigError(f"{word} of {name} is {value}, expected a number {rule}")
-        return cls(name, given)
+                raise ConfigError(f"{word} of {call.name} is {value}, expected a number {rule}")
+            if kind is int and value >= 1 << 64:
+                raise ConfigError(f"{word} of {call.name} is {value}, expected less than 2^64")
+        return cls(call.name, given)
 
     def __str__(self) -> str:
         """Write the form that `parse` reads."""
@@ -63,18 +66,14 @@ class CodecRequest:
         return f"{self.name}({words})" if words else self.name
 
 
-def _parse(text: str) -> tuple[str, dict[str, Any]]:
-    tree = ast.parse(text.strip(), mode="eval").body
-    call = tree if isinstance(tree, ast.Call) else ast.Call(tree, [], [])
-    if not isinstance(call.func, ast.Name) or call.args:
-        raise TypeError(text)
-    said = [(str(word.arg), ast.literal_eval(word.value)) for word in call.keywords]
-    form, given = _FORMS.get(call.func.id), dict(said)
-    if form is None or not given.keys() <= form.keys() or len(given) < len(said):
-        raise ValueError(text)
-    for word, value in given.items():
-        kind = form[word][0]
-        if type(value) is not kind and (kind is int or type(value) is not int):
-            raise TypeError(text)
-        given[word] = kind(value)
-    return call.func.id, given
+def _parameters(call: Call) -> dict[str, int | float]:
+    form = _FORMS[call.name]
+    given: dict[str, int | float] = {}
+    for name, value, place, value_place in call.arguments:
+        if name is None or name not in form or name in given:
+            raise CallError(unnamed(form, given), place)
+        kind, _ = form[name]
+        if type(value) is not int and type(value) is not kind:
+            raise CallError("a number" if kind is float else "a whole number", value_place)
+        given[name] = kind(value)
+    return given

@@ -13,6 +13,7 @@ from kdcache.compiled import compiled
 from kdcache.data.philox import philox, uniform
 from kdcache.store.codecs.codec import Codec, as_float32
 from kdcache.store.codecs.rows import classes, index_type
+from kdcache.store.codecs.sparse import SparseProbabilities
 
 LOG_UNSEEN = -80.0
 """Log-probability of a class that was not drawn: nothing, and still a finite float32."""
@@ -36,7 +37,7 @@ class Sampled(Codec):
     """
 
     draws: int
-    """N, at least 1."""
+    """How many, at least 1."""
     temperature: float
     """At which they are drawn, above 0; the rows can be used at no other."""
     seed: int
@@ -80,6 +81,20 @@ class Sampled(Codec):
         logs_BC = xp.log(xp.where(shares_BC > 0, shares_BC, xp.ones_like(shares_BC)))
         unseen = xp.full_like(shares_BC, LOG_UNSEEN)
         return self.temperature * xp.where(shares_BC > 0, logs_BC, unseen)
+
+    def _sparse(self, rows_BW: Any, _temperature: float, /) -> SparseProbabilities:
+        import torch
+
+        drawn_BN = classes(rows_BW)
+        counts_BN = torch.searchsorted(drawn_BN, drawn_BN, right=True)
+        counts_BN -= torch.searchsorted(drawn_BN, drawn_BN)  # sorted: how often each stands there
+        share = torch.full_like(drawn_BN, 1 / self.draws, dtype=torch.float32)
+        return SparseProbabilities(
+            indices=drawn_BN,
+            excess=share,
+            rest=torch.zeros_like(share[:, :1]),
+            negative_entropy=(counts_BN * share).log().mean(dim=1),
+        )
 
     def _in_range(self, logits_BC: npt.NDArray[np.float64], /) -> npt.NDArray[np.bool_]:
         return np.ones(len(logits_BC), dtype=np.bool_)

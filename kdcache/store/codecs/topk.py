@@ -15,6 +15,7 @@ from kdcache.store.codecs.codec import Codec, as_float32, spread
 from kdcache.store.codecs.dense import LARGEST_FLOAT16
 from kdcache.store.codecs.largest import below_largest, largest_in_rows
 from kdcache.store.codecs.rows import Fields, classes, index_type, pack, put_in_rows, unpack
+from kdcache.store.codecs.sparse import SparseProbabilities
 
 _LEAST = 1e-12
 """Instead of a divisor of 0: the tail has one value, or T is far below 1."""
@@ -84,7 +85,7 @@ class TopK(Codec):
 
     @property
     def parameters(self) -> dict[str, int | float]:
-        """K."""
+        """How many logits are kept."""
         return {"k": self.k}
 
     @property
@@ -129,6 +130,27 @@ class TopK(Codec):
         tail_classes = self.num_classes - self.k
         filling = parts.tail_logit(temperature, tail_classes) if tail_classes else parts.tail_mean
         return put_in_rows(filling, self.num_classes, parts.indices, parts.logits)
+
+    def _sparse(self, rows_BW: Any, temperature: float, /) -> SparseProbabilities:
+        parts = self.parts(rows_BW)
+        xp = array_namespace(rows_BW)
+        tail_classes = self.num_classes - self.k
+        kept_BK, weights_BK = parts.logits / temperature, xp.exp(parts.logits / temperature)
+        tail_B1, tail_weight_B1 = xp.zeros_like(parts.tail_mean), xp.zeros_like(parts.tail_mean)
+        if tail_classes:
+            tail_B1 = parts.tail_logit(temperature, tail_classes) / temperature
+            tail_weight_B1 = xp.exp(tail_B1)
+        # The largest logit is 0, so the sum is at least 1.
+        sum_B1 = xp.sum(weights_BK, axis=1, keepdims=True) + tail_classes * tail_weight_B1
+        mean_B1 = xp.sum(weights_BK * kept_BK, axis=1, keepdims=True)
+        mean_B1 = (mean_B1 + tail_classes * tail_weight_B1 * tail_B1) / sum_B1
+        rest_B1 = tail_weight_B1 / sum_B1
+        return SparseProbabilities(
+            indices=parts.indices,
+            excess=weights_BK / sum_B1 - rest_B1,
+            rest=rest_B1,
+            negative_entropy=(mean_B1 - xp.log(sum_B1))[:, 0],
+        )
 
     def _in_range(self, logits_BC: npt.NDArray[np.float64], /) -> npt.NDArray[np.bool_]:
         return spread(logits_BC) <= LARGEST_FLOAT16
