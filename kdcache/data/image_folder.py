@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from kdcache.data.source import SPLITS, Source, Split
+from kdcache.data.source import EVALUATION_NAMES, Source, Split, choose_splits
 from kdcache.errors import DatasetError
 
 IMAGE_SUFFIXES = frozenset(
@@ -36,14 +38,25 @@ class FolderSplit:
 
 
 def image_folder(root: Path) -> Source:
-    """Open SOURCE/train/CLASS/* with SOURCE/val|validation|test/CLASS/*, or SOURCE/CLASS/*.
+    """Open SOURCE/train/CLASS/* with SOURCE/val/CLASS/*, or SOURCE/CLASS/*.
 
     Classes are the folder names in sorted order, as in torchvision's ImageFolder; files below them
-    are found at any depth.
+    are found at any depth. Hidden folders are no classes. The evaluation folder may have any of
+    `EVALUATION_NAMES`.
+
+    Raises:
+        DatasetError: if there are no class folders, a class of the training split has no image, or
+            the evaluation split has another class.
     """
-    folders = {SPLITS[name]: root / name for name in reversed(SPLITS) if (root / name).is_dir()}
+    found = {name: root / name for name in ("train", *EVALUATION_NAMES) if (root / name).is_dir()}
+    folders, passed_over = choose_splits(found)
     if "train" not in folders:
-        folders = {"train": root}
+        if found and set(_class_folders(root)) <= set(EVALUATION_NAMES):
+            raise DatasetError(
+                f"{root} holds {', '.join(found)} and no train, expected {root}/train/CLASS/*.jpg "
+                f"beside it. For an evaluation split alone name {folders['val']}"
+            )
+        folders, passed_over = {"train": root}, []
     class_names = _class_folders(folders["train"])
     splits: dict[str, Split] = {}
     left_out: list[str] = []
@@ -58,31 +71,43 @@ def image_folder(root: Path) -> Source:
         files: list[str] = []
         labels: list[int] = []
         for label, class_name in enumerate(class_names):
-            for path in sorted((folder / class_name).rglob("*")):
-                if path.is_dir():
+            before = len(files)
+            for file in _files_below(folder, class_name):
+                if os.path.splitext(file)[1].lower() not in IMAGE_SUFFIXES:  # noqa: PTH122  (a million)
+                    left_out.append(str(folder / file))
                     continue
-                if path.suffix.lower() not in IMAGE_SUFFIXES:
-                    left_out.append(str(path))
-                    continue
-                files.append(str(path.relative_to(folder)))
-                labels.append(label)
-                stat = path.stat()
-                listing.update(f"{split}/{files[-1]}:{stat.st_size}:{stat.st_mtime_ns}\n".encode())
+                files.append(file)
+                stat = os.stat(folder / file)  # noqa: PTH116
+                listing.update(f"{split}/{file}:{stat.st_size}:{stat.st_mtime_ns}\n".encode())
+            if split == "train" and len(files) == before:
+                raise DatasetError(
+                    f"{folder / class_name} holds no images, expected {folder}/CLASS/*.jpg (or "
+                    f"another of {', '.join(sorted(IMAGE_SUFFIXES))}). Remove it if it is no class"
+                )
+            labels += [label] * (len(files) - before)
         if not files:
-            raise DatasetError(
-                f"{folder} holds no images, expected {folder}/CLASS/*.jpg (or another of "
-                f"{', '.join(sorted(IMAGE_SUFFIXES))})"
-            )
+            raise DatasetError(f"{folder} holds no images, expected {folder}/CLASS/*.jpg")
         splits[split] = FolderSplit(folder.resolve(), files, np.array(labels, dtype=np.int64))
     identity = {"kind": "folder", "path": str(root.resolve()), "content": listing.hexdigest()}
-    return Source(splits, class_names, identity, left_out=left_out)
+    return Source(splits, class_names, identity, left_out=left_out, passed_over=passed_over)
 
 
 def _class_folders(folder: Path) -> list[str]:
-    names = sorted(path.name for path in folder.iterdir() if path.is_dir())
+    entries = sorted(folder.iterdir())
+    names = [path.name for path in entries if path.is_dir() and not path.name.startswith(".")]
     if not names:
+        flat = any(path.suffix.lower() in IMAGE_SUFFIXES for path in entries)
         raise DatasetError(
-            f"{folder} holds no class folders, expected an ImageFolder ({folder}/CLASS/*.jpg) or "
-            "image parquet"
+            f"{folder} holds {'images but ' if flat else ''}no class folders, expected an "
+            f"ImageFolder ({folder}/CLASS/*.jpg), shards (*.tar) or image parquet"
         )
     return names
+
+
+def _files_below(root: Path, folder: str) -> Iterator[str]:
+    """Yield the files below `root/folder` relative to `root`, sorted folder by folder."""
+    found = []
+    for path, _, names in os.walk(root / folder):
+        below = os.path.relpath(path, root)
+        found += [f"{below}/{name}" for name in names]
+    yield from sorted(found, key=lambda file: file.split("/"))

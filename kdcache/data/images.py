@@ -1,7 +1,10 @@
 """One encoded image file in, the bytes that a beton stores out; runs in the pack workers.
 
-Whatever mode Pillow reads becomes 8-bit RGB: grey is repeated, alpha is dropped, 16-bit grey keeps
-its upper byte, EXIF orientation is applied, of an animation the first frame counts.
+Whatever mode Pillow reads becomes 8-bit RGB: grey is repeated, palettes are looked up, alpha is
+dropped (as torchvision drops it), CMYK and YCbCr are converted, 16-bit grey keeps its upper byte,
+floating-point grey is scaled from [0, 1] or taken as [0, 255]. EXIF orientation is applied. Of an
+animation the first frame counts. Colour profiles are left alone: pixels are not converted by them,
+and stored images carry none. What a file holds decides, not its name.
 """
 
 from __future__ import annotations
@@ -16,7 +19,10 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
+"""That are decoded, whatever a file is called. Pillow knows more; for EPS it runs a program."""
 
 JPEG_QUALITY = 90
 """FFCV's own default."""
@@ -55,12 +61,13 @@ def store_image(
         max_resolution: longest side allowed; larger images are shrunk.
 
     Raises:
-        OSError, ValueError, SyntaxError: Pillow's, when the file cannot be decoded.
+        OSError, ValueError, SyntaxError: mostly Pillow's, when the file cannot be decoded.
     """
     limit = min(max_resolution or MAX_SIDE, MAX_SIDE)
-    with Image.open(io.BytesIO(content)) as image:
+    with _open(content) as image:
         image.load()
-        kept = image.format == "JPEG" and image.mode == "RGB" and _is_upright(image)
+        is_jpeg = image.format in {"JPEG", "MPO"}  # MPO: a JPEG with more of them behind it
+        kept = is_jpeg and image.mode == "RGB" and _is_upright(image)
         rgb = image if kept else to_rgb(image)
         if max(rgb.size) > limit:
             rgb.thumbnail((limit, limit), Image.Resampling.BICUBIC, reducing_gap=None)
@@ -86,8 +93,29 @@ def store_image(
     )
 
 
+def _open(content: bytes) -> Image.Image:
+    if not content:
+        raise ValueError("the file is empty")
+    try:
+        return Image.open(io.BytesIO(content), formats=FORMATS)
+    except UnidentifiedImageError:
+        # Pillow's message has the address of an object, another one each time.
+        start = content.lstrip()[:15].lower()
+        if start.startswith((b"<!doctype", b"<html", b"<head", b"<?xml")):
+            reason = "it is a web page or other text"
+        elif not content.strip(b"\0"):
+            reason = "it holds zeros alone"
+        else:
+            reason = f"it is none of {', '.join(FORMATS)}, or its header is damaged"
+        raise ValueError(reason) from None
+
+
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Return 8-bit RGB, upright."""
+    """Return 8-bit RGB, upright.
+
+    Raises:
+        ValueError: if floating-point values are outside [0, 255], or not numbers.
+    """
     if not _is_upright(image):
         image = ImageOps.exif_transpose(image)
     # Without this, Pillow warns of each palette whose transparency is dropped.
@@ -96,7 +124,23 @@ def to_rgb(image: Image.Image) -> Image.Image:
         # Pillow would clip 16-bit values at 255.
         upper_byte = (np.asarray(image).astype(np.int64) >> 8).clip(0, 255)
         image = Image.fromarray(upper_byte.astype(np.uint8))
+    elif image.mode == "F":
+        image = Image.fromarray(_grey_of_floats(np.asarray(image)))
     return image.convert("RGB")
+
+
+def _grey_of_floats(values: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
+    """Return values in [0, 1] as 0 to 255, and others that are in [0, 255] as they are."""
+    low, high = float(values.min()), float(values.max())
+    if not (low >= 0 and high <= 255):  # noqa: PLR2004  (also where one is not a number)
+        raise ValueError(
+            f"its floating-point values go from {low:g} to {high:g}, expected [0, 1] or [0, 255]"
+        )
+    scale = 255 if high <= 1 else 1
+    grey: npt.NDArray[np.uint8] = np.floor(values * np.float32(scale) + np.float32(0.5)).astype(
+        np.uint8
+    )
+    return grey
 
 
 def _is_upright(image: Image.Image) -> bool:

@@ -20,7 +20,9 @@ def training_names(manifest: BetonManifest) -> list[str]:
     made_from = manifest.made_from
     where = made_from.get("path", made_from["kind"])
     try:
-        source = open_source(where)
+        source = open_source(
+            where, val_source=made_from.get("val_source"), label_key=made_from.get("label_key")
+        )
     except ConfigError as error:
         raise DatasetError(
             f"{where} is gone, expected the source that was packed, which knows the names of its "
@@ -31,4 +33,7 @@ def training_names(manifest: BetonManifest) -> list[str]:
             f"{where} has changed since it was packed: {differ}. Name samples by sample_id"
         )
     train = divide(source, made_from["val_fraction"], made_from["seed"])["train"]
-    return [train.name(position) for position in range(len(train.labels))]
+    skipped = {image["position"] for image in manifest.skipped}
+    return [
+        train.name(position) for position in range(len(train.labels)) if position not in skipped
+    ]

@@ -1,21 +1,25 @@
 """`kdcache pack`: a source of images, or the kept samples of a pack -> betons with manifests.
 
 Worker processes decode and encode; this process writes, in order. An image that cannot be decoded
-stops the pack with its name, and nothing is left behind.
+stops the pack with its name, and nothing is left behind; or it is skipped and listed.
 """
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import os
+import pickle
+import threading
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +35,7 @@ from kdcache.data.beton import (
 )
 from kdcache.data.images import StoredImage, store_image
 from kdcache.data.repack import pack_subset
+from kdcache.data.resources import Need, require_room
 from kdcache.data.source import Source, Split, divide
 from kdcache.data.sources import open_source
 from kdcache.errors import CacheMismatchError, DatasetError
@@ -46,7 +51,27 @@ from kdcache.options import PackOptions
 from kdcache.progress import logger, progress_bar
 from kdcache.workspace import Workspace
 
-_IMAGES_PER_TASK = 32
+_TASK_BYTES = 4 << 20
+"""Of the images that a worker hands over at once: small enough for many in a queue."""
+
+_MOST_IMAGES_PER_TASK = 256
+_TASKS_PER_WORKER = 4
+"""In the queue."""
+
+_IMAGE_COST_BYTES = 20_000
+"""What the smallest image costs, as decoded bytes that take as long."""
+
+_WORTH_A_WORKER_BYTES = 64 << 20
+"""Decoded bytes that take about as long as the start of a process."""
+
+
+class BadImage(NamedTuple):
+    """An image that could not be decoded."""
+
+    position: int
+    """In its split, as the source has it."""
+    name: str
+    reason: str
 
 
 def pack(options: PackOptions) -> dict[str, Any]:
@@ -59,7 +84,8 @@ def pack(options: PackOptions) -> dict[str, Any]:
     Raises:
         ConfigError: if the source does not exist, or its only split must be divided and
             --val-fraction is missing.
-        DatasetError: if the source holds no images, or one that cannot be decoded.
+        DatasetError: if the source holds no images, or one that cannot be decoded and is not to be
+            skipped; or if there is too little memory or disk.
         CacheMismatchError: if the workspace holds betons packed from something else, or the subset
             is of other data.
     """
@@ -70,9 +96,11 @@ def pack(options: PackOptions) -> dict[str, Any]:
         train = _summary(path, manifest)
         return {"fingerprint": manifest.fingerprint, "train": train, "val": None, "skipped": 0}
     assert options.source is not None  # noqa: S101  (the options say so)
-    source = open_source(options.source)
+    source = open_source(options.source, val_source=options.val_source, label_key=options.label_key)
     splits = divide(source, options.val_fraction, options.seed)
     made_from = source.identity | {
+        "label_key": options.label_key,
+        "on_bad_image": options.on_bad_image,
         "val_fraction": options.val_fraction,
         "seed": options.seed,
         "write_mode": options.write_mode,
@@ -81,6 +109,12 @@ def pack(options: PackOptions) -> dict[str, Any]:
     if _is_up_to_date(workspace, splits, made_from, overwrite=options.overwrite):
         logger.info("up to date: %s", workspace.beton("train"))
         return _result(workspace, splits)
+    if source.passed_over:
+        logger.warning(
+            "%s has more evaluation splits than one; passed over: %s. Choose with --val-source",
+            source.where,
+            ", ".join(source.passed_over),
+        )
     if source.left_out:
         logger.warning(
             "%d files are not images and are left out, the first is %s",
@@ -155,25 +189,40 @@ def _pack_split(
 ) -> BetonManifest:
     name = path.stem
     count = len(split.labels)
-    sample_ids = np.arange(count, dtype=np.int64)
     digests = np.zeros((count, 16), dtype=np.uint8)
     sums = np.zeros((3, 2), dtype=np.int64)
     sides = np.zeros((count, 2), dtype=np.int64)
-    write_mode = _choose_write_mode(split, options) if train is None else train.write_mode
+    labels = np.zeros(count, dtype=np.int64)
+    skipped: list[BadImage] = []
+    ids = itertools.count()
+    probe = _probe(split, options.max_resolution)
+    write_mode = _choose_write_mode(probe, options) if train is None else train.write_mode
+    workload = _plan(split, probe, write_mode, options)
+    require_room(workload.need, workload.workers, path.parent)
     logger.info("%s: %s images as %s", name, f"{count:,}", write_mode)
 
-    def images() -> Iterator[StoredImage]:
+    def samples() -> Iterator[tuple[StoredImage, int, int]]:
         nonlocal sums
         with progress_bar(total=count, unit="image", description=f"pack {name}") as bar:
-            stored = _stored_images(split, write_mode, options.max_resolution, options.num_workers)
-            for position, image in enumerate(stored):
-                digests[position] = np.frombuffer(image.digest, dtype=np.uint8)
-                sums += image.channel_sums
-                sides[position] = image.height, image.width
-                yield image
+            stored = _stored_images(split, workload)
+            for image, label in zip(stored, split.labels.tolist(), strict=True):
                 bar.update()
+                if isinstance(image, BadImage):
+                    _require_skipping(image, options)
+                    skipped.append(image)
+                    continue
+                sample_id = next(ids)
+                digests[sample_id] = np.frombuffer(image.digest, dtype=np.uint8)
+                sums += image.channel_sums
+                sides[sample_id] = image.height, image.width
+                labels[sample_id] = label
+                yield image, label, sample_id
 
-    beton_bytes = write_beton(path, images(), split.labels, sample_ids)
+    beton_bytes = write_beton(path, samples(), count)
+    kept = count - len(skipped)
+    _tell_of_skipped(name, skipped, labels[:kept], source)
+    digests, sides, labels = digests[:kept], sides[:kept], labels[:kept]
+    sample_ids = np.arange(kept, dtype=np.int64)
     with replace_atomically(digests_path(path)) as partial, partial.open("wb") as file:
         np.save(file, digests)
     image_size = _choose_image_size(sides)
@@ -183,7 +232,7 @@ def _pack_split(
     manifest = BetonManifest(
         format_version=FORMAT_VERSION,
         split=name,
-        samples=count,
+        samples=kept,
         classes=len(source.class_names),
         class_names=source.class_names,
         image_size=image_size,
@@ -191,9 +240,10 @@ def _pack_split(
         mean=[round(float(value), 6) for value in mean],
         std=[round(float(value), 6) for value in std],
         write_mode=write_mode,
-        fingerprint=fingerprint(source.class_names, sample_ids, split.labels, digests),
+        fingerprint=fingerprint(source.class_names, sample_ids, labels, digests),
         beton_bytes=beton_bytes,
         made_from=made_from,
+        skipped=[image._asdict() for image in skipped],
     )
     if train is not None:
         # Evaluation sees what training sees.
@@ -208,14 +258,78 @@ def _pack_split(
     return manifest
 
 
-def _choose_write_mode(split: Split, options: PackOptions) -> Literal["raw", "jpg"]:
-    if options.write_mode != "auto":
-        return options.write_mode
+def _require_skipping(image: BadImage, options: PackOptions) -> None:
+    if options.on_bad_image == "stop":
+        raise DatasetError(
+            f"{image.name} cannot be decoded: {image.reason}. Replace or remove it, or leave all "
+            "such images out with --on-bad-image skip"
+        )
+
+
+def _tell_of_skipped(
+    name: str, skipped: list[BadImage], labels: npt.NDArray[np.int64], source: Source
+) -> None:
+    """Say what was left out.
+
+    Raises:
+        DatasetError: if nothing is left.
+    """
+    if not skipped:
+        return
+    first = f"{skipped[0].name} ({skipped[0].reason})"
+    if not len(labels):
+        raise DatasetError(
+            f"none of the {len(skipped):,} images of {name} can be decoded, the first is {first}. "
+            "Look at that file, and at what SOURCE names"
+        )
+    logger.warning(
+        "%s: %d images cannot be decoded and are skipped, the first is %s; %s.json lists them",
+        name,
+        len(skipped),
+        first,
+        name,
+    )
+    counts = np.bincount(labels, minlength=len(source.class_names))
+    empty = [source.class_names[label] for label in np.flatnonzero(counts == 0)]
+    if empty and name == "train":
+        logger.warning("%d classes have no image left, the first is %s", len(empty), empty[0])
+
+
+class _Probe(NamedTuple):
+    """What a few images from all over a split tell of the others."""
+
+    largest_side: int
+    """After --max-resolution; 0 if none could be decoded."""
+    decoded_bytes: int
+    """Of the largest, as RGB."""
+    raw_bytes: int
+    """On average."""
+    file_bytes: int
+    """On average."""
+
+
+def _probe(split: Split, max_resolution: int | None) -> _Probe:
     # Mixed sizes are usual; a few images from all over tell.
     looked_at = np.unique(np.linspace(0, len(split.labels) - 1, 64).astype(np.int64))
-    images = (_store(split, int(p), "raw", options.max_resolution) for p in looked_at)
-    is_small = all(max(image.height, image.width) <= LARGEST_SMALL_SIZE for image in images)
-    return "raw" if is_small else "jpg"
+    task = _Task(split, "raw", max_resolution)
+    stored = {position: _store(task, position) for position in looked_at.tolist()}
+    images = {at: image for at, image in stored.items() if isinstance(image, StoredImage)}
+    if not images:
+        return _Probe(0, 0, 0, 0)
+    sizes = [len(image.content) for image in images.values()]
+    files = [len(split.read(position)) for position in images]
+    return _Probe(
+        largest_side=max(max(image.height, image.width) for image in images.values()),
+        decoded_bytes=max(sizes),
+        raw_bytes=sum(sizes) // len(sizes),
+        file_bytes=sum(files) // len(files),
+    )
+
+
+def _choose_write_mode(probe: _Probe, options: PackOptions) -> Literal["raw", "jpg"]:
+    if options.write_mode != "auto":
+        return options.write_mode
+    return "raw" if probe.largest_side <= LARGEST_SMALL_SIZE else "jpg"
 
 
 def _choose_image_size(sides: npt.NDArray[np.int64]) -> int:
@@ -230,33 +344,75 @@ def _choose_policy(image_size: int) -> str:
     return "pad-crop(4, flip=True)" if image_size <= LARGEST_SMALL_SIZE else "rrc"
 
 
-def _stored_images(
-    split: Split,
-    write_mode: Literal["raw", "jpg"],
-    max_resolution: int | None,
-    num_workers: int | None,
-) -> Iterator[StoredImage]:
-    """Yield every image of a split in order, decoded and encoded by worker processes."""
+class _Task(NamedTuple):
+    """What a worker process does, all its life."""
+
+    split: Split
+    write_mode: Literal["raw", "jpg"]
+    max_resolution: int | None
+
+
+class _Workload(NamedTuple):
+    """How a split is dealt to workers; no byte of the beton depends on it."""
+
+    task: _Task
+    workers: int
+    images_per_task: int
+    need: Need
+
+
+def _plan(
+    split: Split, probe: _Probe, write_mode: Literal["raw", "jpg"], options: PackOptions
+) -> _Workload:
     count = len(split.labels)
-    tasks = iter(range(0, count, _IMAGES_PER_TASK))
-    workers = min(num_workers or len(os.sched_getaffinity(0)), -(-count // _IMAGES_PER_TASK))
+    stored_bytes = max(probe.raw_bytes if write_mode == "raw" else probe.file_bytes, 1)
+    cores = len(os.sched_getaffinity(0))
+    enough = count * (_IMAGE_COST_BYTES + probe.raw_bytes) // _WORTH_A_WORKER_BYTES
+    workers = options.num_workers or min(cores, max(1, enough))
+    images_per_task = min(
+        _MOST_IMAGES_PER_TASK,
+        max(1, _TASK_BYTES // stored_bytes),
+        -(-count // (_TASKS_PER_WORKER * workers)),
+    )
+    need = Need(
+        samples=count,
+        stored=stored_bytes,
+        decoded=probe.decoded_bytes,
+        split=len(pickle.dumps(split)),
+        queue=_TASKS_PER_WORKER * images_per_task * stored_bytes,
+    )
+    task = _Task(split, write_mode, options.max_resolution)
+    return _Workload(task, workers, images_per_task, need)
+
+
+def _stored_images(split: Split, workload: _Workload) -> Iterator[StoredImage | BadImage]:
+    """Yield every image of a split in order, decoded and encoded by worker processes.
+
+    One worker is this process.
+    """
+    count, step = len(split.labels), workload.images_per_task
+    if workload.workers == 1:
+        yield from (_store(workload.task, position) for position in range(count))
+        return
+    tasks = iter(range(0, count, step))
     # Not fork: this process has threads (numpy's, FFCV's), and a fork would copy their locks.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(
-        workers, context, _start_worker, (split, write_mode, max_resolution)
-    ) as pool:
+    others = set(multiprocessing.active_children())
+    with ProcessPoolExecutor(workload.workers, context, _start_worker, (workload.task,)) as pool:
         # A short queue keeps the workers busy and the memory flat.
-        pending: deque[Future[list[StoredImage]]] = deque()
+        pending: deque[Future[list[StoredImage | BadImage]]] = deque()
+        longest = _TASKS_PER_WORKER * workload.workers
         try:
             while True:
-                while len(pending) < 4 * workers and (first := next(tasks, None)) is not None:
-                    pending.append(
-                        pool.submit(_store_some, first, min(first + _IMAGES_PER_TASK, count))
-                    )
+                while len(pending) < longest and (first := next(tasks, None)) is not None:
+                    pending.append(pool.submit(_store_some, first, min(first + step, count)))
                 if not pending:
                     return
                 yield from pending.popleft().result()
         except BrokenProcessPool as error:
+            # The pool ends those that it had when it broke, and waits for one it started since.
+            for worker in set(multiprocessing.active_children()) - others:
+                worker.kill()
             raise DatasetError(
                 "a pack worker was ended from outside, expected it to run to its end; "
                 "memory may have run out. Try fewer with --num-workers, or --max-resolution"
@@ -265,32 +421,50 @@ def _stored_images(
             pool.shutdown(cancel_futures=True)
 
 
-_worker_task: tuple[Split, Literal["raw", "jpg"], int | None]
+_worker_task: _Task
 
 
-def _start_worker(
-    split: Split, write_mode: Literal["raw", "jpg"], max_resolution: int | None
-) -> None:
+def _start_worker(task: _Task) -> None:
     global _worker_task  # noqa: PLW0603  (a worker process has one task for its whole life)
-    _worker_task = (split, write_mode, max_resolution)
+    _worker_task = task
+    parent = multiprocessing.parent_process()
+    assert parent is not None  # noqa: S101  (a worker has one)
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
 
 
-def _store_some(first: int, end: int) -> list[StoredImage]:
-    split, write_mode, max_resolution = _worker_task
-    return [_store(split, position, write_mode, max_resolution) for position in range(first, end)]
+def _end_with(parent: BaseProcess) -> None:
+    """End this worker when the packer is gone: a pool's workers wait for work for ever."""
+    parent.join()
+    os._exit(1)
 
 
-def _store(
-    split: Split, position: int, write_mode: Literal["raw", "jpg"], max_resolution: int | None
-) -> StoredImage:
+def _store_some(first: int, end: int) -> list[StoredImage | BadImage]:
+    return [_store(_worker_task, position) for position in range(first, end)]
+
+
+def _store(task: _Task, position: int) -> StoredImage | BadImage:
+    """Return an image as it is stored, or what is wrong with it.
+
+    Raises:
+        DatasetError: if its file cannot be read, which says nothing of the image: a disk or a
+            network may fail for a while.
+    """
+    split = task.split
     try:
-        return store_image(
-            split.read(position), write_mode=write_mode, max_resolution=max_resolution
-        )
-    except Exception as error:  # Pillow's plugins raise almost anything on damaged files
+        content = split.read(position)
+    except DatasetError as error:
+        return BadImage(position, split.name(position), str(error))
+    except Exception as error:  # of the file system, or of a table's format
         raise DatasetError(
-            f"{split.name(position)} cannot be decoded: {error}. Replace or remove the file"
+            f"{split.name(position)} cannot be read: {error}. Look at its disk and permissions"
         ) from error
+    try:
+        return store_image(content, write_mode=task.write_mode, max_resolution=task.max_resolution)
+    except MemoryError:
+        raise
+    except Exception as error:  # noqa: BLE001  (Pillow's plugins raise almost anything)
+        reason = " ".join(str(error).split()) or type(error).__name__
+        return BadImage(position, split.name(position), reason)
 
 
 def _result(workspace: Workspace, splits: dict[str, Split]) -> dict[str, Any]:
@@ -299,6 +473,7 @@ def _result(workspace: Workspace, splits: dict[str, Split]) -> dict[str, Any]:
         path = workspace.beton(split)
         manifest = BetonManifest.load(path)
         result[split] = _summary(path, manifest)
+        result["skipped"] += len(manifest.skipped)
         if split == "train":
             result["fingerprint"] = manifest.fingerprint
     return result

@@ -6,17 +6,27 @@ its worker processes, so a source must pickle.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+import hashlib
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from kdcache.errors import ConfigError
+from kdcache.errors import ConfigError, DatasetError
 from kdcache.rng import generator
 
-SPLITS = {"train": "train", "val": "val", "validation": "val", "test": "val"}
-"""Folder and file names of a split -> its name here; validation wins over test where both are."""
+EVALUATION_NAMES = ("val", "valid", "validation", "dev", "eval", "test")
+"""What an evaluation split may be called; the first that is there is taken."""
+
+_SPLIT_IN_NAME = re.compile(
+    rf"(?<![a-z0-9])(train|{'|'.join(sorted(EVALUATION_NAMES, key=len, reverse=True))})(?![a-z])"
+)
+
+Found = TypeVar("Found")
 
 
 class Split(Protocol):
@@ -38,7 +48,8 @@ class Source:
     """A data set before packing."""
 
     splits: dict[str, Split]
-    """`train`, and `val` where the source has it."""
+    """`train`, and `val` where the source has it; one that is no more than an evaluation split has
+    `val` alone."""
     class_names: list[str]
     identity: dict[str, Any]
     """What tells this source from another or changed one; JSON."""
@@ -48,6 +59,116 @@ class Source:
     """The view policy that suits this source, where the image size alone does not tell."""
     left_out: list[str] = field(default_factory=list)
     """Files of the source that are not images."""
+    passed_over: list[str] = field(default_factory=list)
+    """Evaluation splits beside the one that was taken, by their names."""
+
+    @property
+    def where(self) -> str:
+        """What a user would write to open it again."""
+        where: str = self.identity.get("path", self.identity["kind"])
+        return where
+
+
+def choose_splits(found: Mapping[str, Found]) -> tuple[dict[str, Found], list[str]]:
+    """Choose `train` and `val` among what is there under the names of splits.
+
+    Returns:
+        What is to be `train` and `val`, in this order and as far as it is there, and the names of
+        other evaluation splits.
+    """
+    evaluations = [name for name in EVALUATION_NAMES if name in found]
+    chosen = {"train": found["train"]} if "train" in found else {}
+    if evaluations:
+        chosen["val"] = found[evaluations[0]]
+    return chosen, evaluations[1:]
+
+
+def split_name(parts: Iterable[str]) -> str:
+    """Return the split that names tell, the first that tells one; `train` where none does.
+
+    Args:
+        parts: of a path: the file's name, then its folders from the innermost on.
+    """
+    for part in parts:
+        if match := _SPLIT_IN_NAME.search(part.lower()):
+            return match[1]
+    return "train"
+
+
+def files_of_splits(files: Iterable[Path], root: Path) -> dict[str, list[Path]]:
+    """Sort files by the split that their names below `root` tell, in the order given."""
+    found: dict[str, list[Path]] = {}
+    for path in files:
+        parts = (path.name, *reversed(path.relative_to(root).parts[:-1]))
+        found.setdefault(split_name(parts), []).append(path)
+    return found
+
+
+def digest_of_files(files: Mapping[str, Iterable[Path]]) -> str:
+    """Return what changes with the name, size or time of any file of any split."""
+    content = hashlib.sha256()
+    for split, paths in files.items():
+        for path in paths:
+            stat = path.stat()
+            content.update(f"{split}/{path.name}:{stat.st_size}:{stat.st_mtime_ns}\n".encode())
+    return content.hexdigest()
+
+
+def with_evaluation(source: Source, other: Source) -> Source:
+    """Return `source` with the only split of another source as its evaluation split.
+
+    Classes are matched by name, and by number where the other source has no names.
+
+    Raises:
+        ConfigError: if `source` has an evaluation split of its own, or the other has two splits.
+        DatasetError: if the other has a class that `source` has not.
+    """
+    if "val" in source.splits:
+        raise ConfigError(
+            f"--val-source is {other.where}, but {source.where} has an evaluation split of its "
+            "own. Leave the option out"
+        )
+    if len(other.splits) > 1:
+        raise ConfigError(
+            f"--val-source is {other.where}, which has a training split too, expected a source of "
+            "one split. Name the folder or the files of its evaluation split"
+        )
+    (split,) = other.splits.values()
+    numbers = [str(label) for label in range(len(other.class_names))]
+    numbered = other.class_names == numbers and len(numbers) <= len(source.class_names)
+    places = {name: label for label, name in enumerate(source.class_names)}
+    if not numbered and (unknown := [n for n in other.class_names if n not in places]):
+        raise DatasetError(
+            f"{other.where} has the class {unknown[0]}, expected one of the "
+            f"{len(source.class_names):,} classes of {source.where}"
+        )
+    if not numbered:
+        here = np.array([places[name] for name in other.class_names], dtype=np.int64)
+        split = RelabelledSplit(split, here[split.labels])
+    content = f"{source.identity['content']} {other.identity['content']}"
+    return replace(
+        source,
+        splits=source.splits | {"val": split},
+        identity=source.identity
+        | {"content": hashlib.sha256(content.encode()).hexdigest(), "val_source": other.where},
+        left_out=source.left_out + other.left_out,
+    )
+
+
+@dataclass(frozen=True)
+class RelabelledSplit:
+    """Another split with other labels."""
+
+    base: Split
+    labels: npt.NDArray[np.int64]
+
+    def read(self, position: int) -> bytes:
+        """Return the encoded image file at `position`."""
+        return self.base.read(position)
+
+    def name(self, position: int) -> str:
+        """Return what a user would call the image at `position`."""
+        return self.base.name(position)
 
 
 @dataclass(frozen=True)
@@ -109,20 +230,27 @@ def divide(source: Source, val_fraction: float | None, seed: int) -> dict[str, S
         seed: of the draw.
 
     Raises:
-        ConfigError: if both splits are there and a share is given, or one is and none is given.
+        ConfigError: if both splits are there and a share is given, or one is and none is given, or
+            there is a seed and nothing to draw.
     """
-    where = source.identity.get("path", source.identity["kind"])
-    if "val" in source.splits:
-        if val_fraction is not None:
-            raise ConfigError(
-                f"--val-fraction is {val_fraction}, but {where} has an evaluation split of its "
-                "own. Leave the option out"
-            )
-        return source.splits
+    is_divided = "val" in source.splits
+    if is_divided and val_fraction is not None:
+        raise ConfigError(
+            f"--val-fraction is {val_fraction}, but {source.where} has an evaluation split of "
+            "its own. Leave the option out"
+        )
     fraction = source.default_val_fraction if val_fraction is None else val_fraction
+    if seed and (is_divided or fraction == 0):
+        raise ConfigError(
+            f"--seed is {seed}, but nothing is drawn from {source.where}, expected a "
+            "--val-fraction above 0 with it. Leave it out"
+        )
+    if is_divided:
+        return source.splits
     if fraction is None:
         raise ConfigError(
-            f"{where} has one split, expected --val-fraction F in [0, 1) to divide it. "
-            "Say --val-fraction 0 for no evaluation split (training then reports no accuracy)"
+            f"{source.where} has one split, expected --val-fraction F in [0, 1) to divide it, or "
+            "--val-source. Say --val-fraction 0 for no evaluation split (training then reports no "
+            "accuracy)"
         )
     return split_off_validation(source, fraction, seed)

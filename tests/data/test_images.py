@@ -9,7 +9,7 @@ import pytest
 from ffcv.libffcv import imdecode
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageCms
 
 from kdcache.data.images import store_image, to_rgb
 
@@ -145,10 +145,37 @@ def test_32_bit_grey_beyond_16_bits_is_clipped():
     assert pixels[0, :, 0].tolist() == [0, 0, 0, 1, 255, 255, 255]
 
 
-def test_floating_point_grey_is_clipped_to_a_byte():
-    values = np.array([[-1.0, 0.0, 1.0, 200.0, 255.0, 256.0, 1e9]], dtype=np.float32)
-    pixels = stored_pixels(encode(Image.fromarray(values), "TIFF"))
-    assert pixels[0, :, 0].tolist() == [0, 0, 1, 200, 255, 255, 255]
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([0.0, 0.25, 0.5, 0.998, 1.0], [0, 64, 128, 254, 255]),
+        ([0.0, 1.0, 1.5, 200.4, 255.0], [0, 1, 2, 200, 255]),
+        ([0.0, 0.0], [0, 0]),
+        ([1.0, 1.0], [255, 255]),
+    ],
+    ids=["of 1", "of 255", "black", "white"],
+)
+def test_floating_point_grey_is_a_share_of_1_or_of_255(values, expected):
+    image = Image.fromarray(np.array([values], dtype=np.float32))
+    assert image.mode == "F"
+    assert np.array_equal(stored_pixels(encode(image, "TIFF")), grey([expected]))
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ([-0.5, 1.0], "from -0.5 to 1,"),
+        ([0.0, 255.5], "from 0 to 255.5,"),
+        ([0.0, 65535.0], "to 65535,"),
+        ([0.5, np.nan], "to nan,"),
+        ([0.5, np.inf], "to inf,"),
+    ],
+    ids=str,
+)
+def test_floating_point_grey_of_another_scale_is_refused(values, told):
+    content = encode(Image.fromarray(np.array([values], dtype=np.float32)), "TIFF")
+    with pytest.raises(ValueError, match=told):
+        stored_pixels(content)
 
 
 def test_cmyk_is_ink_on_white():
@@ -158,6 +185,17 @@ def test_cmyk_is_ink_on_white():
     expected = white[..., :3] * white[..., 3:] / 255
     # Pillow rounds in integers.
     assert abs(stored_pixels(encode(image, "TIFF")) - expected).max() <= 1
+
+
+def test_cmyk_in_a_jpeg_is_inverted_as_adobe_writes_it():
+    inks = np.asarray(photo(mode="CMYK")).copy()
+    inks[..., 3] = 40
+    content = encode(Image.frombytes("CMYK", (80, 60), inks.tobytes()), "JPEG", quality=100)
+    assert b"Adobe" in content
+    white = 255 - inks.astype(float)
+    expected = white[..., :3] * white[..., 3:] / 255
+    # JPEG of quality 100 on a smooth image.
+    assert abs(stored_pixels(content) - expected).mean() < 1.5
 
 
 def test_ycbcr_becomes_rgb_as_in_jpeg():
@@ -205,9 +243,12 @@ def exif(orientation):
 
 
 @pytest.mark.parametrize("orientation", TURNS)
-def test_the_exif_orientation_is_applied(orientation):
-    content = encode(Image.fromarray(RGB), exif=exif(orientation))
-    assert np.array_equal(stored_pixels(content), TURNS[orientation](RGB))
+@pytest.mark.parametrize("file_format", ["PNG", "JPEG", "WEBP", "TIFF"])
+def test_the_exif_orientation_is_applied(orientation, file_format):
+    image = Image.fromarray(RGB)
+    upright = stored_pixels(encode(image, file_format))
+    content = encode(image, file_format, exif=exif(orientation))
+    assert np.array_equal(stored_pixels(content), TURNS[orientation](upright))
 
 
 def test_a_turned_jpeg_is_encoded_again_and_says_no_more_that_it_is_turned():
@@ -318,10 +359,66 @@ def test_a_truncated_file_is_refused(write_mode, file_format, kept):
         store_image(content[: int(kept * len(content))], write_mode=write_mode, max_resolution=None)
 
 
-@pytest.mark.parametrize("content", [b"", b"no image", bytes(1000)])
-def test_a_file_that_is_no_image_is_refused(content):
-    with pytest.raises(OSError, match="cannot identify"):
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"", "the file is empty"),
+        (bytes(1000), "it holds zeros alone"),
+        (b"no image", "it is none of JPEG, PNG, "),
+        (b"\n<!DOCTYPE html><title>404 Not Found", "it is a web page or other text"),
+        (b"<html><body>moved</body></html>", "it is a web page or other text"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "it is none of JPEG, PNG, "),
+        (encode(photo(), "JPEG")[:3], "its header is damaged"),
+    ],
+    ids=["empty", "zeros", "text", "a page", "another page", "EPS", "three bytes"],
+)
+def test_a_file_that_is_no_image_is_refused_with_what_it_is(content, told):
+    with pytest.raises(ValueError, match=told):
         store_image(content, write_mode="raw", max_resolution=None)
+
+
+@pytest.mark.parametrize(
+    "file_format", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF"]
+)
+def test_what_a_file_holds_decides_and_not_its_name(file_format):
+    # A source hands over bytes alone, so a PNG that is called .jpg is as good as any.
+    content = encode(photo(), file_format)
+    pixels = stored_pixels(content)
+    assert np.array_equal(pixels, np.asarray(Image.open(io.BytesIO(content)).convert("RGB")))
+
+
+def test_a_colour_profile_changes_no_pixel():
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
+    content = encode(Image.fromarray(RGB), icc_profile=profile)
+    assert "icc_profile" in Image.open(io.BytesIO(content)).info
+    assert np.array_equal(stored_pixels(content), RGB)
+
+
+def test_of_several_photos_in_one_file_the_first_keeps_its_pixels():
+    # Telephones write such files (MPO): a JPEG with its preview or another frame behind it.
+    image, other = photo(80, 60), photo(80, 60).rotate(180)
+    file = io.BytesIO()
+    image.save(file, "MPO", save_all=True, append_images=[other], quality=60)
+    assert Image.open(io.BytesIO(file.getvalue())).format == "MPO"
+    stored = store_image(file.getvalue(), write_mode="jpg", max_resolution=None)
+    status, pixels = ffcv_decode(stored.content, 60, 80)
+    assert status == 0
+    assert np.array_equal(pixels, ffcv_decode(encode(image, "JPEG", quality=60), 60, 80)[1])
+    assert len(stored.content) < 0.7 * len(file.getvalue())
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 5000), (5000, 1), (3, 700)], ids=str)
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG"])
+def test_images_of_any_shape_are_stored_whole(size, file_format):
+    content = encode(photo(*size), file_format)
+    raw = stored_pixels(content)
+    assert raw.shape == (size[1], size[0], 3)
+    assert np.array_equal(raw, np.asarray(Image.open(io.BytesIO(content))))
+    stored = store_image(content, write_mode="jpg", max_resolution=None)
+    status, pixels = ffcv_decode(stored.content, size[1], size[0])
+    assert status == 0
+    if file_format == "JPEG":
+        assert np.array_equal(pixels, ffcv_decode(content, size[1], size[0])[1])
 
 
 # --- sizes ---

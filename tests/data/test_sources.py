@@ -18,7 +18,7 @@ from kdcache.data.digits import digits
 from kdcache.data.source import Source, split_off_validation
 from kdcache.data.sources import open_source
 from kdcache.errors import ConfigError, DatasetError
-from tests.conftest import write_images
+from tests.conftest import real_data, write_images
 
 
 def png(value):
@@ -85,7 +85,7 @@ def test_a_folder_of_class_folders_is_one_split(tmp_path):
     assert source.default_val_fraction is None
 
 
-@pytest.mark.parametrize("name", ["val", "validation", "test"])
+@pytest.mark.parametrize("name", ["val", "valid", "validation", "dev", "eval", "test"])
 def test_a_folder_with_split_folders_has_two_splits(tmp_path, name):
     write_pngs(tmp_path / "train" / "ant", 1)
     write_pngs(tmp_path / "train" / "cat", 2, 3)
@@ -102,6 +102,9 @@ def test_a_folder_with_split_folders_has_two_splits(tmp_path, name):
         (["val", "test"], "val"),
         (["validation", "test"], "validation"),
         (["test", "validation", "val"], "val"),
+        (["test", "eval", "dev", "validation", "valid"], "valid"),
+        (["test", "eval", "dev"], "dev"),
+        (["test", "eval"], "eval"),
     ],
 )
 def test_validation_wins_over_test(tmp_path, names, winner):
@@ -110,6 +113,7 @@ def test_validation_wins_over_test(tmp_path, names, winner):
         write_pngs(tmp_path / name / "ant", value)
     source = open_source(str(tmp_path))
     assert contents(source.splits["val"]) == [(2 + names.index(winner), 0)]
+    assert sorted(source.passed_over) == sorted(set(names) - {winner})
 
 
 def test_an_image_folder_is_read_as_torchvision_reads_it(tmp_path):
@@ -145,11 +149,71 @@ def test_an_empty_folder_is_refused(tmp_path):
         open_source(str(tmp_path))
 
 
-def test_class_folders_without_images_are_refused(tmp_path):
-    (tmp_path / "ant").mkdir()
-    (tmp_path / "ant" / "notes.txt").write_text("no image")
-    with pytest.raises(DatasetError, match=f"{tmp_path} holds no images"):
+def test_a_class_folder_without_images_is_refused(tmp_path):
+    write_pngs(tmp_path / "ant", 1)
+    (tmp_path / "cat").mkdir()
+    (tmp_path / "cat" / "notes.txt").write_text("no image")
+    with pytest.raises(DatasetError, match=f"{tmp_path / 'cat'} holds no images"):
         open_source(str(tmp_path))
+
+
+def test_an_evaluation_split_need_not_have_every_class(tmp_path):
+    write_pngs(tmp_path / "train" / "ant", 1)
+    write_pngs(tmp_path / "train" / "cat", 2)
+    write_pngs(tmp_path / "val" / "cat", 3)
+    (tmp_path / "val" / "ant").mkdir()
+    assert contents(open_source(str(tmp_path)).splits["val"]) == [(3, 1)]
+
+
+def test_hidden_folders_are_no_classes(tmp_path):
+    write_pngs(tmp_path / "ant", 1)
+    write_pngs(tmp_path / ".ipynb_checkpoints", 2)
+    source = open_source(str(tmp_path))
+    assert source.class_names == ["ant"]
+    assert contents(source.splits["train"]) == [(1, 0)]
+
+
+def test_evaluation_folders_without_a_training_one_are_refused(tmp_path):
+    write_pngs(tmp_path / "val" / "ant", 1)
+    write_pngs(tmp_path / "test" / "ant", 1)
+    with pytest.raises(DatasetError, match=f"{tmp_path} holds val, test and no train"):
+        open_source(str(tmp_path))
+
+
+def test_a_flat_evaluation_folder_is_told_from_an_empty_one(tmp_path):
+    # As ILSVRC2012_img_val.tar unpacks.
+    write_pngs(tmp_path / "train" / "n01440764", 1)
+    write_pngs(tmp_path / "val", 2)
+    with pytest.raises(DatasetError, match=f"{tmp_path / 'val'} holds images but no class folders"):
+        open_source(str(tmp_path))
+
+
+def test_archives_beside_class_folders_change_nothing(tmp_path):
+    write_pngs(tmp_path / "train" / "n01440764", 1)
+    write_pngs(tmp_path / "val" / "n01440764", 2)
+    (tmp_path / "ILSVRC2012_img_train.tar").write_bytes(b"")
+    source = open_source(str(tmp_path))
+    assert contents(source.splits["train"]) == [(1, 0)]
+
+
+def test_the_shape_of_imagenet_is_read_as_torchvision_reads_it(tmp_path):
+    """1,000 folders named by WordNet ids; photos in a fifth of them, one image in each other."""
+    photos = pq.read_table(real_data("imagenet-photos") / "photos.parquet").to_pylist()
+    ids = [f"n{1440764 + 1237 * label:08}" for label in range(1000)]
+    for split in ("train", "val"):
+        for label, name in enumerate(ids):
+            folder = tmp_path / split / name
+            folder.mkdir(parents=True)
+            content = photos[label // 5]["image"]["bytes"] if label % 5 == 0 else png(label % 256)
+            (folder / f"{name}_{label}.JPEG").write_bytes(content)
+    source = open_source(str(tmp_path))
+    assert source.class_names == ids
+    for split in ("train", "val"):
+        expected = ImageFolder(tmp_path / split)
+        found = source.splits[split]
+        assert [(found.name(i), i) for i in range(1000)] == expected.samples
+        assert found.labels.tolist() == expected.targets
+    assert source.splits["val"].read(995) == photos[199]["image"]["bytes"]
 
 
 @pytest.mark.parametrize("change", ["another file", "another size", "another class"])
@@ -264,7 +328,7 @@ def test_validation_shards_win_over_test_shards(tmp_path, names, winner):
 
 def test_evaluation_shards_alone_are_refused(tmp_path):
     write_parquet(tmp_path / "test.parquet", [(1, 0)])
-    with pytest.raises(DatasetError, match=f"{tmp_path} holds no training shards"):
+    with pytest.raises(DatasetError, match=f"{tmp_path} holds an evaluation split alone"):
         open_source(str(tmp_path))
 
 
@@ -296,6 +360,74 @@ def test_labels_that_are_no_integers_are_refused(tmp_path, label, label_type):
         open_source(str(path))
 
 
+def test_the_column_of_labels_may_be_chosen_and_that_of_images_have_any_name(tmp_path):
+    # As Hugging Face's cifar100.
+    images = [{"bytes": png(value), "path": ""} for value in (1, 2)]
+    names = {"coarse_label": ["fish", "tree"], "fine_label": ["ray", "shark", "oak"]}
+    features = {name: {"names": of_label} for name, of_label in names.items()}
+    table = pa.table({"img": images, "fine_label": [2, 0], "coarse_label": [1, 0]})
+    metadata = {"huggingface": json.dumps({"info": {"features": features}})}
+    path = tmp_path / "a.parquet"
+    pq.write_table(table.replace_schema_metadata(metadata), path)
+    for key, labels in (("fine_label", [2, 0]), ("coarse_label", [1, 0])):
+        source = open_source(str(path), label_key=key)
+        expected = list(zip((1, 2), labels, strict=True))
+        assert (source.class_names, contents(source.splits["train"])) == (names[key], expected)
+    with pytest.raises(DatasetError, match=r"columns img, .*Choose one: --label-key fine_label"):
+        open_source(str(path))
+    with pytest.raises(ConfigError, match=r"--label-key is img, .* fine_label, coarse_label"):
+        open_source(str(path), label_key="img")
+
+
+def test_a_key_where_there_is_nothing_to_choose_is_refused(tmp_path):
+    write_pngs(tmp_path / "ant", 1)
+    for source in ("digits", str(tmp_path)):
+        with pytest.raises(ConfigError, match=f"--label-key is fine, but {source} has no columns"):
+            open_source(source, label_key="fine")
+
+
+# --- the evaluation split from elsewhere ---
+
+
+def test_another_source_may_be_the_evaluation_split(tmp_path):
+    for value, name in enumerate(("ant", "bee", "cat")):
+        write_pngs(tmp_path / "a" / name, value)
+    write_pngs(tmp_path / "b" / "cat", 7)
+    write_pngs(tmp_path / "b" / "bee", 8)
+    source = open_source(str(tmp_path / "a"), val_source=str(tmp_path / "b"))
+    # bee and cat are 0 and 1 there, 1 and 2 here.
+    assert contents(source.splits["val"]) == [(8, 1), (7, 2)]
+    assert source.splits["val"].name(0) == str(tmp_path / "b" / "bee" / "008.png")
+    before = source.identity
+    assert before["val_source"] == str(tmp_path / "b")
+    write_pngs(tmp_path / "b" / "cat", 9)
+    assert open_source(str(tmp_path / "a"), val_source=str(tmp_path / "b")).identity != before
+
+
+def test_sources_of_two_kinds_go_together_by_the_names_of_their_classes(tmp_path):
+    write_pngs(tmp_path / "a" / "ant", 1)
+    write_pngs(tmp_path / "a" / "bee", 2)
+    stated = write_parquet(tmp_path / "test.parquet", [(3, 0), (4, 1)], names=["bee", "ant"])
+    numbered = write_parquet(tmp_path / "other.parquet", [(3, 0), (4, 1)])
+    for path, labels in ((stated, [1, 0]), (numbered, [0, 1])):
+        source = open_source(str(tmp_path / "a"), val_source=str(path))
+        assert source.splits["val"].labels.tolist() == labels
+
+
+def test_an_evaluation_source_that_does_not_fit_is_refused(tmp_path):
+    write_pngs(tmp_path / "a" / "ant", 1)
+    write_pngs(tmp_path / "b" / "zebra", 1)
+    for name in ("train", "val"):
+        write_pngs(tmp_path / "both" / name / "ant", 1)
+    a, b, both = (str(tmp_path / name) for name in ("a", "b", "both"))
+    with pytest.raises(DatasetError, match=f"{b} has the class zebra, expected one of the 1 "):
+        open_source(a, val_source=b)
+    with pytest.raises(ConfigError, match=f"--val-source is {both}, which has a training split"):
+        open_source(a, val_source=both)
+    with pytest.raises(ConfigError, match=f"--val-source is {a}, but {both} has an evaluation"):
+        open_source(both, val_source=a)
+
+
 @pytest.mark.parametrize("label_type", [pa.int8(), pa.uint16(), pa.int32()], ids=str)
 def test_labels_of_any_integer_type_will_do(tmp_path, label_type):
     path = write_parquet(tmp_path / "a.parquet", [(1, 0), (2, 5)], label_type=label_type)
@@ -306,12 +438,12 @@ def test_labels_of_any_integer_type_will_do(tmp_path, label_type):
 @pytest.mark.parametrize(
     "table",
     [
-        pa.table({"img": [{"bytes": b"", "path": ""}], "label": [0]}),
+        pa.table({"a": [{"bytes": b""}], "b": [{"bytes": b""}], "label": [0]}),
         pa.table({"image": [b""], "label": [0]}),
         pa.table({"image": [{"path": "a.png"}], "label": [0]}),
         pa.table({"image": [{"bytes": b"", "path": ""}], "fine_label": [0]}),
     ],
-    ids=["no image", "bare bytes", "paths only", "no label"],
+    ids=["which image", "bare bytes", "paths only", "no label"],
 )
 def test_other_columns_are_refused_and_named(tmp_path, table):
     pq.write_table(table, tmp_path / "a.parquet")

@@ -1,0 +1,222 @@
+"""CIFAR-10 and CIFAR-100: the publisher's binary archives, which hold no Python objects.
+
+torchvision reads the archive of pickles instead; the images are the same, in the same order.
+
+References:
+    A. Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009;
+    https://www.cs.toronto.edu/~kriz/cifar.html has the archives, their md5 and their layout.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tarfile
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+
+from kdcache.data.source import Source
+from kdcache.errors import DatasetError
+from kdcache.files import make_directory, replace_atomically, sweep_partials, this_process
+from kdcache.progress import logger, progress_bar
+
+SIDE = 32
+_PIXEL_BYTES = 3 * SIDE * SIDE
+_TIMEOUT_SECONDS = 30
+
+
+@dataclass(frozen=True)
+class Archive:
+    """One of the publisher's archives."""
+
+    kind: str
+    url: str
+    md5: str
+    """Of the archive, as its publisher states it."""
+    train: tuple[str, ...]
+    val: str
+    names: str
+    """Member with one class name a line."""
+    label_bytes: int
+    """Before the pixels of each record; the last one is the label."""
+
+    @property
+    def members(self) -> tuple[str, ...]:
+        """What is taken out of the archive."""
+        return (*self.train, self.val, self.names)
+
+
+_PUBLISHER = "https://www.cs.toronto.edu/~kriz"
+
+ARCHIVES = {
+    "cifar10": Archive(
+        kind="cifar10",
+        url=f"{_PUBLISHER}/cifar-10-binary.tar.gz",
+        md5="c32a1d4ab5d03f1284b67883e8d87530",
+        train=tuple(f"cifar-10-batches-bin/data_batch_{number}.bin" for number in range(1, 6)),
+        val="cifar-10-batches-bin/test_batch.bin",
+        names="cifar-10-batches-bin/batches.meta.txt",
+        label_bytes=1,
+    ),
+    "cifar100": Archive(
+        kind="cifar100",
+        url=f"{_PUBLISHER}/cifar-100-binary.tar.gz",
+        md5="03b5dce01913d631647c71ecec9e9cb8",
+        train=("cifar-100-binary/train.bin",),
+        val="cifar-100-binary/test.bin",
+        names="cifar-100-binary/fine_label_names.txt",
+        label_bytes=2,  # the superclass, and the class
+    ),
+}
+
+
+@dataclass(frozen=True)
+class CifarSplit:
+    """Records of label and pixels in files; the pixels are read where they lie."""
+
+    kind: str
+    files: list[Path]
+    starts: npt.NDArray[np.int64]
+    """First position of each file, and the end."""
+    label_bytes: int
+    labels: npt.NDArray[np.int64]
+
+    def read(self, position: int) -> bytes:
+        """Return a PPM file."""
+        file = int(np.searchsorted(self.starts, position, side="right")) - 1
+        record = self.label_bytes + _PIXEL_BYTES
+        start = (position - int(self.starts[file])) * record + self.label_bytes
+        planes = np.fromfile(self.files[file], dtype=np.uint8, count=_PIXEL_BYTES, offset=start)
+        pixels = planes.reshape(3, SIDE, SIDE).transpose(1, 2, 0)
+        return f"P6 {SIDE} {SIDE} 255\n".encode() + pixels.tobytes()
+
+    def name(self, position: int) -> str:
+        """Return its place in the published order, which is torchvision's."""
+        return f"{self.kind}[{position}]"
+
+
+def cifar(archive: Archive, file: Path | None = None) -> Source:
+    """Open CIFAR; its archive is downloaded once, checked and unpacked to the user's cache folder.
+
+    Args:
+        archive: which one.
+        file: the archive, where it was brought; downloaded when None.
+
+    Raises:
+        DatasetError: if it cannot be downloaded, or is not what its publisher describes.
+    """
+    folder = downloads() / f"{archive.kind}-{archive.md5[:8]}"
+    if not folder.is_dir():
+        _unpack(archive, _checked(archive, file) if file else _download(archive), folder)
+    train = _open_records(archive, [folder / name for name in archive.train])
+    val = _open_records(archive, [folder / archive.val])
+    class_names = (folder / archive.names).read_text(encoding="ascii").split()
+    top = max(int(split.labels.max()) for split in (train, val))
+    if top >= len(class_names):
+        raise DatasetError(
+            f"{folder} has the label {top}, expected labels below {len(class_names)}. Remove the "
+            "folder and pack again"
+        )
+    return Source(
+        {"train": train, "val": val}, class_names, {"kind": archive.kind, "content": archive.md5}
+    )
+
+
+def downloads() -> Path:
+    """Return the folder of what was downloaded, one for all workspaces of a user."""
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(home) / "kdcache" / "downloads"
+
+
+def archive_named(path: Path) -> Archive | None:
+    """Return the archive that a file is by its name, or None."""
+    for archive in ARCHIVES.values():
+        if path.name == archive.url.rpartition("/")[2]:
+            return archive
+    return None
+
+
+def _download(archive: Archive) -> Path:
+    """Return the archive's path in the cache folder, downloaded and checked."""
+    path = downloads() / archive.url.rpartition("/")[2]
+    if path.exists():
+        return _checked(archive, path)
+    logger.info("downloading %s to %s", archive.url, path.parent)
+    try:
+        with (
+            urllib.request.urlopen(archive.url, timeout=_TIMEOUT_SECONDS) as answer,  # noqa: S310
+            replace_atomically(path) as partial,
+            partial.open("wb") as file,
+        ):
+            _copy(answer, file, int(answer.headers.get("Content-Length") or 0), archive.kind)
+    except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
+        reason = getattr(error, "reason", error)
+        raise DatasetError(
+            f"{archive.url} cannot be downloaded ({reason}). Bring the file from elsewhere and "
+            f"run: kdcache pack FOLDER/{path.name}"
+        ) from error
+    return _checked(archive, path)
+
+
+def _copy(answer: BinaryIO, file: BinaryIO, total: int, kind: str) -> None:
+    with progress_bar(total=total, unit="byte", description=f"download {kind}") as bar:
+        while block := answer.read(1 << 20):
+            file.write(block)
+            bar.update(len(block))
+
+
+def _checked(archive: Archive, path: Path) -> Path:
+    """Return the path of an archive, if its bytes are the published ones."""
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "md5").hexdigest()
+    if found != archive.md5:
+        raise DatasetError(
+            f"{path} has the md5 {found}, expected {archive.md5} as its publisher states. "
+            f"Remove it and download it again from {archive.url}"
+        )
+    return path
+
+
+def _unpack(archive: Archive, path: Path, folder: Path) -> None:
+    """Write the members that are needed to `folder`, which appears whole or not at all."""
+    make_directory(folder.parent)
+    sweep_partials(folder.parent)
+    with TemporaryDirectory(
+        prefix=f".{folder.name}.", suffix=f".{this_process()}.partial", dir=folder.parent
+    ) as partial:
+        whole = Path(partial, "whole")
+        with tarfile.open(path, mode="r:gz") as file:
+            for name in archive.members:
+                source = file.extractfile(name)
+                if source is None:
+                    raise DatasetError(f"{path} holds {name} as a link, expected a file")
+                target = whole / name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                with target.open("wb") as copy:
+                    shutil.copyfileobj(source, copy)
+        whole.replace(folder)
+    if path.parent == folder.parent:
+        path.unlink()  # downloaded here, and all of it that is needed is unpacked
+
+
+def _open_records(archive: Archive, files: list[Path]) -> CifarSplit:
+    record = archive.label_bytes + _PIXEL_BYTES
+    labels = []
+    for path in files:
+        content = np.memmap(path, dtype=np.uint8, mode="r")
+        if len(content) % record:
+            raise DatasetError(
+                f"{path} has {len(content):,} bytes, expected records of {record:,}. Remove "
+                f"{path.parent.parent} and pack again"
+            )
+        labels.append(content.reshape(-1, record)[:, archive.label_bytes - 1].astype(np.int64))
+    starts = np.cumsum([0, *map(len, labels)])
+    return CifarSplit(archive.kind, files, starts, archive.label_bytes, np.concatenate(labels))

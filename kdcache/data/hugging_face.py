@@ -1,0 +1,134 @@
+"""Hugging Face data sets through their own library: by name, or as `save_to_disk` left them."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from kdcache.data.source import EVALUATION_NAMES, Source, Split, choose_splits
+from kdcache.data.tables import Columns, checked_labels, choose_columns, names_for
+from kdcache.errors import ConfigError, DatasetError
+from kdcache.progress import logger
+
+PREFIX = "hf:"
+
+_SAVED = ("dataset_dict.json", "state.json")
+"""Files that `save_to_disk` writes: of several splits, and of one."""
+
+
+@dataclass(frozen=True)
+class HuggingFaceSplit:
+    """One split of a data set; its images are encoded files, in the table or beside it."""
+
+    images: Any
+    """`datasets.Dataset` with the images alone, not decoded. Pickles as the paths of its files."""
+    image: str
+    """Column of the images."""
+    labels: npt.NDArray[np.int64]
+    title: str
+
+    def read(self, position: int) -> bytes:
+        """Return the bytes of the row's image."""
+        row = self.images[position][self.image]
+        if row is None:
+            raise DatasetError("the row holds no image")
+        content: bytes | None = row["bytes"]
+        return Path(row["path"]).read_bytes() if content is None else content
+
+    def name(self, position: int) -> str:
+        """Return the data set, the split and the row."""
+        return f"{self.title}, row {position}"
+
+
+def is_saved_by_datasets(folder: Path) -> bool:
+    """Return whether `save_to_disk` wrote this folder."""
+    return any((folder / name).is_file() for name in _SAVED)
+
+
+def hugging_face(source: str, label_key: str | None = None) -> Source:
+    """Open `hf:ORG/NAME`, `hf:ORG/NAME/CONFIG`, `hf:FOLDER`, or a folder of `save_to_disk`.
+
+    Args:
+        source: what the user wrote.
+        label_key: the column of labels; `label` when None.
+
+    Raises:
+        ConfigError: if the library `datasets` is not installed.
+        DatasetError: if the data set cannot be loaded or has no images with labels.
+    """
+    named = source.startswith(PREFIX)
+    where = source if named else str(Path(source).resolve())
+    loaded = _load(source.removeprefix(PREFIX), where)
+    found = {name: loaded[name] for name in ("train", *EVALUATION_NAMES) if name in loaded}
+    if not found:
+        raise DatasetError(
+            f"{where} has the splits {', '.join(loaded)}, expected train or one of "
+            f"{', '.join(EVALUATION_NAMES)}"
+        )
+    chosen, passed_over = choose_splits(found)
+    splits: dict[str, Split] = {}
+    stated_names: list[str] | None = None
+    content = hashlib.sha256()
+    for split, data in chosen.items():
+        name = next(name for name, of_name in found.items() if of_name is data)
+        splits[split], columns = _open_split(data, f"{where}, {name}", label_key)
+        stated_names = stated_names or columns.class_names
+        # Documented as the state of a data set; of one by name it follows from its revision.
+        content.update(f"{split}:{len(data)}:{data._fingerprint}\n".encode())  # noqa: SLF001
+    class_names = names_for(where, [split.labels for split in splits.values()], stated_names)
+    identity = {"kind": "hf", "path": where, "content": content.hexdigest()}
+    return Source(splits, class_names, identity, passed_over=passed_over)
+
+
+def _load(name: str, where: str) -> Mapping[str, Any]:
+    """Return the splits of a data set by name."""
+    try:
+        import datasets
+    except ImportError as error:
+        raise ConfigError(
+            f"SOURCE is {where}, which Hugging Face's library reads. Run: pip install "
+            "'kdcache[hf]', or download its parquet files and pack their folder"
+        ) from error
+    if not logger.isEnabledFor(logging.INFO):
+        datasets.disable_progress_bars()
+    try:
+        if is_saved_by_datasets(Path(name)):
+            loaded = datasets.load_from_disk(name)
+        else:
+            loaded = datasets.load_dataset(*_name_and_config(name))
+    except Exception as error:  # of the network, of the hub's answers and of every file format
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise DatasetError(
+            f"{where} cannot be loaded: {reason}. Check the name, or, without a network, download "
+            "its parquet files elsewhere and pack their folder"
+        ) from error
+    return loaded if isinstance(loaded, dict) else {"train": loaded}
+
+
+def _name_and_config(name: str) -> tuple[str, ...]:
+    """Return what `load_dataset` takes: ORG/NAME, or a folder, and CONFIG where it is given."""
+    parts = name.split("/")
+    if Path(name).exists() or len(parts) < 3:  # noqa: PLR2004  (org, name, config)
+        return (name,)
+    return ("/".join(parts[:2]), "/".join(parts[2:]))
+
+
+def _open_split(data: Any, title: str, label_key: str | None) -> tuple[HuggingFaceSplit, Columns]:
+    import datasets
+
+    columns = choose_columns(title, data.features.arrow_schema, label_key)
+    table = data.select_columns([columns.label]).with_format("arrow")[:]
+    labels = checked_labels(title, table[columns.label])
+    if len(labels) == 0:
+        raise DatasetError(f"{title} holds no rows, expected images")
+    images = data.select_columns([columns.image])
+    if isinstance(data.features[columns.image], datasets.Image):
+        images = images.cast_column(columns.image, datasets.Image(decode=False))
+    return HuggingFaceSplit(images, columns.image, labels, title), columns

@@ -1,0 +1,115 @@
+"""Is there room for a pack: memory, shared memory and disk, asked before hours of work."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import NamedTuple
+
+from kdcache.errors import DatasetError
+
+WORKER_BYTES = 350 << 20
+"""Of one worker process; measured at its peak: 132 MB for raw images, 357 MB for JPEGs, for which
+numba is loaded, both with a row group of parquet."""
+
+DECODING_FACTOR = 4
+"""Decoded pixels of one image in memory at once: Pillow's, turned or shrunk, raw, as a message."""
+
+SAMPLE_BYTES = 160
+"""Of one sample in the tables that are written at the end."""
+
+_SHARED_BYTES = 1 << 20
+_CGROUP = Path("/sys/fs/cgroup")
+_DISK_TOLERANCE = 0.8
+"""Share of the estimate that must be free: it comes from a few images."""
+
+
+class Need(NamedTuple):
+    """What a pack takes, in bytes, as a few of its images tell."""
+
+    samples: int
+    stored: int
+    """Of one image in the beton, on average."""
+    decoded: int
+    """Of the largest image, as RGB."""
+    split: int
+    """Of the list of images that each worker has."""
+    queue: int
+    """Of finished images that wait for each worker."""
+
+    def memory(self, workers: int) -> int:
+        """Return the bytes of memory with so many workers."""
+        worker = WORKER_BYTES + DECODING_FACTOR * self.decoded + self.split + self.queue
+        return self.samples * SAMPLE_BYTES + self.split + workers * worker
+
+
+def require_room(need: Need, workers: int, folder: Path) -> None:
+    """Check that a pack will find the memory and the disk that it takes.
+
+    Args:
+        need: what it takes.
+        workers: processes that decode.
+        folder: where the beton is written.
+
+    Raises:
+        DatasetError: if there is too little; says how much, and what to do.
+    """
+    require_memory(need, workers, available_memory())
+    require_shared_memory()
+    require_disk(need, folder, shutil.disk_usage(folder).free)
+
+
+def require_memory(need: Need, workers: int, available: int) -> None:
+    """Check the memory; the error names the number of workers that would do."""
+    if need.memory(workers) <= available:
+        return
+    fewer = max((n for n in range(1, workers) if need.memory(n) <= available), default=None)
+    remedy = f"Use --num-workers {fewer}" if fewer else "Shrink images with --max-resolution"
+    raise DatasetError(
+        f"packing with {workers} workers takes about {_gigabytes(need.memory(workers))} of memory, "
+        f"expected at most the {_gigabytes(available)} that are free. {remedy}"
+    )
+
+
+def require_shared_memory(folder: Path = Path("/dev/shm")) -> None:  # noqa: S108
+    """Check the place of the semaphores through which worker processes meet."""
+    if not os.access(folder, os.W_OK):
+        raise DatasetError(
+            f"{folder} is missing or read-only, expected a place for the semaphores of worker "
+            "processes. Mount it: mount -t tmpfs tmpfs /dev/shm"
+        )
+    if (free := shutil.disk_usage(folder).free) < _SHARED_BYTES:
+        raise DatasetError(
+            f"{folder} has {free:,} bytes free, expected at least {_SHARED_BYTES:,} for the "
+            "semaphores of worker processes. Remove what fills it, or give a container more "
+            "(docker run --shm-size 1g)"
+        )
+
+
+def require_disk(need: Need, folder: Path, free: int) -> None:
+    """Check the disk that the beton is written to."""
+    stored = need.samples * need.stored
+    if _DISK_TOLERANCE * stored > free:
+        raise DatasetError(
+            f"the beton takes about {_gigabytes(stored)}, expected at most the {_gigabytes(free)} "
+            f"that are free in {folder}. Use another --workspace, or --max-resolution"
+        )
+
+
+def available_memory(meminfo: Path = Path("/proc/meminfo"), cgroup: Path = _CGROUP) -> int:
+    """Return the bytes of memory that this process may still take, in a container or not."""
+    lines = dict(line.split(":", 1) for line in meminfo.read_text(encoding="ascii").splitlines())
+    available = int(lines["MemAvailable"].split()[0]) << 10
+    try:
+        limit = int((cgroup / "memory.max").read_text(encoding="ascii"))
+        used = int((cgroup / "memory.current").read_text(encoding="ascii"))
+        stat = (cgroup / "memory.stat").read_text(encoding="ascii").split()
+    except (OSError, ValueError):  # no container, or one without a limit
+        return available
+    cached = int(stat[stat.index("inactive_file") + 1])  # given back when it is asked for
+    return min(available, limit - used + cached)
+
+
+def _gigabytes(count: int) -> str:
+    return f"{count / 1e9:,.1f} GB"

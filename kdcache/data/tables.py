@@ -1,0 +1,118 @@
+"""Which columns of an Arrow table are the image and the label; parquet and Hugging Face's library.
+
+An image is a struct of `bytes` and `path`, as Hugging Face's datasets store it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from kdcache.errors import ConfigError, DatasetError
+
+
+class Columns(NamedTuple):
+    """What is read of a table."""
+
+    image: str
+    label: str
+    class_names: list[str] | None
+    """Where the table states them."""
+
+
+def choose_columns(where: Path | str, schema: Any, label_key: str | None) -> Columns:
+    """Find the column of images and the one of labels.
+
+    Args:
+        where: the table, as a user would name it.
+        schema: pyarrow's, with its metadata.
+        label_key: name of the column of labels; `label` when None.
+
+    Raises:
+        ConfigError: if `label_key` is no column of integers.
+        DatasetError: if there is no such table; names its columns.
+    """
+    import pyarrow as pa
+
+    names = schema.names
+    images = [name for name in names if _is_image(schema.field(name).type)]
+    image = "image" if "image" in images else images[0] if len(images) == 1 else None
+    integers = [name for name in names if pa.types.is_integer(schema.field(name).type)]
+    if label_key is not None and label_key not in integers:
+        raise ConfigError(
+            f"--label-key is {label_key}, expected one of the integer columns of {where}: "
+            f"{', '.join(integers) or 'there are none'}"
+        )
+    label = label_key or ("label" if "label" in integers else None)
+    if image is None or label is None:
+        remedy = f". Choose one: --label-key {integers[0]}" if image and integers else ""
+        raise DatasetError(
+            f"{where} has the columns {', '.join(names)}, expected an image (struct of bytes and "
+            f"path; `image` where there are several) and `label` (integer){remedy}"
+        )
+    return Columns(image, label, _class_names(schema, label))
+
+
+def checked_labels(where: Path | str, column: Any) -> npt.NDArray[np.int64]:
+    """Return a column of labels.
+
+    Args:
+        where: the table, as a user would name it.
+        column: pyarrow's array of integers.
+
+    Raises:
+        DatasetError: if one is missing or below 0.
+    """
+    if column.null_count:
+        raise DatasetError(f"{where} has {column.null_count} rows without a label, expected none")
+    labels: npt.NDArray[np.int64] = column.to_numpy().astype(np.int64)
+    if len(labels) and labels.min() < 0:
+        raise DatasetError(
+            f"{where} has the label {labels.min()}, expected labels from 0. Hidden labels, as of a "
+            "competition's test split, cannot be packed"
+        )
+    return labels
+
+
+def names_for(
+    where: Path | str, labels: Sequence[npt.NDArray[np.int64]], stated: list[str] | None
+) -> list[str]:
+    """Return the class names: the stated ones, else the numbers up to the largest label.
+
+    Raises:
+        DatasetError: if a label has no name.
+    """
+    top = max(int(of_split.max()) for of_split in labels)
+    class_names = stated or [str(label) for label in range(top + 1)]
+    if top >= len(class_names):
+        raise DatasetError(
+            f"{where} has the label {top}, expected labels below {len(class_names)}, the number of "
+            "its class names"
+        )
+    return class_names
+
+
+def _is_image(kind: Any) -> bool:
+    import pyarrow as pa
+
+    if not pa.types.is_struct(kind) or kind.get_field_index("bytes") < 0:
+        return False
+    content = kind.field("bytes").type
+    return bool(pa.types.is_binary(content) or pa.types.is_large_binary(content))
+
+
+def _class_names(schema: Any, label: str) -> list[str] | None:
+    """Return class names from Hugging Face's feature metadata, or from a `class_names` key."""
+    metadata = schema.metadata or {}
+    if b"class_names" in metadata:
+        return str(metadata[b"class_names"].decode()).split(",")
+    if b"huggingface" in metadata:
+        features = json.loads(metadata[b"huggingface"]).get("info", {}).get("features", {})
+        names = features.get(label, {}).get("names")
+        return None if names is None else [str(name) for name in names]
+    return None
