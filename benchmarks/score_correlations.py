@@ -13,7 +13,8 @@ import numpy as np
 from measure import record
 from scipy.stats import spearmanr
 
-from kdcache.selection.policies import select_ids
+from kdcache.options import PruningOptions
+from kdcache.selection.pruning import select_ids
 from kdcache.store.logit_store import LogitStore
 
 KEEP = 0.3
@@ -31,8 +32,7 @@ def main() -> None:
         name: select_ids(
             values,
             store.labels,
-            method="hard",
-            keep=KEEP,
+            PruningOptions(method="hard", keep=KEEP),
             num_classes=store.manifest.classes,
         )
         for name, values in scores.items()

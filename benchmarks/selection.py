@@ -28,9 +28,9 @@ import numpy as np
 from measure import Measured, Work, environment, measure, record
 from selection_memory import NUM_CLASSES, chosen, drawn
 
-from kdcache.options import Method
+from kdcache.options import Method, PruningOptions
 from kdcache.selection.mdslr import mdslr_quotas
-from kdcache.selection.policies import Policy, keep_of_each
+from kdcache.selection.pruning import keep_of_each
 
 IMAGENET = 1_281_167
 KEEP = 0.7
@@ -42,7 +42,7 @@ def parity(data: dict[str, np.ndarray]) -> np.ndarray:
     return keep_of_each(
         data["scores"],
         data["labels"],
-        Policy(method="medium"),
+        PruningOptions(method="medium"),
         np.arange(NUM_CLASSES),
         mdslr_quotas(sizes, KEEP),
     )
@@ -85,7 +85,7 @@ def work_of(ids: np.ndarray, samples: int) -> Work:
 
 
 def beside_argsort(samples: int, repeats: int) -> dict[str, dict[str, Measured]]:
-    """Measure every policy, each in turns with numpy's argsort of as many scores."""
+    """Measure every method, each in turns with numpy's argsort of as many scores."""
     data = drawn(samples)
 
     def yardstick() -> Work:

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 import psutil
 
-from kdcache.selection.policies import select_ids
+from kdcache.options import PruningOptions
+from kdcache.selection.pruning import select_ids
 
 NUM_CLASSES = 1000
 OPTIONS: dict[str, dict[str, float]] = {"window": {"start": 0.1}, "stratified": {"cut": 0.1}}
@@ -36,15 +37,18 @@ def drawn(count: int, classes: int = NUM_CLASSES) -> dict[str, np.ndarray]:
 
 def chosen(data: dict[str, np.ndarray], method: str, balance: str, keep: float) -> np.ndarray:
     """Return the ids that kdcache keeps."""
-    return select_ids(
-        data["scores"],
-        data["labels"],
+    options = PruningOptions(
         method=method,  # type: ignore[arg-type]
         keep=keep,
         balance=balance,  # type: ignore[arg-type]
+        **OPTIONS.get(method, {}),  # type: ignore[arg-type]
+    )
+    return select_ids(
+        data["scores"],
+        data["labels"],
+        options,
         num_classes=NUM_CLASSES,
         correct=data["correct"] if method == "class-adaptive" else None,
-        **OPTIONS.get(method, {}),  # type: ignore[arg-type]
     )
 
 

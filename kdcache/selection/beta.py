@@ -15,13 +15,11 @@ from __future__ import annotations
 import numpy as np
 
 from kdcache.compiled import compiled
-from kdcache.selection.ranking import Draws, Entries, float_key, redraw
+from kdcache.selection.ranking import ID_MASK, KEY_SHIFT, Draws, Entries, float_key, redraw
 
 DEFAULT_CONCENTRATION = 14.0
 """DUAL's a + b is 16."""
 
-_LOW_HALF = np.uint64(0xFFFFFFFF)
-_HALF = np.uint64(32)
 _LN_2 = 0.6931471805599453
 _SQRT_2 = 1.4142135623730951
 _C3, _C5, _C7, _C9, _C11, _C13, _C15 = (1 / k for k in range(3, 17, 2))
@@ -62,12 +60,12 @@ def _draw_keys(entries: Entries, on_hard: float, on_easy: float) -> None:
     """Put log weight + Gumbel noise in the place of the draw, as a float32."""
     count = len(entries)
     for place in range(count):
-        sample_id = entries[place] & _LOW_HALF
+        sample_id = entries[place] & ID_MASK
         quantile = (place + 0.5) / count
-        uniform = (np.float64(entries[place] >> _HALF) + 0.5) / 4294967296.0
+        uniform = (np.float64(entries[place] >> KEY_SHIFT) + 0.5) / 4294967296.0
         log_weight = on_hard * _log(quantile) + on_easy * _log(1.0 - quantile)
         key = np.float32(log_weight - _log(-_log(uniform)))
-        entries[place] = (np.uint64(float_key(key.view(np.uint32))) << _HALF) | sample_id
+        entries[place] = (np.uint64(float_key(key.view(np.uint32))) << KEY_SHIFT) | sample_id
 
 
 @compiled(inline="always")

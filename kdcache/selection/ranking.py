@@ -1,4 +1,4 @@
-"""One sort, grouped by class: the order of difficulty that every policy starts from.
+"""One sort, grouped by class: the order of difficulty that every method starts from.
 
 A sample is one uint64 entry: the bits of its score above its sample id. Entries differ, so the
 order is the same on every machine and with every sorting algorithm: by score, ascending (easiest
@@ -24,8 +24,11 @@ Draws = npt.NDArray[np.uint32]
 MAX_SAMPLES = 2**32
 """A sample id takes half of an entry."""
 
-_LOW_HALF = np.uint64(0xFFFFFFFF)
-_HALF = np.uint64(32)
+ID_MASK = np.uint64(0xFFFFFFFF)
+"""The bits of an entry that are its sample id."""
+KEY_SHIFT = np.uint64(32)
+"""Places that its key is above them."""
+
 _SIGN = np.uint32(0x80000000)
 
 
@@ -40,6 +43,19 @@ class Ranking(NamedTuple):
     def groups(self) -> list[Entries]:
         """Return the entries of each group, as views."""
         return [self.entries[start:end] for start, end in pairwise(self.bounds.tolist())]
+
+
+def native_numbers(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return the same numbers in one of four types of this machine's byte order, copied if need be.
+
+    Compiled code takes no other: float16 becomes float32, integers int64, or uint64 where that is
+    what they are.
+
+    Args:
+        values: floats of at most 64 bits, integers or truth values.
+    """
+    narrow, wide = (np.float32, np.float64) if values.dtype.kind == "f" else (np.int64, np.uint64)
+    return values.astype(narrow if np.can_cast(values.dtype, narrow) else wide, copy=False)
 
 
 def rank(
@@ -80,15 +96,15 @@ def draws(seed: int, stream: str, count: int) -> Draws:
 def mark(entries: Entries, is_kept_N: npt.NDArray[np.bool_]) -> None:
     """Set what belongs to the samples of the entries, without a copy of their ids."""
     for entry in entries:
-        is_kept_N[entry & _LOW_HALF] = True
+        is_kept_N[entry & ID_MASK] = True
 
 
 @compiled()
 def redraw(entries: Entries, draws_N: Draws) -> None:
     """Give every entry the draw of its sample in the place of its score. Unsorted afterwards."""
     for place in range(len(entries)):
-        sample_id = entries[place] & _LOW_HALF
-        entries[place] = (np.uint64(draws_N[sample_id]) << _HALF) | sample_id
+        sample_id = entries[place] & ID_MASK
+        entries[place] = (np.uint64(draws_N[sample_id]) << KEY_SHIFT) | sample_id
 
 
 @compiled(inline="always")
@@ -112,7 +128,7 @@ def _deal(
     for sample_id in range(len(labels_N)):
         group = group_of_class[labels_N[sample_id]]
         key = float_key(keys_N[sample_id]) if are_floats else keys_N[sample_id]
-        entries_N[next_places[group]] = (np.uint64(key) << _HALF) | np.uint64(sample_id)
+        entries_N[next_places[group]] = (np.uint64(key) << KEY_SHIFT) | np.uint64(sample_id)
         next_places[group] += 1
 
 

@@ -17,10 +17,12 @@ import numpy.typing as npt
 
 from kdcache.errors import CacheMismatchError, ConfigError
 from kdcache.files import replace_atomically
-
-SUFFIXES = (".npy", ".csv", ".parquet")
+from kdcache.options import SCORE_FILES, require_suffix
+from kdcache.selection.ranking import native_numbers
 
 _METADATA_KEY = b"kdcache"
+_LARGEST_BYTES = 8
+"""Of one number."""
 _FEWEST_SORTED = 10
 """From here on, values in ascending or descending order are no accident: 2 in 10! = 3.6 million."""
 
@@ -32,7 +34,7 @@ def read_scores(
     data_fingerprint: str,
     sample_names: Callable[[], Sequence[str]],
 ) -> npt.NDArray[Any]:
-    """Return the scores of a file, (N,) by sample id.
+    """Return the scores of a file, (N,) by sample id: float32, float64, int64 or uint64.
 
     Args:
         path: `.npy`: (N,) numbers by sample id. `.csv`, `.parquet`: a column `score` and one of
@@ -47,7 +49,7 @@ def read_scores(
             no scores; names the samples.
         CacheMismatchError: if the scores are of other data.
     """
-    _require_suffix(path, "--scores")
+    require_suffix("scores", path, SCORE_FILES)
     if path.suffix == ".npy":
         return _read_npy(path, num_samples)
     table = _read_table(path, data_fingerprint)
@@ -86,7 +88,7 @@ def write_scores(
         kept_ids: of the samples that a subset keeps.
         data_fingerprint: written into `.parquet`.
     """
-    _require_suffix(path, "--export")
+    require_suffix("export", path, SCORE_FILES)
     with replace_atomically(path) as partial:
         if path.suffix == ".npy":
             with partial.open("wb") as file:
@@ -112,11 +114,6 @@ def write_scores(
             )
 
 
-def _require_suffix(path: Path, option: str) -> None:
-    if path.suffix not in SUFFIXES:
-        raise ConfigError(f"{option} is {path}, expected a file named {', '.join(SUFFIXES)}")
-
-
 def _read_npy(path: Path, num_samples: int) -> npt.NDArray[Any]:
     try:
         scores = np.load(path, allow_pickle=False)
@@ -128,21 +125,26 @@ def _read_npy(path: Path, num_samples: int) -> npt.NDArray[Any]:
             f"{path} is of shape {getattr(scores, 'shape', 'several arrays')}, expected "
             f"({num_samples},). {remedy}"
         )
-    if scores.dtype.kind not in "fiu":
-        raise ConfigError(f"{path} holds {scores.dtype}, expected numbers. {remedy}")
+    if scores.dtype.kind not in "fiu" or scores.dtype.itemsize > _LARGEST_BYTES:
+        raise ConfigError(f"{path} holds {scores.dtype}, expected numbers of 64 bits. {remedy}")
+    scores = native_numbers(scores)
     if scores.dtype.kind != "f" and _is_permutation(scores):
         raise ConfigError(
             f"{path} holds every number from 0 to {num_samples - 1:,} once, which is an order of "
             f"the samples, expected their scores (save ranks of difficulty as floats). {remedy}"
         )
-    if num_samples >= _FEWEST_SORTED and scores.min() < scores.max():
-        steps = np.diff(scores)
-        if (steps >= 0).all() or (steps <= 0).all():
-            raise ConfigError(
-                f"the values of {path} are sorted ({scores[0]:g} to {scores[-1]:g}), so they have "
-                f"lost their samples, expected them by sample id. {remedy}"
-            )
+    if num_samples >= _FEWEST_SORTED and scores.min() < scores.max() and _is_sorted(scores):
+        raise ConfigError(
+            f"the values of {path} are sorted ({scores[0]:g} to {scores[-1]:g}), so they have lost "
+            f"their samples, expected them by sample id. {remedy}"
+        )
     return scores
+
+
+def _is_sorted(values: npt.NDArray[Any]) -> bool:
+    # Compared, not subtracted: of unsigned numbers no difference is below zero.
+    before, after = values[:-1], values[1:]
+    return bool((before <= after).all() or (before >= after).all())
 
 
 def _is_permutation(values: npt.NDArray[Any]) -> bool:
@@ -165,25 +167,37 @@ def _read_table(path: Path, data_fingerprint: str) -> Any:
         table = parquet.ParquetFile(path).read()
     except pa.ArrowInvalid as error:
         raise ConfigError(f"{path} is not readable as {path.suffix[1:]}: {error}") from error
-    about = json.loads((table.schema.metadata or {}).get(_METADATA_KEY, b"{}"))
-    found = about.get("data_fingerprint", data_fingerprint)
+    _require_of_data(path, (table.schema.metadata or {}).get(_METADATA_KEY), data_fingerprint)
+    return table
+
+
+def _require_of_data(path: Path, metadata: bytes | None, data_fingerprint: str) -> None:
+    """Compare what a file says that its scores are of, where it says so, with the data."""
+    if metadata is None:
+        return
+    try:
+        found = str(json.loads(metadata)["data_fingerprint"])
+    except (ValueError, TypeError, KeyError) as error:
+        raise ConfigError(
+            f"the metadata kdcache of {path} is {metadata[:40]!r}, expected a JSON object with "
+            "data_fingerprint, as --export writes it. Write the file again, without the metadata"
+        ) from error
     if found != data_fingerprint:
         raise CacheMismatchError(
             f"{path} holds scores of other data: data_fingerprint is {found[:12]}, expected "
             f"{data_fingerprint[:12]}"
         )
-    return table
 
 
 def _numbers(path: Path, table: Any, name: str) -> npt.NDArray[Any]:
     values: npt.NDArray[Any] = table[name].to_numpy()
     if values.dtype.kind not in "fiu":
         raise ConfigError(f"{name} in {path} is {table[name].type}, expected numbers")
-    return values
+    return native_numbers(values)
 
 
 def _by_sample_id(
-    path: Path, ids: npt.NDArray[np.int64], values: npt.NDArray[Any], num_samples: int
+    path: Path, ids: npt.NDArray[Any], values: npt.NDArray[Any], num_samples: int
 ) -> npt.NDArray[Any]:
     outside = ids[(ids < 0) | (ids >= num_samples)]
     if len(outside):
@@ -191,7 +205,7 @@ def _by_sample_id(
             f"{path} has a score of sample {outside[0]}, expected samples 0 to {num_samples - 1:,}"
             ": these are scores of other data"
         )
-    counts = np.bincount(ids, minlength=num_samples)
+    counts = np.bincount(ids.astype(np.int64, copy=False), minlength=num_samples)
     wrong = np.flatnonzero(counts != 1)
     if len(wrong):
         raise ConfigError(

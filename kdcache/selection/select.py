@@ -8,19 +8,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kdcache.errors import CacheMismatchError
+from kdcache.errors import CacheMismatchError, ConfigError
 from kdcache.files import differences
 from kdcache.options import SelectOptions
 from kdcache.progress import logger
-from kdcache.selection.beta import DEFAULT_CONCENTRATION
 from kdcache.selection.compare import Comparison, compare
 from kdcache.selection.mdslr import mdslr_quotas
-from kdcache.selection.policies import Policy, keep_of_each, require_finite, select_ids
+from kdcache.selection.pruning import keep_of_each, require_finite, select_ids
 from kdcache.selection.score_files import write_scores
 from kdcache.selection.score_source import find_scores, scores_identity
 from kdcache.selection.subset import Subset
 from kdcache.store.logit_store import LogitStore
-from kdcache.workspace import Workspace
+from kdcache.workspace import Workspace, teacher_name
 
 _LINES_SHOWN = 20
 
@@ -32,10 +31,12 @@ def select(options: SelectOptions) -> dict[str, Any]:
         `method`, `keep`, `kept`, `of` and `path`; `compare` where it was asked for.
 
     Raises:
-        ConfigError: if nothing was built yet, or a score is missing or not finite.
+        ConfigError: if nothing was built yet, a score is missing or not finite, or a file is at
+            --export.
         CacheMismatchError: if the file exists and was made otherwise, or scores or the other subset
             are of other data.
     """
+    _require_free(options)
     workspace = Workspace(options.workspace)
     store = LogitStore.open(workspace.require_store(options.teacher, options.store))
     manifest = store.manifest
@@ -49,13 +50,12 @@ def select(options: SelectOptions) -> dict[str, Any]:
         "data_fingerprint": manifest.data_fingerprint,
         "teacher": manifest.teacher,
         "teacher_digest": manifest.teacher_digest,
-        **_policy_options(options),
+        **_method_options(options),
         **scores_identity(options, workspace, store),
     }
     other = None if options.compare is None else _load_other(workspace, options.compare, store)
     path = options.out or workspace.subset(subset_name(options))
-    drawn = options.method in {"random", "class-adaptive"}  # from labels, whatever the scores
-    by = "" if drawn else f" by {options.scores or options.score}"
+    by = f" by {options.scores or options.score}" if options.reads_scores else ""
     logger.info("%s of %s%s", options.method, store.path, by)
     scores: npt.NDArray[Any] | None = None
     if path.exists() and not options.overwrite:
@@ -98,10 +98,10 @@ def subset_name(options: SelectOptions) -> str:
         parts.append(options.score)
     if options.balance != defaults.balance:
         parts.append(options.balance)
-    parts += options.average_with and ["with", *options.average_with]
+    parts += options.average_with and ["with", *map(teacher_name, options.average_with)]
     parts += [
         f"{name.replace('_per_class', '')}{value:g}"
-        for name, value in _policy_options(options).items()
+        for name, value in _method_options(options).items()
     ]
     if options.parity is not None:
         parts.append(options.parity)
@@ -110,7 +110,24 @@ def subset_name(options: SelectOptions) -> str:
     return "-".join(parts)
 
 
-def _policy_options(options: SelectOptions) -> dict[str, float]:
+def _require_free(options: SelectOptions) -> None:
+    """Check, before any work, that --export replaces nothing that it may not."""
+    if options.export is None or not options.export.exists():
+        return
+    scores = options.scores
+    if scores is not None and scores.exists() and options.export.samefile(scores):
+        raise ConfigError(
+            f"--export is {options.export}, the file of --scores, expected another: it would be "
+            "replaced"
+        )
+    if not options.overwrite:
+        raise ConfigError(
+            f"--export is {options.export}, which exists, expected a new file. Use --overwrite to "
+            "replace it"
+        )
+
+
+def _method_options(options: SelectOptions) -> dict[str, float]:
     """Return the options of the method that were given."""
     names = ("min_per_class", "start", "cut", "peak", "concentration")
     given = {name: getattr(options, name) for name in names}
@@ -124,26 +141,10 @@ def _choose(
     if options.parity == "mdslr":
         require_finite(scores)
         sizes = np.bincount(store.labels, minlength=classes).tolist()
-        policy = Policy(method=options.method, seed=options.seed)
         quotas = mdslr_quotas(sizes, options.keep)
-        return keep_of_each(scores, store.labels, policy, np.arange(classes), quotas)
-    adaptive = options.method == "class-adaptive"
-    concentration = options.concentration
-    return select_ids(
-        scores,
-        store.labels,
-        method=options.method,
-        keep=options.keep,
-        balance=options.balance,
-        seed=options.seed,
-        num_classes=classes,
-        min_per_class=options.min_per_class,
-        start=options.start,
-        cut=options.cut or 0.0,
-        peak=options.peak,
-        concentration=DEFAULT_CONCENTRATION if concentration is None else concentration,
-        correct=store.stats["correct"] if adaptive else None,
-    )
+        return keep_of_each(scores, store.labels, options, np.arange(classes), quotas)
+    correct = store.stats["correct"] if options.method == "class-adaptive" else None
+    return select_ids(scores, store.labels, options, num_classes=classes, correct=correct)
 
 
 def _reuse(path: Path, provenance: dict[str, Any]) -> Subset:

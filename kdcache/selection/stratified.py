@@ -15,12 +15,10 @@ import numpy as np
 import numpy.typing as npt
 
 from kdcache.compiled import compiled
-from kdcache.selection.ranking import Draws, Entries, redraw
+from kdcache.selection.ranking import ID_MASK, Draws, Entries, redraw
 
 NUM_BINS = 50
 """Of equal width in score, as in CCS."""
-
-_LOW_HALF = np.uint64(0xFFFFFFFF)
 
 
 def stratified(
@@ -88,8 +86,8 @@ def _bin_bounds(
 ) -> npt.NDArray[np.int64]:
     """Return the first place of each bin in a sorted group, and the end; (num_bins + 1,)."""
     count = len(entries)
-    low = np.float64(scores_N[entries[0] & _LOW_HALF])
-    width = np.float64(scores_N[entries[count - 1] & _LOW_HALF]) - low
+    low = np.float64(scores_N[entries[0] & ID_MASK])
+    width = np.float64(scores_N[entries[count - 1] & ID_MASK]) - low
     bounds = np.zeros(num_bins + 1, dtype=np.int64)
     bounds[num_bins] = count
     for number in range(1, num_bins):
@@ -97,7 +95,7 @@ def _bin_bounds(
         first, end = bounds[number - 1], np.int64(count)
         while first < end:
             middle = (first + end) // 2
-            above = np.float64(scores_N[entries[middle] & _LOW_HALF]) - low
+            above = np.float64(scores_N[entries[middle] & ID_MASK]) - low
             if width > 0 and above / width * num_bins >= number:
                 end = middle
             else:

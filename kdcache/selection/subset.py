@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kdcache.errors import CacheCorruptError, CacheMismatchError
-from kdcache.files import replace_atomically
+from kdcache.files import arrays_of_npz, replace_atomically
 
 
 @dataclass(frozen=True)
@@ -68,10 +67,9 @@ class Subset:
             CacheCorruptError: if it is no subset file.
         """
         try:
-            # Opened here: numpy leaves a damaged archive open.
-            with Path(path).open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-                return cls(arrays["sample_ids"], json.loads(str(arrays["provenance"])))
-        except (KeyError, TypeError, ValueError, EOFError, zipfile.BadZipFile) as error:
+            arrays = arrays_of_npz(Path(path).read_bytes())
+            return cls(arrays["sample_ids"], dict(json.loads(str(arrays["provenance"]))))
+        except (CacheCorruptError, KeyError, TypeError, ValueError) as error:
             raise CacheCorruptError(
                 f"{path} is no subset file ({error}), expected one made by kdcache select"
             ) from error

@@ -1,4 +1,4 @@
-"""Policies that keep one window of the order of difficulty: easy, hard, medium, any other."""
+"""Methods that keep one window of the order of difficulty: easy, hard, medium, any other."""
 
 from __future__ import annotations
 

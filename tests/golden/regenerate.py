@@ -15,8 +15,9 @@ import numpy as np
 
 from kdcache.data.photometric import photometric
 from kdcache.data.views import parameters
+from kdcache.options import PruningOptions
 from kdcache.reader.order import epoch_order
-from kdcache.selection.policies import select_ids
+from kdcache.selection.pruning import select_ids
 
 FOLDER = Path(__file__).parent
 
@@ -82,7 +83,7 @@ def epoch_orders() -> list[dict]:
 
 
 def selections() -> list[dict]:
-    """Return what the policies with a draw keep of 60 samples."""
+    """Return what the methods with a draw keep of 60 samples."""
     samples = np.arange(60)
     scores = (samples * 7919 % 1009 / 1009).astype(np.float32)
     labels = samples * samples % 7 % 3
@@ -95,9 +96,7 @@ def selections() -> list[dict]:
             "kept": select_ids(
                 scores,
                 labels,
-                method=method,
-                keep=0.3,
-                seed=seed,
+                PruningOptions(method=method, keep=0.3, seed=seed),
                 num_classes=3,
                 correct=samples % 4 > 0,
             ).tolist(),

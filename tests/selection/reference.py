@@ -73,11 +73,11 @@ def beta(
     return sorted(order, key=lambda sample_id: -keys[sample_id])[:num]
 
 
-def policy(
+def keep_in_group(
     method: str, scores: Sequence[float], draws: Sequence[int], options: dict[str, float]
 ) -> Callable[[list[int], int], list[int]]:
     """Return a function of (the ids of a group by score, number) -> the ids to keep."""
-    policies: dict[str, Callable[[list[int], int], list[int]]] = {
+    methods: dict[str, Callable[[list[int], int], list[int]]] = {
         "easy": lambda order, num: order[:num],
         "hard": lambda order, num: order[len(order) - num :],
         "medium": mdslr,
@@ -91,7 +91,7 @@ def policy(
             order, num, draws, options["peak"], options["concentration"]
         ),
     }
-    return policies[method]
+    return methods[method]
 
 
 def water_filling(sizes: Sequence[int], total: int) -> list[int]:

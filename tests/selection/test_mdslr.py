@@ -7,9 +7,9 @@ import pytest
 from scipy.special import log_softmax
 
 from kdcache.errors import CacheMismatchError, ConfigError
-from kdcache.options import SelectOptions
+from kdcache.options import PruningOptions, SelectOptions
 from kdcache.selection.mdslr import augmented_cross_entropy, mdslr_quotas
-from kdcache.selection.policies import Policy, keep_of_each
+from kdcache.selection.pruning import keep_of_each
 from kdcache.selection.select import select
 from kdcache.selection.subset import Subset
 from kdcache.store.logit_store import LogitStore
@@ -36,8 +36,8 @@ def generate_index(scores: np.ndarray, labels: np.ndarray, classes: int, ratio: 
 
 def parity(scores: np.ndarray, labels: np.ndarray, classes: int, ratio: int) -> list[int]:
     quotas = mdslr_quotas(np.bincount(labels, minlength=classes).tolist(), ratio / 100)
-    policy = Policy(method="medium")
-    return keep_of_each(scores, labels, policy, np.arange(classes), quotas).tolist()
+    options = PruningOptions(method="medium")
+    return keep_of_each(scores, labels, options, np.arange(classes), quotas).tolist()
 
 
 @pytest.mark.parametrize("ratio", RATIOS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -116,6 +117,47 @@ def test_a_missing_score_becomes_nan_and_not_a_number_of_its_own(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("kind", "native"),
+    [
+        *(("<f2", np.float32), (">f2", np.float32), (">f4", np.float32), (">f8", np.float64)),
+        *((">i2", np.int64), ("u1", np.int64), (">u4", np.int64), (">u8", np.uint64)),
+    ],
+)
+@pytest.mark.parametrize("suffix", [".npy", ".parquet"])
+def test_numbers_of_any_kind_are_read_as_this_machines_own(tmp_path, kind, native, suffix):
+    values = np.array([200, 7, 100] if kind[1] == "u" or kind == "u1" else [0.5, -7, 100])
+    stored = values.astype(kind)
+    if suffix == ".npy":
+        found = read(npy(tmp_path, stored))
+    else:
+        table = pa.table({"sample_id": pa.array([0, 1, 2], pa.uint64()), "score": swapped(stored)})
+        pq.write_table(table, tmp_path / "s.parquet")
+        found = read(tmp_path / "s.parquet")
+    assert found.dtype == native
+    assert found.tolist() == stored.tolist()
+
+
+def swapped(values: np.ndarray) -> np.ndarray:
+    """Return an array in the byte order of this machine, which is all that Arrow takes."""
+    return values.astype(values.dtype.newbyteorder("="))
+
+
+@pytest.mark.parametrize("kind", ["u1", "u2", "u4", "u8", "i1", "f2", "f4"])
+@pytest.mark.parametrize("step", [1, -1])
+def test_numbers_are_sorted_or_not_whatever_their_kind(tmp_path, kind, step):
+    ranks = 2 * (np.arange(20) // 2)[::step]  # with ties
+    with pytest.raises(ConfigError, match=f"are sorted \\({ranks[0]} to {ranks[-1]}\\)"):
+        read(npy(tmp_path, ranks.astype(kind)), 20)
+    ranks[[3, 12]] = ranks[[12, 3]]
+    assert read(npy(tmp_path, ranks.astype(kind)), 20).tolist() == ranks.tolist()
+
+
+def test_unsigned_numbers_of_64_bits_keep_their_order(tmp_path):
+    values = np.array([2**64 - 1, 2**63, 2**64 - 2], np.uint64)
+    assert read(npy(tmp_path, values)).tolist() == values.tolist()
+
+
+@pytest.mark.parametrize(
     ("values", "message"),
     [
         (np.zeros(4), r"shape \(4,\), expected \(3,\)"),
@@ -123,8 +165,9 @@ def test_a_missing_score_becomes_nan_and_not_a_number_of_its_own(tmp_path):
         (np.array([True, False, True]), "holds bool"),
         (np.array(["a", "b", "c"]), "holds <U1"),
         (np.array([1j, 2, 3]), "holds complex128"),
+        (np.array([1, 2, 0], np.longdouble), r"holds float\d+, expected numbers of 64 bits"),
     ],
-    ids=["longer", "column", "mask", "text", "complex"],
+    ids=["longer", "column", "mask", "text", "complex", "wide"],
 )
 def test_an_array_that_is_not_one_number_for_each_sample_is_refused(tmp_path, values, message):
     with pytest.raises(ConfigError, match=message):
@@ -138,7 +181,7 @@ def test_an_array_of_objects_is_never_unpickled(tmp_path):
 
 
 def test_files_of_other_kinds_are_refused(tmp_path):
-    with pytest.raises(ConfigError, match=r"--scores is .*s\.txt, expected .*\.npy, \.csv"):
+    with pytest.raises(ConfigError, match=r"--scores is .*s\.txt, expected .*\.npy or NAME\.csv"):
         read(tmp_path / "s.txt")
     (tmp_path / "s.parquet").write_text("no parquet")
     with pytest.raises(ConfigError, match=r"s\.parquet is not readable as parquet"):
@@ -171,6 +214,25 @@ def test_an_export_says_what_is_kept(tmp_path):
     ]
     with pytest.raises(ConfigError, match=r"--export is .*s\.json"):
         write_scores(tmp_path / "s.json", scores, labels, kept, data_fingerprint=DATA)
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [b"[1, 2]", b'"words"', b"{}", b"no json", b"\xff\xfe", b"null"],
+    ids=lambda metadata: metadata.decode("latin-1"),
+)
+def test_metadata_of_another_kind_is_shown(tmp_path, metadata):
+    table = pa.table({"sample_id": [0, 1, 2], "score": [2.0, 1.0, 3.0]})
+    pq.write_table(table.replace_schema_metadata({"kdcache": metadata}), tmp_path / "s.parquet")
+    shown = re.escape(repr(metadata))
+    with pytest.raises(ConfigError, match=rf"metadata kdcache of .*s\.parquet is {shown}"):
+        read(tmp_path / "s.parquet")
+
+
+def test_metadata_of_other_programs_does_not_matter(tmp_path):
+    table = pa.table({"sample_id": [0, 1, 2], "score": [2.0, 1.0, 3.0]})
+    pq.write_table(table.replace_schema_metadata({"pandas": b"[]"}), tmp_path / "s.parquet")
+    assert read(tmp_path / "s.parquet").tolist() == [2, 1, 3]
 
 
 def test_scores_of_other_data_are_refused(tmp_path):

@@ -19,6 +19,7 @@ from PIL import Image
 
 from kdcache.data.beton import BetonManifest
 from kdcache.data.names import training_names
+from kdcache.data.repack import subset_beton
 from kdcache.errors import (
     CacheCorruptError,
     CacheIncompleteError,
@@ -26,10 +27,11 @@ from kdcache.errors import (
     ConfigError,
     DatasetError,
 )
-from kdcache.options import SelectOptions
-from kdcache.selection.policies import select_ids
+from kdcache.options import PruningOptions, SelectOptions
+from kdcache.selection.pruning import select_ids
 from kdcache.selection.select import select, subset_name
 from kdcache.selection.subset import Subset
+from kdcache.workspace import Workspace
 from tests.selection.conftest import change_manifest
 
 NUM_SAMPLES = 72
@@ -59,8 +61,8 @@ def state(path: Path) -> tuple[int, bytes]:
         ({"balance": "none"}, "medium-0.7-none"),
         ({"method": "random", "seed": 3}, "random-0.7-s3"),
         (
-            {"method": "easy", "keep": 0.3, "score": "margin", "balance": "class", "seed": 12},
-            "easy-0.3-margin-class-s12",
+            {"method": "beta", "keep": 0.3, "score": "margin", "balance": "class", "seed": 12},
+            "beta-0.3-margin-class-s12",
         ),
         ({"method": "window", "keep": 0.2, "start": 0.35}, "window-0.2-start0.35"),
         ({"method": "window", "keep": 0.2, "start": 0.0}, "window-0.2-start0"),
@@ -71,6 +73,14 @@ def state(path: Path) -> tuple[int, bytes]:
         ),
         ({"scores": Path("/a/forgetting.csv"), "min_per_class": 5}, "medium-0.7-forgetting-min5"),
         ({"average_with": ("r34", "r18"), "score": "el2n"}, "medium-0.7-el2n-with-r34-r18"),
+        (
+            {"average_with": ("a/b/r50.safetensors", "timm:r18")},
+            "medium-0.7-with-r50-timm-r18",
+        ),
+        (
+            {"method": "random", "score": "el2n", "export": Path("s.csv")},
+            "random-0.7-el2n",
+        ),
         ({"parity": "mdslr", "keep": 0.4}, "medium-0.4-mdslr"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
@@ -109,10 +119,9 @@ def test_a_selection_is_written_under_its_name_and_remembered(workspace):
     ids=lambda options: " ".join(map(str, options.values())) or "defaults",
 )
 def test_the_ids_are_chosen_from_the_scores_in_the_store(workspace, tiny_store, options):
-    defaults = {"method": "medium", "keep": 0.7, "balance": "proportional", "seed": 0}
-    chosen = defaults | {name: value for name, value in options.items() if name != "score"}
+    chosen = {name: value for name, value in options.items() if name != "score"}
     scores = tiny_store.scores[options.get("score", "cross_entropy")]
-    expected = select_ids(scores, tiny_store.labels, num_classes=4, **chosen)
+    expected = select_ids(scores, tiny_store.labels, PruningOptions(**chosen), num_classes=4)
     found = Subset.load(run(workspace, **options)["path"])
     assert found.sample_ids.tolist() == expected.tolist()
 
@@ -160,7 +169,6 @@ def test_a_second_selection_is_up_to_date(workspace):
         ({"keep": 0.5}, "keep is 0.5, there 0.7"),
         ({"score": "el2n"}, "score is 'el2n', there 'cross_entropy'"),
         ({"balance": "class"}, "balance is 'class', there 'proportional'"),
-        ({"seed": 1}, "seed is 1, there 0"),
         ({"min_per_class": 3}, "min_per_class is 3, there None"),
         ({"parity": "mdslr"}, "parity is 'mdslr', there None"),
     ],
@@ -178,6 +186,13 @@ def test_a_file_that_was_made_otherwise_is_refused_until_overwrite(
     run(workspace, out=out, overwrite=True, **options)
     (name, value) = next(iter(options.items()))
     assert Subset.load(out).provenance[name] == value
+
+
+def test_a_file_of_another_draw_is_refused(workspace, tmp_path):
+    out = tmp_path / "chosen.npz"
+    run(workspace, out=out, method="random")
+    with pytest.raises(CacheMismatchError, match="made otherwise: seed is 1, there 0"):
+        run(workspace, out=out, method="random", seed=1)
 
 
 def test_a_file_that_was_made_with_an_option_is_refused_without_it(workspace, tmp_path):
@@ -205,7 +220,7 @@ def test_a_file_of_another_kind_is_refused_until_overwrite(workspace, tmp_path):
 
 
 def test_a_file_outside_the_workspace_is_remembered_too(workspace, tmp_path):
-    out = tmp_path / "folder" / "chosen"
+    out = tmp_path / "folder" / "chosen.v1.npz"
     assert run(workspace, out=out)["path"] == str(out.resolve())
     remembered = json.loads((workspace / "workspace.json").read_text())
     assert remembered["subset"] == str(out.resolve())
@@ -389,6 +404,58 @@ def test_exported_scores_select_the_same_samples_again(workspace, tmp_path):
     assert pq.read_table(tmp_path / "again.parquet").equals(table)
 
 
+def test_what_is_at_export_is_kept_until_overwrite_and_before_any_work(workspace, tmp_path):
+    out, export = tmp_path / "chosen.npz", tmp_path / "s.csv"
+    export.write_text("mine")
+    with pytest.raises(ConfigError, match=r"--export is .*s\.csv, which exists.*--overwrite"):
+        run(workspace, out=out, export=export)
+    assert (export.read_text(), out.exists()) == ("mine", False)
+    run(workspace, out=out, export=export, overwrite=True)
+    assert export.read_text().startswith('"sample_id"')
+
+
+def test_the_scores_that_are_read_are_never_replaced(workspace, tmp_path):
+    scores = tmp_path / "s.npy"
+    np.save(scores, np.random.default_rng(0).random(NUM_SAMPLES))
+    (tmp_path / "same.npy").symlink_to(scores)
+    before = state(scores)
+    for export in (scores, tmp_path / "same.npy"):
+        with pytest.raises(ConfigError, match=f"--export is {export}, the file of --scores"):
+            run(workspace, scores=scores, export=export, overwrite=True)
+    assert state(scores) == before
+    assert not (workspace / "subsets").exists()
+
+
+@pytest.mark.parametrize("kind", ["<f2", ">f4", ">f8", ">i4", ">u8"])
+def test_scores_of_any_kind_of_number_are_stratified_alike(workspace, tmp_path, kind):
+    ranks = np.random.default_rng(0).permutation(NUM_SAMPLES) * 2
+    np.save(tmp_path / "float.npy", ranks.astype(np.float32))
+    np.save(tmp_path / "other.npy", ranks.astype(kind))
+    found = [
+        Subset.load(
+            run(workspace, method="stratified", keep=0.5, scores=tmp_path / name)["path"]
+        ).sample_ids.tolist()
+        for name in ("float.npy", "other.npy")
+    ]
+    assert found[0] == found[1]
+
+
+def test_scores_are_exported_with_a_draw_that_does_not_read_them(workspace, tiny_store, tmp_path):
+    plain = run(workspace, method="random")
+    result = run(workspace, method="random", score="el2n", export=tmp_path / "s.npy")
+    assert np.array_equal(np.load(tmp_path / "s.npy"), tiny_store.scores["el2n"])
+    ids = [Subset.load(each["path"]).sample_ids.tolist() for each in (plain, result)]
+    assert ids[0] == ids[1]
+
+
+def test_a_subset_is_found_again_by_the_path_that_it_was_written_to(workspace, tmp_path):
+    for name in ("x.v1.npz", "x.v2.npz"):
+        run(workspace, out=tmp_path / name, method="random", seed=int(name[3]))
+    found = [Workspace(workspace).require_subset(str(tmp_path / f"x.v{n}.npz")) for n in (1, 2)]
+    assert found == [tmp_path / "x.v1.npz", tmp_path / "x.v2.npz"]
+    assert subset_beton(found[0]) != subset_beton(found[1])
+
+
 # Beside another subset
 
 
@@ -456,6 +523,22 @@ def test_a_comparison_with_other_data_or_nothing_is_refused(workspace):
         ({"min_per_class": -1}, "--min-per-class is -1"),
         ({"scores": Path("a.npy"), "score": "el2n"}, "--score is el2n, expected no --scores"),
         ({"scores": Path("a.npy"), "average_with": ("r34",)}, "--average-with is r34"),
+        ({"method": "random", "score": "el2n"}, "--score is el2n, expected a --method that reads"),
+        ({"method": "class-adaptive", "scores": Path("a.npy")}, r"--scores is a\.npy, expected a"),
+        ({"method": "random", "average_with": ("r34",)}, "--average-with is r34, expected a"),
+        *(
+            ({"method": method, "seed": 3, **more}, "--seed is 3, expected --method random, strat")
+            for method, more in (
+                *(("easy", {}), ("hard", {}), ("medium", {}), ("window", {"start": 0.1})),
+            )
+        ),
+        ({"keep": 1.5}, r"--keep is 1\.5, expected a number in \(0, 1\]"),
+        ({"method": "beta", "concentration": np.inf}, "--concentration is inf, .* finite"),
+        ({"method": "beta", "concentration": np.nan}, "--concentration is nan, .* finite"),
+        ({"out": Path("mine")}, r"--out is mine, expected a file named NAME\.npz$"),
+        ({"out": Path("x.v1")}, r"--out is x\.v1, expected a file named NAME\.npz$"),
+        ({"export": Path("s.txt")}, r"--export is s\.txt, expected a file named NAME\.npy or NAM"),
+        ({"scores": Path("s.npz")}, r"--scores is s\.npz, expected a file named NAME\.npy or NAM"),
     ],
     ids=str,
 )

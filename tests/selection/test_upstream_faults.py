@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from kdcache.errors import ConfigError
-from kdcache.options import SelectOptions
-from kdcache.selection.policies import select_ids
+from kdcache.options import PruningOptions, SelectOptions
+from kdcache.selection.pruning import select_ids
 from kdcache.selection.score_files import read_scores
 from kdcache.selection.select import select
 from kdcache.selection.subset import Subset
@@ -28,9 +28,8 @@ def test_1_deepcore_uncertainty_keeps_the_least_certain_with_and_without_balance
     logits = torch.tensor([[float(sure), 0.0] for sure in (9, 8, 7, 6, 0.4, 0.3, 0.2, 0.1)])
     labels = torch.tensor([0, 1] * 4)
     scores = SCORES[score](logits, labels).numpy()
-    ids = select_ids(
-        scores, labels.numpy(), method="hard", keep=0.5, balance=balance, num_classes=2
-    )
+    options = PruningOptions(method="hard", keep=0.5, balance=balance)
+    ids = select_ids(scores, labels.numpy(), options, num_classes=2)
     assert ids.tolist() == [4, 5, 6, 7]
 
 
@@ -44,18 +43,16 @@ def test_2_deepcore_least_confidence_is_of_probabilities_not_of_raw_logits():
 def test_5_ccs_class_balance_counts_every_class_not_the_last_for_all():
     labels = np.repeat([0, 1, 2], [50, 30, 4])
     scores = np.random.default_rng(0).random(84).astype(np.float32)
-    ids = select_ids(
-        scores, labels, method="stratified", keep=0.5, balance="class", cut=0.1, num_classes=3
-    )
+    options = PruningOptions(method="stratified", keep=0.5, balance="class", cut=0.1)
+    ids = select_ids(scores, labels, options, num_classes=3)
     assert np.bincount(labels[ids]).tolist() == [19, 19, 4]
 
 
 def test_6_ccs_stratified_ids_are_samples_not_places_among_the_survivors():
     # The hardest fifth comes first: a place among the survivors is 20 below the sample's id.
     scores = np.concatenate([np.full(20, 9.0), np.linspace(0, 1, 80)]).astype(np.float32)
-    ids = select_ids(
-        scores, np.zeros(100, int), method="stratified", keep=0.8, cut=0.2, num_classes=1
-    )
+    options = PruningOptions(method="stratified", keep=0.8, cut=0.2)
+    ids = select_ids(scores, np.zeros(100, int), options, num_classes=1)
     assert ids.tolist() == list(range(20, 100))
 
 
@@ -100,7 +97,8 @@ def test_15_moderate_a_file_lists_the_kept_and_the_window_is_per_class_unless_as
         "proportional": [4, 5, 14, 15],
         "none": [8, 9, 10, 11],
     }.items():
-        ids = select_ids(scores, labels, method="medium", keep=0.2, balance=balance, num_classes=2)
+        options = PruningOptions(method="medium", keep=0.2, balance=balance)
+        ids = select_ids(scores, labels, options, num_classes=2)
         assert ids.tolist() == expected
 
 

@@ -1,4 +1,4 @@
-"""What each policy keeps, against slow references written from the formulas."""
+"""What each method keeps, against slow references written from the formulas."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare
 
 from kdcache.errors import ConfigError
-from kdcache.options import Balance, Method
+from kdcache.options import Balance, Method, PruningOptions
 from kdcache.selection.beta import _log, default_peak
-from kdcache.selection.policies import select_ids
+from kdcache.selection.pruning import select_ids
 from kdcache.selection.quotas import class_quotas, kept_total
 from kdcache.selection.stratified import bin_budgets
 from kdcache.selection.windows import easy, hard, medium
@@ -25,17 +25,23 @@ from tests.selection import reference
 
 several_examples = settings(max_examples=60, deadline=None)
 METHODS = get_args(Method)
+DRAWING = {"random", "stratified", "beta", "class-adaptive"}
 BALANCES = get_args(Balance)
-WITH_OPTIONS = {
-    "window": {"start": 0.2},
-    "stratified": {"cut": 0.1},
-    "beta": {"peak": 0.3, "concentration": 5.0},
-}
 EACH = [
     pytest.param(method, balance, id=f"{method}, {balance}")
     for method, balance in itertools.product(METHODS, BALANCES)
     if (method, balance) != ("class-adaptive", "none")
 ]
+
+
+def usual_options(method: str, keep: float) -> dict[str, float]:
+    """Return options of a method, as far as a share to keep leaves room for them."""
+    left = round(1 - keep, 9)
+    return {
+        "window": {"start": min(0.2, left)},
+        "stratified": {"cut": min(0.1, left)},
+        "beta": {"peak": 0.3, "concentration": 5.0},
+    }.get(method, {})
 
 
 class Data(NamedTuple):
@@ -63,15 +69,13 @@ def data_sets(draw: st.DrawFn) -> Data:
 keeps = st.floats(0.001, 1.0)
 
 
-def kept(data: Data, method: str = "medium", **options: Any) -> np.ndarray:
-    usual = {"keep": 0.5, **WITH_OPTIONS.get(method, {})}
+def kept(data: Data, method: str = "medium", *, keep: float = 0.5, **options: Any) -> np.ndarray:
     return select_ids(
         data.scores,
         data.labels,
-        method=method,
+        PruningOptions(method=method, keep=keep, **(usual_options(method, keep) | options)),
         num_classes=data.classes,
         correct=data.correct,
-        **(usual | options),
     )
 
 
@@ -96,12 +100,13 @@ def expected_ids(data: Data, method: str, balance: str, keep: float, seed: int) 
             ]
         quotas = class_quotas(sizes, total, balance, densities=densities)
     draws = reference.random_draws(seed, len(data.labels))
-    policy = reference.policy(method, data.scores, draws, WITH_OPTIONS.get(method, {}))
+    options = usual_options(method, keep)
+    keep_in_group = reference.keep_in_group(method, data.scores, draws, options)
     orders = [reference.ranked(data.scores, group) for group in groups]
     return sorted(
         sample_id
         for order, quota in zip(orders, quotas, strict=True)
-        for sample_id in policy(order, quota)
+        for sample_id in keep_in_group(order, quota)
     )
 
 
@@ -109,6 +114,7 @@ def expected_ids(data: Data, method: str, balance: str, keep: float, seed: int) 
 @several_examples
 @given(data=data_sets(), keep=keeps, seed=st.integers(0, 3))
 def test_the_kept_ids_are_those_of_a_slow_reference(method, balance, data, keep, seed):
+    seed = seed if method in DRAWING else 0
     actual = kept(data, method, keep=keep, balance=balance, seed=seed)
     assert actual.tolist() == expected_ids(data, method, balance, keep, seed)
 
@@ -142,7 +148,8 @@ def test_a_larger_share_keeps_all_of_a_smaller_one_where_no_class_keeps_fewer(
     method, balance, data, keep, more
 ):
     keep, more = sorted((keep, more))
-    small, large = (kept(data, method, keep=k, balance=balance) for k in (keep, more))
+    options = usual_options(method, more)
+    small, large = (kept(data, method, keep=k, balance=balance, **options) for k in (keep, more))
     counts = [np.bincount(data.labels[ids], minlength=data.classes) for ids in (small, large)]
     if method == "class-adaptive" or balance == "proportional":
         if (counts[0] > counts[1]).any():
@@ -333,9 +340,7 @@ def test_draws_are_those_of_the_golden_file():
         ids = select_ids(
             np.array(case["scores"], np.float32),
             np.array(case["labels"]),
-            method=case["method"],
-            keep=0.3,
-            seed=case["seed"],
+            PruningOptions(method=case["method"], keep=0.3, seed=case["seed"]),
             num_classes=3,
             correct=np.arange(60) % 4 > 0,
         )
@@ -375,7 +380,7 @@ def test_random_draws_of_two_classes_are_independent():
 def test_double_scores_that_float32_would_make_equal_keep_their_order():
     scores = np.array([1 + 3e-9, 1 + 1e-9, 1 + 2e-9, 1.0])
     labels = np.zeros(4, np.int64)
-    ids = select_ids(scores, labels, method="hard", keep=0.5, num_classes=1)
+    ids = select_ids(scores, labels, PruningOptions(method="hard", keep=0.5), num_classes=1)
     assert ids.tolist() == [0, 2]
 
 
@@ -390,7 +395,39 @@ def test_the_inputs_are_not_changed():
         assert np.array_equal(array, was)
 
 
+@pytest.mark.parametrize("kind", [np.float16, ">f4", ">f8", ">i4", np.uint8, bool])
+@pytest.mark.parametrize("method", METHODS)
+def test_the_kind_of_number_does_not_matter(method, kind):
+    scores = (np.arange(100) * 37 % 101 % 7).astype(kind)
+    data = one_class(np.zeros(100))
+    expected = kept(data._replace(scores=scores.astype(np.float32)), method)
+    assert kept(data._replace(scores=scores), method).tolist() == expected.tolist()
+
+
 # What is refused
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"keep": 1.5}, r"--keep is 1\.5, expected a number in \(0, 1\]"),
+        ({"keep": 0.0}, r"--keep is 0\.0"),
+        ({"keep": math.nan}, "--keep is nan"),
+        ({"method": "window", "start": -0.5}, r"--start is -0\.5, .* \[0, 0\.5\]"),
+        ({"method": "window", "start": None}, "--start is not given"),
+        ({"method": "stratified", "cut": 0.6}, r"--cut is 0\.6, .* \[0, 0\.5\]"),
+        ({"method": "beta", "peak": -0.1}, r"--peak is -0\.1"),
+        ({"method": "beta", "concentration": math.inf}, "--concentration is inf"),
+        ({"method": "medium", "start": 0.1}, r"--start is 0\.1, expected --method window"),
+        ({"method": "hard", "seed": 1}, "--seed is 1, expected --method random"),
+        ({"method": "random", "seed": -1}, "--seed is -1"),
+        ({"min_per_class": -1}, "--min-per-class is -1"),
+    ],
+    ids=str,
+)
+def test_an_option_outside_its_range_is_refused_in_a_library_call_too(options, message):
+    with pytest.raises(ConfigError, match=message):
+        kept(one_class(np.arange(20)), **({"balance": "none"} | options))
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf], ids=str)
@@ -417,7 +454,7 @@ def test_what_is_not_known_lists_what_is():
 
 
 def test_class_adaptive_needs_classes_and_answers():
-    with pytest.raises(ConfigError, match="balance is none, but class-adaptive"):
+    with pytest.raises(ConfigError, match="--balance is none, expected proportional or class"):
         kept(one_class([0, 0]), "class-adaptive", balance="none")
     with pytest.raises(ConfigError, match="correct is None"):
         kept(one_class([0, 0])._replace(correct=None), "class-adaptive")
