@@ -1,0 +1,160 @@
+"""What a step's loss costs, forward and backward, from the rows of each codec.
+
+The arms of one table share student logits, labels and the teacher's logits. `decoded` makes the
+teacher's (B, C) numbers from the rows and compares; `sparse` works on the few that a row holds,
+where a codec has such a form: `kdcache train` takes it from `LEAST_CLASSES` classes on. Beside them
+stand the labels alone and the other losses. That both ways give the same loss and gradient is
+checked before anything is timed. Logits are drawn: the arithmetic does not depend on them.
+
+    python benchmarks/losses.py
+    python benchmarks/losses.py --tiny
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from measure import Measured, Work, environment, measure, print_table, record
+from torch import Tensor
+
+from kdcache.loader.staging import Rows
+from kdcache.options import TrainOptions
+from kdcache.store.choice import choose_codec
+from kdcache.training.losses import loss as loss_module
+from kdcache.training.losses.loss import Loss
+from kdcache.training.losses.settings import LossSettings
+
+TEMPERATURE = 4.0
+CODECS = ("dense", "int8", "lowrank", "topk", "sampled")
+HAVE_SPARSE = ("topk", "sampled")
+
+
+class Arm(NamedTuple):
+    """A loss of one batch, and how it reads the rows."""
+
+    loss: Loss
+    rows: Rows | None
+    least_classes: int
+    """From how many classes on it takes the sparse form."""
+
+    def step(self, student: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the loss and its gradient."""
+        student = student.detach().requires_grad_()
+        loss_module.LEAST_CLASSES = self.least_classes
+        total = self.loss(student, self.rows, labels, progress=1.0).total
+        total.backward()
+        assert student.grad is not None
+        return total.detach(), student.grad
+
+
+def request(name: str, classes: int) -> str:
+    """Return a codec that fits the number of classes."""
+    k = min(10, classes - 1)
+    return {
+        "topk": f"topk(k={k})",
+        "lowrank": f"lowrank(k={k}, r={min(64, classes)})",
+        "sampled": f"sampled(draws=50, temperature={TEMPERATURE})",
+    }.get(name, name)
+
+
+def arms_of(classes: int, batch_size: int) -> dict[str, Arm]:
+    """Return every arm for one shape."""
+    rng = np.random.default_rng(1)
+    logits = 3 * rng.standard_normal((1024, classes), dtype=np.float32)
+    ids = np.arange(len(logits))
+    plain = loss_of()
+    arms = {"labels alone": Arm(plain, None, 0)}
+    for name in CODECS:
+        codec = choose_codec(request(name, classes), logits, ids).codec
+        encoded = codec.encode(logits[:batch_size], sample_ids=ids[:batch_size], view=1)
+        rows = Rows(torch.from_numpy(encoded), codec)
+        arms[f"kd, {name}, decoded"] = Arm(plain, rows, classes + 1)
+        if name in HAVE_SPARSE:
+            arms[f"kd, {name}, sparse"] = Arm(plain, rows, 0)
+    dense = arms["kd, dense, decoded"]
+    arms["kd standardise, dense"] = dense._replace(loss=loss_of(standardise=True))
+    for method in ("dkd", "dist"):
+        arms[f"{method}, dense"] = dense._replace(loss=loss_of(loss=method))
+    return arms
+
+
+def loss_of(**options: str | bool) -> Loss:
+    """Return a loss as `kdcache train` makes it."""
+    return Loss(LossSettings.of(TrainOptions(temperature=TEMPERATURE, **options)))  # type: ignore[arg-type]
+
+
+def check_equal(arms: dict[str, Arm], student: Tensor, labels: Tensor) -> None:
+    """Compare the sparse form with the decoded one."""
+    for name in HAVE_SPARSE:
+        decoded, sparse = (
+            arms[f"kd, {name}, {way}"].step(student, labels) for way in ("decoded", "sparse")
+        )
+        torch.testing.assert_close(sparse[0], decoded[0], rtol=1e-5, atol=0)
+        largest = float(decoded[1].abs().max())
+        torch.testing.assert_close(sparse[1], decoded[1], rtol=1e-5, atol=1e-5 * largest)
+
+
+def measure_shape(
+    classes: int, batch_size: int, *, numbers: int, repeats: int
+) -> dict[str, Measured]:
+    """Measure all arms for one shape; an image is a row."""
+    generator = torch.Generator().manual_seed(0)
+    student = 2 * torch.randn(batch_size, classes, generator=generator)
+    labels = torch.randint(classes, (batch_size,), generator=generator)
+    arms = arms_of(classes, batch_size)
+    check_equal(arms, student, labels)
+    steps = min(256, -(-numbers // student.numel()))
+
+    def run(arm: Arm) -> Callable[[], Work]:
+        def steps_of_arm() -> Work:
+            for _ in range(steps):
+                arm.step(student, labels)
+            return Work(steps * batch_size, steps)
+
+        return steps_of_arm
+
+    return measure({name: run(arm) for name, arm in arms.items()}, repeats=repeats)
+
+
+def main() -> None:
+    """Measure and print; with --record, keep the result."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--classes", type=int, nargs="+", default=[10, 200, 1000, 21_841])
+    parser.add_argument("--batch-size", type=int, nargs="+", default=[128, 256])
+    parser.add_argument(
+        "--numbers", type=int, default=1 << 19, help="student logits of a timed run, at least"
+    )
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--record", action="store_true", help="write to benchmarks/results/")
+    parser.add_argument("--tiny", action="store_true", help="one small shape: does it still run?")
+    arguments = parser.parse_args()
+    if arguments.tiny:
+        arguments.classes, arguments.batch_size = [20], [8]
+        arguments.numbers, arguments.repeats = 1, 1
+    where = environment()
+    print(f"{where['gpu'] or where['cpu']}, {where['cores']} cores, {arguments.repeats} repeats")
+    tables = {}
+    for classes in arguments.classes:
+        for batch_size in arguments.batch_size:
+            name = f"C={classes}, B={batch_size}"
+            measured = measure_shape(
+                classes, batch_size, numbers=arguments.numbers, repeats=arguments.repeats
+            )
+            tables[name] = {arm: found._asdict() for arm, found in measured.items()}
+            print(f"\n{name}; an image is a row, forward and backward")
+            print_table(measured)
+            for arm, found in measured.items():
+                steps = found.num_images / batch_size
+                # Beside the median: the least, which other work on the machine disturbs least.
+                tables[name][arm]["least_ms_per_step"] = round(1000 * min(found.seconds) / steps, 4)
+    if arguments.record:
+        options = {key: str(value) for key, value in vars(arguments).items()}
+        print(f"\nrecorded in {record('losses', {'options': options, 'shapes': tables})}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""In: a student's logits, a teacher's answers and labels. Out: what training makes smaller."""

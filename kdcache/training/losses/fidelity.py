@@ -1,0 +1,63 @@
+"""What a store's codec does to the gradient that a student gets from a loss.
+
+As `kdcache.store.fidelity`, which a codec is chosen by, but of the loss that is used: another
+method, or another size of the logits, asks other things of the rows.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kdcache.loader.staging import Rows
+from kdcache.rng import generator
+from kdcache.store.choice import choice_sample_ids, judged_rows
+from kdcache.store.codecs.dense import Float32
+from kdcache.store.fidelity import Fidelity, angle_and_ratio, assumed_student
+from kdcache.store.logit_store import LogitStore
+from kdcache.training.losses.hinton import divergence
+from kdcache.training.losses.loss import Loss
+from kdcache.training.losses.settings import LossSettings
+
+_BATCH_SIZE = 128
+"""What a loss that compares samples with each other sees at once."""
+
+
+def fidelity_of(store: LogitStore, settings: LossSettings) -> Fidelity:
+    """Measure the codec of a store's augmented views on its clean logits, for a loss.
+
+    Returns:
+        The gradient of the distillation with decoded rows beside that with the clean view's own, at
+        an assumed student, and the divergence of their probabilities at the loss's temperature.
+    """
+    constants_C = torch.from_numpy(store.reshaping_constants()) if settings.reshape else None
+    loss = Loss(settings, constants_C)
+    manifest, codec, temperature = store.manifest, store.codec, settings.temperature
+    ids = choice_sample_ids(manifest.samples, manifest.classes)
+    ids = ids[judged_rows(len(ids))]
+    rng = generator(0, "assumed-student")
+    products, kl = np.zeros(3), 0.0
+    for batch_ids in np.array_split(ids, -(-len(ids) // _BATCH_SIZE)):
+        logits = store.logits(batch_ids, 0)
+        student = torch.from_numpy(assumed_student(logits.astype(np.float64), rng))
+        labels = torch.from_numpy(store.labels[batch_ids])
+        encoded = codec.encode(logits, sample_ids=batch_ids, view=0)
+        answers = (
+            Rows(torch.from_numpy(logits), Float32(manifest.classes)),
+            Rows(torch.from_numpy(encoded), codec),
+        )
+        exact, decoded = (_gradient(loss, student, rows, labels) for rows in answers)
+        products += (exact @ exact).item(), (exact @ decoded).item(), (decoded @ decoded).item()
+        soft = ((rows.logits(temperature) / temperature).log_softmax(dim=1) for rows in answers)
+        kl += divergence(*soft).sum().item()
+    return Fidelity(temperature, *angle_and_ratio(*products), kl / len(ids))
+
+
+def _gradient(loss: Loss, student: Tensor, rows: Rows, labels: Tensor) -> Tensor:
+    """Return the gradient of the distillation at the student's logits, in one row."""
+    student = student.clone().requires_grad_()
+    distillation = loss(student, rows, labels, progress=1.0).distillation
+    assert distillation is not None  # noqa: S101  (there are rows)
+    (gradient,) = torch.autograd.grad(distillation, student)
+    return gradient.flatten()

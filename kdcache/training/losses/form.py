@@ -1,0 +1,77 @@
+"""A name with numbers, as `--alpha` and `--loss` read it: `linear(0.9, 0.5)`, `dkd(beta=8)`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from kdcache.calls import Call, CallError, parse_call, unnamed
+from kdcache.errors import ConfigError
+
+
+class Form(NamedTuple):
+    """What was said."""
+
+    name: str
+    """Empty for a number alone, which is then called `value`."""
+    numbers: dict[str, float]
+    """All of the form's, by name, in its order."""
+
+    def __str__(self) -> str:
+        if not self.name:
+            return f"{self.numbers['value']:g}"
+        words = ", ".join(f"{name}={number:g}" for name, number in self.numbers.items())
+        return f"{self.name}({words})" if words else self.name
+
+
+def parse_form(text: str, forms: Mapping[str, Mapping[str, float | None]], *, option: str) -> Form:
+    """Read `name`, `name(1, 2)`, `name(first=1)` or, where there is a form "", a number alone.
+
+    Args:
+        text: as it was given.
+        forms: the numbers of each form and what they are when left out; None: they must be given.
+        option: its name, for messages.
+
+    Raises:
+        ConfigError: names what stands at which character, from 1, and what was expected there.
+    """
+    try:
+        call = parse_call(text, forms)
+        numbers = _numbers(call, forms[call.name] if call.name else {"value": None})
+    except CallError as error:
+        known = ", ".join(_written(name, form) for name, form in forms.items())
+        raise ConfigError(f"{option} is {text!r}, {error}. It takes: {known}") from error
+    return Form(call.name, numbers)
+
+
+def _numbers(call: Call, form: Mapping[str, float | None]) -> dict[str, float]:
+    """Return all numbers of a form, by name, in its order."""
+    given: dict[str, float] = {}
+    for name, value, place, value_place in call.arguments:
+        if name is None:
+            if len(given) == len(form):
+                raise CallError(f"at most {len(form)} numbers", place)
+            name = list(form)[len(given)]  # noqa: PLW2901
+            if name in given:
+                raise CallError(f"a name: {name} was given by name before", place)
+        elif name not in form or name in given:
+            raise CallError(unnamed(form, given), place)
+        if type(value) not in {int, float}:
+            raise CallError("a number", value_place)
+        given[name] = float(value)  # type: ignore[arg-type]
+    numbers: dict[str, float] = {}
+    for name, default in form.items():
+        number = given.get(name, default)
+        if number is None:
+            raise CallError(f"{call.name}({', '.join(form)}) with {name}", call.end)
+        numbers[name] = number
+    return numbers
+
+
+def _written(name: str, form: Mapping[str, float | None]) -> str:
+    if not name:
+        return "a number"
+    words = ", ".join(
+        word if default is None else f"{word}={default:g}" for word, default in form.items()
+    )
+    return f"{name}({words})" if words else name

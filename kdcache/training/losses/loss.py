@@ -1,0 +1,135 @@
+"""The loss of a run: cross-entropy with the labels, and distillation from the teacher's rows."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from kdcache.loader.staging import Rows
+from kdcache.store.codecs.dense import Float32
+from kdcache.training.losses.alpha import Alpha
+from kdcache.training.losses.hinton import Kd
+from kdcache.training.losses.mix import Mix
+from kdcache.training.losses.parts import LossParts
+from kdcache.training.losses.reshape import reshape_logits
+from kdcache.training.losses.settings import LossSettings
+from kdcache.training.losses.sparse import LEAST_CLASSES, sparse_divergence
+from kdcache.training.losses.standardise import standardise
+
+
+class Loss:
+    """(1 - alpha) cross-entropy + alpha distillation, by what a run was told.
+
+    Args:
+        settings: of the run.
+        constants_C: (C,) of MDSLR's reshaping, on the device of the logits, where it is asked for.
+    """
+
+    def __init__(self, settings: LossSettings, constants_C: Tensor | None = None) -> None:
+        self.settings = settings
+        self._constants_C = constants_C
+
+    def __call__(
+        self,
+        student_BC: Tensor,
+        rows: Rows | None,
+        labels_B: Tensor,
+        *,
+        progress: float,
+        mix: Mix | None = None,
+    ) -> LossParts:
+        """Return the loss of a batch.
+
+        Args:
+            student_BC: (B, C) float logits; half-precision ones are widened to float32.
+            rows: the teacher's answers to the images before they were mixed; None: labels alone.
+            labels_B: (B,) int64 in [0, C), likewise.
+            progress: where in the run this step is: 0 at the first, 1 at the last.
+            mix: how the images were mixed.
+        """
+        if student_BC.dtype in {torch.float16, torch.bfloat16}:
+            student_BC = student_BC.float()
+        alpha = 0.0 if rows is None else self.settings.alpha.at(progress)
+        with torch.set_grad_enabled(alpha < 1 and torch.is_grad_enabled()):
+            cross_entropy_B = self._cross_entropy(student_BC, labels_B, mix)
+        cross_entropy = cross_entropy_B.mean()
+        if rows is None:
+            return LossParts(cross_entropy, cross_entropy, None, cross_entropy_B)
+        distillation = self._distillation(student_BC, rows, labels_B, mix)
+        weight = alpha * self.settings.method.ramp(progress)
+        of_each = None
+        if distillation.ndim:
+            of_each = _weighted(1 - alpha, cross_entropy_B, weight, distillation)
+            distillation = distillation.mean()
+        total = _weighted(1 - alpha, cross_entropy, weight, distillation)
+        return LossParts(total, cross_entropy, distillation, of_each, alpha)
+
+    def _cross_entropy(self, student_BC: Tensor, labels_B: Tensor, mix: Mix | None) -> Tensor:
+        def against(wanted_B: Tensor) -> Tensor:
+            return functional.cross_entropy(
+                student_BC,
+                wanted_B,
+                label_smoothing=self.settings.label_smoothing,
+                reduction="none",
+            )
+
+        own_B = against(labels_B)
+        return (
+            own_B if mix is None else torch.lerp(against(labels_B[mix.partners]), own_B, mix.share)
+        )
+
+    def _distillation(
+        self, student_BC: Tensor, rows: Rows, labels_B: Tensor, mix: Mix | None
+    ) -> Tensor:
+        settings = self.settings
+        temperature = settings.temperature
+        is_plain = isinstance(settings.method, Kd) and not (
+            settings.reshape or settings.standardise
+        )
+        if is_plain and mix is None and student_BC.shape[1] >= LEAST_CLASSES:
+            answers = rows.codec.sparse(rows.encoded, temperature=temperature)
+            if answers is not None:
+                return temperature**2 * sparse_divergence(student_BC, answers, temperature)
+        teacher_BC = rows.logits(temperature).to(student_BC.dtype)
+        if settings.reshape:
+            assert self._constants_C is not None  # noqa: S101  (whoever asks for it brings them)
+            teacher_BC = reshape_logits(teacher_BC, labels_B, self._constants_C)
+        if settings.standardise:
+            student_BC, teacher_BC = standardise(student_BC), standardise(teacher_BC)
+        log_teacher_BC = functional.log_softmax(teacher_BC / temperature, dim=1)
+        if mix is not None:
+            log_teacher_BC = mix.log_probabilities(log_teacher_BC)
+        log_student_BC = functional.log_softmax(student_BC / temperature, dim=1)
+        return settings.method(log_student_BC, log_teacher_BC, labels_B, temperature)
+
+
+def distillation_loss(
+    student_BC: Tensor,
+    teacher_BC: Tensor,
+    labels_B: Tensor,
+    *,
+    temperature: float,
+    alpha: float,
+) -> LossParts:
+    """Return (1 - alpha) cross-entropy + alpha T^2 KL(teacher_T || student_T), for other loops.
+
+    Args:
+        student_BC: (B, C) float logits.
+        teacher_BC: (B, C) float logits; adding a constant to a row changes nothing.
+        labels_B: (B,) int64 in [0, C).
+        temperature: T, above 0.
+        alpha: weight of the distillation term, in [0, 1].
+    """
+    settings = LossSettings(alpha=Alpha.parse(alpha), temperature=temperature)
+    rows = Rows(teacher_BC, Float32(teacher_BC.shape[1]))
+    return Loss(settings)(student_BC, rows, labels_B, progress=0.0)
+
+
+def _weighted(first_weight: float, first: Tensor, second_weight: float, second: Tensor) -> Tensor:
+    """Return a weighted sum; a part without weight is left out, with what is infinite in it."""
+    if first_weight == 0:
+        return second_weight * second
+    if second_weight == 0:
+        return first_weight * first
+    return first_weight * first + second_weight * second

@@ -1,0 +1,179 @@
+"""What a loss can be told, and which of it makes sense together."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from kdcache.errors import ConfigError
+from kdcache.options import TrainOptions
+from kdcache.store.codecs.codec import Codec
+from kdcache.store.location import Location
+from kdcache.training.losses.alpha import Alpha
+from kdcache.training.losses.dist import Dist
+from kdcache.training.losses.dkd import Dkd
+from kdcache.training.losses.form import parse_form
+from kdcache.training.losses.hinton import Kd
+from kdcache.training.losses.method import Method
+from kdcache.training.losses.mix import Mixer
+from kdcache.training.losses.standardise import DEFAULT_TEMPERATURE as STANDARDISED_TEMPERATURE
+
+METHODS: dict[str, type[Method]] = {method.name: method for method in (Kd, Dkd, Dist)}
+
+DEFAULT_TEMPERATURE = 4.0
+"""Of Hinton-like losses on small images."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossSettings:
+    """Everything that a loss depends on but the batch.
+
+    Raises:
+        ConfigError: if a value is outside its range, or means nothing beside the others.
+    """
+
+    method: Method = field(default_factory=Kd)
+    alpha: Alpha = field(default_factory=lambda: Alpha.parse(Kd.default_alpha))
+    """Weight of the method beside the cross-entropy."""
+    temperature: float = DEFAULT_TEMPERATURE
+    """T, above 0; with `standardise` times each row's deviation."""
+    reshape: bool = False
+    """MDSLR's reshaping of the teacher's logits, before the temperature."""
+    standardise: bool = False
+    """Both logits with mean 0 and deviation 1, before the temperature."""
+    label_smoothing: float = 0.0
+    """Share of the label that goes to all classes alike in the cross-entropy, in [0, 1)."""
+    mixer: Mixer | None = None
+    """How images are mixed in pairs."""
+
+    def __post_init__(self) -> None:
+        """Check what stands beside what."""
+        method = self.method
+        if not 0 < self.temperature < math.inf:
+            raise ConfigError(f"--temperature is {self.temperature}, expected a number above 0")
+        if not 0 <= self.label_smoothing < 1:
+            raise ConfigError(
+                f"--label-smoothing is {self.label_smoothing}, expected a number in [0, 1)"
+            )
+        if self.standardise and self.reshape:
+            raise ConfigError(
+                "--reshape is given with --standardise, expected one of them: the second takes "
+                "away the deviation that the first sets"
+            )
+        if self.standardise and not method.takes_standardised:
+            raise ConfigError(
+                f"--standardise is given with --loss {method.name}, expected kd or dkd: "
+                "correlations leave the size of differences out already"
+            )
+        if self.mixer is not None and not method.takes_mixed:
+            raise ConfigError(
+                f"--{'cutmix' if self.mixer.mixup is None else 'mixup'} is given with --loss "
+                f"{method.name}, expected kd or dist: a mixed image has no one label"
+            )
+        if self.label_smoothing and self.has_no_labels:
+            raise ConfigError(
+                f"--label-smoothing is {self.label_smoothing:g} with --alpha {self.alpha}, "
+                "expected an alpha below 1: the labels do not count"
+            )
+
+    @classmethod
+    def of(cls, options: TrainOptions) -> LossSettings:
+        """Return the settings that `kdcache train` was asked for."""
+        if options.mixup is None and options.cutmix is None:
+            mixer = None
+        else:
+            mixer = Mixer(options.mixup, options.cutmix, options.seed)
+        method = parse_method(options.loss)
+        temperature = options.temperature
+        if temperature is None:
+            temperature = STANDARDISED_TEMPERATURE if options.standardise else DEFAULT_TEMPERATURE
+        return cls(
+            method=method,
+            alpha=Alpha.parse(method.default_alpha if options.alpha is None else options.alpha),
+            temperature=temperature,
+            reshape=options.reshape,
+            standardise=options.standardise,
+            label_smoothing=options.label_smoothing,
+            mixer=mixer,
+        )
+
+    @property
+    def has_no_labels(self) -> bool:
+        """Whether the labels count at no step: soft labels only."""
+        return self.alpha.kind != "auto" and self.alpha.start == self.alpha.end == 1
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """JSON content that tells these settings from others."""
+        alpha = self.alpha
+        return {
+            "loss": str(self.method),
+            "alpha": alpha.start if alpha.kind == "constant" else str(alpha),
+            "temperature": self.temperature,
+            "reshape": self.reshape,
+            "standardise": self.standardise,
+            "label_smoothing": self.label_smoothing,
+            "mixup": self.mixer.mixup if self.mixer else None,
+            "cutmix": self.mixer.cutmix if self.mixer else None,
+        }
+
+    def __str__(self) -> str:
+        words = [f"{self.method}, alpha {self.alpha}, T {self.temperature:g}"]
+        words += [name for name in ("reshape", "standardise") if getattr(self, name)]
+        return ", ".join(words + self._of_labels())
+
+    def labels_alone(self) -> str:
+        """Write what there is of these settings where there is no teacher."""
+        return ", ".join(["labels alone", *self._of_labels()])
+
+    def for_keep(self, keep: float) -> LossSettings:
+        """Return the settings with the weight that `auto` comes to for a share of samples."""
+        return replace(self, alpha=self.alpha.for_keep(keep))
+
+    def require_codec(self, codec: Codec, path: Location) -> None:
+        """Check that the rows of a store say what this loss asks them.
+
+        Raises:
+            ConfigError: if they are draws for another temperature, or for another loss: draws are
+                right in the mean for probabilities, not for what a loss makes of them.
+        """
+        if codec.bound_to is None:
+            return
+        if codec.bound_to != self.temperature:
+            raise ConfigError(
+                f"--temperature is {self.temperature:g}, expected {codec.bound_to:g}: the rows of "
+                f"{path} are {codec}, drawn for that temperature alone. Build a store with another "
+                "--codec for this one"
+            )
+        changes = [f"--{name}" for name in ("reshape", "standardise") if getattr(self, name)]
+        if changes or not isinstance(self.method, Kd):
+            said = changes[0] if changes else f"--loss {self.method.name}"
+            raise ConfigError(
+                f"{said} is given with {path}, whose rows are {codec}, expected --loss kd alone: "
+                "draws are right in the mean only for what is linear in the probabilities. Build a "
+                "store with another --codec for this one"
+            )
+
+    def _of_labels(self) -> list[str]:
+        words = []
+        if self.label_smoothing:
+            words.append(f"label smoothing {self.label_smoothing:g}")
+        if self.mixer is not None:
+            kinds = {"mixup": self.mixer.mixup, "cutmix": self.mixer.cutmix}
+            words += [f"{name} {value:g}" for name, value in kinds.items() if value is not None]
+        return words
+
+
+def parse_method(text: str) -> Method:
+    """Read a method, such as `kd`, `dkd(beta=2)` or `dist(beta=2, gamma=2)`.
+
+    Raises:
+        ConfigError: names what was expected at which character, or the range.
+    """
+    forms: dict[str, Mapping[str, float | None]] = {
+        name: dict(vars(method()).items()) for name, method in METHODS.items()
+    }
+    name, numbers = parse_form(text, forms, option="--loss")
+    return METHODS[name](**numbers)
