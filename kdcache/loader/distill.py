@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +13,9 @@ from torch import Tensor
 from kdcache.data.beton import Beton, open_beton
 from kdcache.data.views import Views, default_views
 from kdcache.errors import CacheMismatchError, ConfigError
+from kdcache.loader.batch import Batch
 from kdcache.loader.staging import Rows, RowStage
+from kdcache.loader.transfer import one_ahead
 from kdcache.options import Order
 from kdcache.reader.batches import PixelReader
 from kdcache.reader.order import batch_bounds, epoch_order
@@ -23,32 +23,11 @@ from kdcache.selection.subset import Subset
 from kdcache.store.logit_store import LogitStore
 
 
-class Batch(NamedTuple):
-    """One training step's data, all on the same device.
-
-    On a CPU the images lie in a buffer that is filled again after the next batch was asked for:
-    clone what you keep longer.
-    """
-
-    images: Tensor
-    """(B, 3, S, S) uint8, channels last: final pixels; normalise on the device."""
-    labels: Tensor
-    """(B,) int64."""
-    sample_ids: Tensor
-    """(B,) int64, positions in the full training set."""
-    view: int
-    """The view that all of these images show."""
-    rows: Rows | None
-    """The teacher's answers; None where the loader has no store."""
-    weights: Tensor | None
-    """(B,) float32 weight of each sample's loss; None for equal weights."""
-
-
 class DistillLoader:
     """Streams a subset's views together with their cached logits.
 
-    Epoch e, from 0, shows view 1 + (e mod V). With a store of V = 0 it shows view 1 + e with the
-    rows of the clean view; without a store view 1 + e and no rows.
+    Epoch e, from 0, shows view 1 + (e mod V). With V = 0 it shows view 1 + e with the rows of the
+    clean view; without a store view 1 + e, or 1 + (e mod `num_views`), and no rows.
 
     Args:
         beton: path of the packed training images, or an opened beton.
@@ -62,9 +41,11 @@ class DistillLoader:
         world_size: number of processes.
         num_workers: threads that read and decode; all that this process may use when left out.
         order: of the samples in an epoch, see `kdcache.reader.order`.
-        memory_budget_bytes: of buffers and staged rows; half of the machine's when left out. Rows
-            beyond it go to a memory-mapped temporary file, buffers beyond it are refused.
+        memory_budget_bytes: of buffers and staged rows; half of what this process may take
+            when left out. Rows beyond it go to a memory-mapped temporary file, buffers are refused.
         views: how pixels are made where there is no store; the manifest's when left out.
+        num_views: V; all views of the store, or without one a fresh view in each epoch, when left
+            out.
         epochs: how many there will be, where it is known: the last reads no rows ahead.
 
     Raises:
@@ -87,6 +68,7 @@ class DistillLoader:
         order: Order = "random",
         memory_budget_bytes: int | None = None,
         views: Views | None = None,
+        num_views: int | None = None,
         epochs: int | None = None,
     ) -> None:
         self.beton = beton if isinstance(beton, Beton) else open_beton(beton)
@@ -98,12 +80,21 @@ class DistillLoader:
         self.world_size = world_size
         self.order = order
         self.epochs = epochs
+        self.num_views = num_views
         if self.store is None:
             self.views = views or default_views(self.beton.manifest)
             self._stage = None
         else:
             if views is not None:
                 raise ConfigError("views are given beside a store, expected the store to set them")
+            if num_views is None:
+                self.num_views = self.store.num_views
+            elif num_views > self.store.num_views:
+                raise ConfigError(
+                    f"num_views is {num_views}, expected at most {self.store.num_views}, the views "
+                    f"of {self.store.path}. For more, run kdcache build-logits with --views "
+                    f"{num_views}"
+                )
             require_same_data(self.beton, self.store)
             self.views = self.store.manifest.views
             self._stage = RowStage(self.store, memory_budget_bytes=memory_budget_bytes)
@@ -123,13 +114,16 @@ class DistillLoader:
 
     def __len__(self) -> int:
         """Return the number of batches of this rank's epoch."""
-        return len(batch_bounds(len(self._order(0)), self.batch_size)) - 1
+        return len(self.batch_sizes)
+
+    @property
+    def batch_sizes(self) -> npt.NDArray[np.int64]:
+        """The samples of each batch of this rank's epoch; the same in every epoch."""
+        return np.diff(batch_bounds(len(self._order(0)), self.batch_size))
 
     def view(self, epoch: int) -> int:
         """Return the view that an epoch shows."""
-        if self.store is None or self.store.num_views == 0:
-            return 1 + epoch
-        return 1 + epoch % self.store.num_views
+        return 1 + (epoch % self.num_views if self.num_views else epoch)
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
         """Yield the batches of an epoch, counted from 0, every sample once.
@@ -139,24 +133,27 @@ class DistillLoader:
         if epoch < 0 or (self.epochs is not None and epoch >= self.epochs):
             rule = "of at least 0" if self.epochs is None else f"in [0, {self.epochs})"
             raise ConfigError(f"epoch is {epoch}, expected a number {rule}")
+        batches = self._on_host(epoch)
+        yield from batches if self.device.type == "cpu" else one_ahead(batches, self.device)
+
+    def _on_host(self, epoch: int) -> Iterator[Batch]:
         order = self._order(epoch)
-        bounds = batch_bounds(len(order), self.batch_size)
         rows = None
         if self._stage is not None:
             rows = self._stage.take(epoch, self._row_view(epoch), order)
             if epoch + 1 != self.epochs:
                 self._stage.prefetch(epoch + 1, self._row_view(epoch + 1), self._order(epoch + 1))
         view = self.view(epoch)
-        batches = np.split(self.beton.positions(order), bounds[1:-1])
-        for (start, end), pixels in zip(
-            pairwise(bounds), self._reader.read(batches, view), strict=True
-        ):
+        batches = self._positions(epoch)
+        end = 0
+        for pixels in self._reader.read(batches, view):
+            start, end = end, end + len(pixels.labels)
             yield Batch(
-                images=self._to_device(pixels.images),
-                labels=self._to_device(pixels.labels),
-                sample_ids=self._to_device(pixels.sample_ids),
+                images=pixels.images,
+                labels=pixels.labels,
+                sample_ids=pixels.sample_ids,
                 view=view,
-                rows=self._rows(rows, int(start), int(end)),
+                rows=self._rows(rows, start, end),
                 weights=None,
             )
 
@@ -164,6 +161,13 @@ class DistillLoader:
         """Stop the background reading of rows."""
         if self._stage is not None:
             self._stage.close()
+
+    def _positions(self, epoch: int) -> list[npt.NDArray[np.int64]]:
+        """Return the positions in the beton of each batch of an epoch."""
+        order = self._order(epoch)
+        return np.split(
+            self.beton.positions(order), batch_bounds(len(order), self.batch_size)[1:-1]
+        )
 
     def _order(self, epoch: int) -> npt.NDArray[np.int64]:
         return epoch_order(
@@ -177,16 +181,13 @@ class DistillLoader:
 
     def _row_view(self, epoch: int) -> int:
         assert self.store is not None  # noqa: S101  (only a loader with a store asks)
-        return self.view(epoch) if self.store.num_views else 0
+        return self.view(epoch) if self.num_views else 0
 
     def _rows(self, rows: Tensor | None, start: int, end: int) -> Rows | None:
         if rows is None or self.store is None:
             return None
-        codec = self.store.codec_of(self.store.num_views)  # of every view from 1; of view 0 alone
-        return Rows(self._to_device(rows[start:end]), codec)
-
-    def _to_device(self, tensor: Tensor) -> Tensor:
-        return tensor if self.device.type == "cpu" else tensor.to(self.device)
+        codec = self.store.codec_of(self.num_views or 0)  # of every view from 1; of view 0 alone
+        return Rows(rows[start:end], codec)
 
     def _checked_ids(self, subset: Subset | npt.ArrayLike | None) -> npt.NDArray[np.int64]:
         if subset is None:
@@ -208,10 +209,11 @@ class DistillLoader:
         self.beton.positions(ids)
         if self.store is not None:
             missing = np.setdiff1d(ids, self.store.sample_ids)
-            if len(missing) and self.store.num_views:
+            if len(missing) and self.num_views:
                 raise CacheMismatchError(
                     f"{self.store.path} lacks the rows of {len(missing):,} of {len(ids):,} "
-                    f"samples, the first is {missing[0]}. Build a store that covers the subset"
+                    f"samples, the first is {missing[0]}. Make them with kdcache build-logits "
+                    "--subset and the name of this subset, or without --subset for all data"
                 )
         return ids
 

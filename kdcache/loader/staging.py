@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -11,7 +12,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from kdcache.reader.batches import default_memory_budget
+from kdcache.errors import TrainingError
+from kdcache.memory import default_budget_bytes
 from kdcache.store.codecs.codec import Codec
 from kdcache.store.logit_store import LogitStore
 
@@ -42,12 +44,13 @@ class RowStage:
     Args:
         store: where they come from.
         memory_budget_bytes: two epochs' rows beyond it lie in memory-mapped temporary files; half
-            of the machine's memory when left out.
+            of what this process may take when left out.
     """
 
     def __init__(self, store: LogitStore, *, memory_budget_bytes: int | None = None) -> None:
         self._store = store
-        self._budget = memory_budget_bytes or default_memory_budget()
+        given = memory_budget_bytes
+        self._budget = default_budget_bytes() if given is None else given
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="kdcache-staging")
         self._next: tuple[int, int, Future[Tensor]] | None = None
 
@@ -79,6 +82,16 @@ def _in_memory(shape: tuple[int, int], codec: Codec) -> npt.NDArray[Any]:
 
 
 def _on_disk(shape: tuple[int, int], codec: Codec) -> npt.NDArray[Any]:
+    needed_bytes = shape[0] * shape[1] * np.dtype(codec.dtype).itemsize
     with tempfile.TemporaryFile(prefix="kdcache-rows-") as file:
+        try:
+            # Before it is mapped: writing to a map that finds no room kills the process.
+            os.posix_fallocate(file.fileno(), 0, needed_bytes)
+        except OSError as error:
+            raise TrainingError(
+                f"the rows of an epoch take {needed_bytes:,} bytes beyond the memory budget, which "
+                f"{tempfile.gettempdir()} has no room for ({error.strerror}). Set TMPDIR to a "
+                "folder that has, or build a store with a smaller --codec"
+            ) from error
         # The map keeps the file alive; the system removes it with the map.
-        return np.memmap(file, dtype=codec.dtype, mode="w+", shape=shape)
+        return np.memmap(file, dtype=codec.dtype, mode="r+", shape=shape)

@@ -6,10 +6,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
-from torch.optim.lr_scheduler import OneCycleLR
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler
 
+from kdcache.errors import CacheMismatchError
+from kdcache.files import differences
 from kdcache.teacher.weights import fill_model, load_weights, save_weights
+from kdcache.training.averaging import WeightAverage
+from kdcache.training.schedule import load_schedule, schedule_state
 
 
 class Progress(NamedTuple):
@@ -17,36 +21,46 @@ class Progress(NamedTuple):
 
     epochs_done: int
     top1_best: float | None
-    """Percent; None without an evaluation split."""
+    """Percent; None where nothing was evaluated."""
     images_seen: int
     train_seconds: float
     teacher_forwards: int
 
 
 class Checkpoint:
-    """Model, optimiser, schedule, loss scaler and torch's generator, in one safetensors file.
+    """Model, optimiser, schedule, loss scaler, average and generators, in one safetensors file.
 
     Args:
         path: of the file; written atomically.
         model: the model that is trained.
-        optimizer: its optimiser; SGD's momentum is kept by parameter name.
+        optimizer: its optimiser; what it keeps of a parameter is kept by the parameter's name.
         schedule: the learning-rate schedule.
         scaler: of fp16 training.
+        average: of the model's weights, where there is one.
+        about: of what model and settings the file is; another one's is refused.
     """
 
     def __init__(
         self,
         path: Path,
         model: nn.Module,
-        optimizer: torch.optim.SGD,
-        schedule: OneCycleLR,
+        optimizer: torch.optim.Optimizer,
+        schedule: LRScheduler,
         scaler: torch.amp.GradScaler,
+        average: WeightAverage | None = None,
+        about: dict[str, Any] | None = None,
     ) -> None:
         self._path = path
         self._model = model
         self._optimizer = optimizer
         self._schedule = schedule
         self._scaler = scaler
+        self._average = average
+        self._identity = (about or {}) | {
+            "optimizer": type(optimizer).__name__,
+            "schedule": type(schedule).__name__,
+            "ema": average.decay if average else None,
+        }
 
     def exists(self) -> bool:
         """Return whether an epoch was finished."""
@@ -54,39 +68,76 @@ class Checkpoint:
 
     def save(self, progress: Progress) -> None:
         """Replace the file."""
-        tensors = {f"model/{name}": value for name, value in self._model.state_dict().items()}
+        tensors = _under("model", self._model.state_dict())
         for name, parameter in self._model.named_parameters():
-            momentum = self._optimizer.state[parameter].get("momentum_buffer")
-            if momentum is not None:
-                tensors[f"momentum/{name}"] = momentum
+            kept = self._optimizer.state.get(parameter, {})
+            tensors |= _under(f"optimizer/{name}", kept)
+        if self._average:
+            tensors |= _under("average", self._average.model.state_dict())
         tensors["generator"] = torch.get_rng_state()
-        about: dict[str, Any] = {
+        if self._device.type == "cuda":
+            tensors["cuda_generator"] = torch.cuda.get_rng_state(self._device)
+        about = self._identity | {
             "progress": progress._asdict(),
-            "schedule_steps": self._schedule.last_epoch,
+            "rates": [group["lr"] for group in self._optimizer.param_groups],
+            "schedule_state": schedule_state(self._schedule),
             "scaler": self._scaler.state_dict(),
+            "averaged_steps": self._average.steps if self._average else 0,
         }
         save_weights(self._path, tensors, about)
 
     def load(self) -> Progress:
-        """Take up what the file holds."""
+        """Take up what the file holds.
+
+        Raises:
+            CacheMismatchError: if it is of another model, optimiser, schedule or average.
+            TeacherError: if its tensors do not fit the model, or it is torn.
+        """
         tensors, about = load_weights(self._path)
-        device = next(self._model.parameters()).device
-        weights = {
-            name.removeprefix("model/"): value
-            for name, value in tensors.items()
-            if name.startswith("model/")
-        }
-        fill_model(self._model, weights, path=self._path)
+        if differ := differences(about, self._identity):
+            raise CacheMismatchError(
+                f"{self._path} is the checkpoint of another run: {differ}. "
+                "Resume with the same options, or start a new run"
+            )
+        fill_model(self._model, _below("model", tensors), path=self._path)
         for name, parameter in self._model.named_parameters():
-            momentum = tensors.get(f"momentum/{name}")
-            if momentum is not None:
-                # In the parameter's own memory format, or the update would round differently.
-                buffer = torch.empty_like(parameter).copy_(momentum.to(device))
-                self._optimizer.state[parameter]["momentum_buffer"] = buffer
+            kept = _below(f"optimizer/{name}", tensors)
+            if kept:
+                # Adam's count of steps stays on the host.
+                self._optimizer.state[parameter] = {
+                    key: value if key == "step" else _like(parameter, value)
+                    for key, value in kept.items()
+                }
+        for group, rate in zip(self._optimizer.param_groups, about["rates"], strict=True):
+            group["lr"] = rate
+        if self._average:
+            fill_model(self._average.model, _below("average", tensors), path=self._path)
+            self._average.take_up(about["averaged_steps"])
         torch.set_rng_state(tensors["generator"])
-        self._schedule.last_epoch = about["schedule_steps"] - 1
-        # As its load_state_dict; at 1 torch would warn that the optimiser has not stepped yet.
-        self._schedule._step_count = about["schedule_steps"] + 1  # noqa: SLF001
-        self._schedule.step()
+        if "cuda_generator" in tensors and self._device.type == "cuda":
+            torch.cuda.set_rng_state(tensors["cuda_generator"], self._device)
+        load_schedule(self._schedule, about["schedule_state"])
         self._scaler.load_state_dict(about["scaler"])
         return Progress(**about["progress"])
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self._model.parameters()).device
+
+
+def _under(folder: str, tensors: dict[str, Any]) -> dict[str, Tensor]:
+    return {f"{folder}/{name}": value for name, value in tensors.items() if value is not None}
+
+
+def _below(folder: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    prefix = f"{folder}/"
+    return {
+        name.removeprefix(prefix): value
+        for name, value in tensors.items()
+        if name.startswith(prefix)
+    }
+
+
+def _like(parameter: Tensor, value: Tensor) -> Tensor:
+    """Return a value in the memory format of its parameter, or the update would round otherwise."""
+    return torch.empty_like(parameter, requires_grad=False).copy_(value)

@@ -1,73 +1,119 @@
-"""Top-1 and top-5 on the evaluation split, through the same reader as everything else."""
+"""`kdcache evaluate`: how good a run's weights are, or any file's, on our pixels."""
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import torch
-from torch import Tensor, nn
 
-from kdcache.data.views import Views
-from kdcache.errors import CacheMismatchError
-from kdcache.options import Precision
-from kdcache.reader.batches import PixelReader
-from kdcache.teacher.forward import Normalise, autocast
-from kdcache.teacher.quality import measure_quality
-
-
-class Accuracy(NamedTuple):
-    """Percent of the evaluation split."""
-
-    top1: float
-    top5: float
-    """The label is among the five largest logits, or among all where there are fewer classes."""
+from kdcache.data.beton import open_beton
+from kdcache.data.views import default_views
+from kdcache.errors import CacheMismatchError, ConfigError
+from kdcache.options import EvaluateOptions
+from kdcache.progress import logger
+from kdcache.teacher.forward import Normalise, resolve_device
+from kdcache.teacher.models import make_model
+from kdcache.teacher.weights import fill_model, load_weights
+from kdcache.training.evaluator import Evaluator
+from kdcache.training.run import default_precision
+from kdcache.workspace import Workspace
 
 
-class Evaluator:
-    """Evaluates models on the clean view of a beton.
+def evaluate(options: EvaluateOptions) -> dict[str, Any]:
+    """Measure a model on the clean view of a split.
 
-    Args:
-        beton: path of the packed evaluation images.
-        views: image size; view 0 does not depend on policy and seed.
-        classes: C of the training data.
-        normalise: uint8 pixels to the model's input.
-        device: where the model is.
-        precision: of its body.
-        num_workers: threads that read and decode.
+    Returns:
+        `top1` and `top5` (percent), `nll` (nats), `ece` (calibration error in [0, 1]), `samples`,
+        `split`, `seconds` and `path` of the weights.
+
+    Raises:
+        ConfigError: if there are no such weights, or nothing says of which model they are.
+        DatasetError: if the split is not packed.
+        CacheMismatchError: if the weights are of other classes.
+        TeacherError: if the file is not readable, or does not fit its model.
     """
+    started = time.perf_counter()
+    workspace = Workspace(options.workspace)
+    beton = open_beton(workspace.require_beton(options.split))
+    device = resolve_device(options.device)
+    path = _weights_path(options, workspace)
+    tensors, about = load_weights(path)
+    data = beton.manifest
+    if about.get("classes") not in (None, data.classes):
+        raise CacheMismatchError(
+            f"{path} has {about['classes']} classes, expected {data.classes} as in {beton.path}"
+        )
+    name = _model_name(options, about, path)
+    views = default_views(data, image_size=about.get("image_size"))
+    model = make_model(name, num_classes=data.classes, image_size=views.image_size)
+    fill_model(model, tensors, path=path)
+    logger.info("%s (%s) on %s of %s samples", path, name, beton.path, f"{len(beton):,}")
+    evaluator = Evaluator(
+        beton.path,
+        views,
+        classes=data.classes,
+        normalise=Normalise(data.mean, data.std).to(device),
+        device=device,
+        precision=default_precision(options.precision, device),
+        num_workers=options.num_workers,
+    )
+    found = evaluator(model.to(device).to(memory_format=torch.channels_last))
+    return found._asdict() | {
+        "samples": len(beton),
+        "split": options.split,
+        "seconds": round(time.perf_counter() - started, 3),
+        "path": str(path.resolve()),
+    }
 
-    def __init__(
-        self,
-        beton: Path,
-        views: Views,
-        *,
-        classes: int,
-        normalise: Normalise,
-        device: torch.device,
-        precision: Precision,
-        num_workers: int | None,
-    ) -> None:
-        self._reader = PixelReader(beton, views, batch_size=256, num_workers=num_workers)
-        found = self._reader.beton.manifest.classes
-        if found != classes:
-            raise CacheMismatchError(
-                f"{beton} has {found} classes, expected {classes} as in the training data"
+
+def _weights_path(options: EvaluateOptions, workspace: Workspace) -> Path:
+    given = options.weights or workspace.recall("run")
+    if given is None:
+        raise ConfigError(
+            "no weights are given and no run was finished yet. Run: kdcache train, or name a run "
+            "folder or a safetensors file"
+        )
+    asked = Path(given)
+    if asked.suffix == ".safetensors":
+        if options.which != "last":
+            raise ConfigError(
+                f"--which is {options.which}, expected a run to choose from, but {asked} is a file"
             )
-        self._normalise = normalise
-        self._device = device
-        self._precision = precision
+        path = asked
+    else:
+        folder = asked if asked.is_dir() else workspace.run(str(asked))
+        path = folder / f"{options.which}.safetensors"
+        if folder.is_dir() and not path.exists():
+            raise ConfigError(
+                f"--which is {options.which}, but {folder} has no {path.name}; it holds "
+                f"{_names(folder)}"
+            )
+    if not path.exists():
+        runs = workspace.run("NAME").parent
+        raise ConfigError(
+            f"{given} is to be evaluated, expected a run folder, a safetensors file, or one of the "
+            f"runs in {runs}: {_names(runs)}"
+        )
+    return path
 
-    @torch.inference_mode()
-    def __call__(self, model: nn.Module) -> Accuracy:
-        """Return a model's accuracy; the model keeps its mode."""
-        was_training = model.training
-        model.eval()
 
-        def answer(images: Tensor) -> Tensor:
-            with autocast(self._device, self._precision):
-                return model(self._normalise(images.to(self._device))).float()
+def _names(folder: Path) -> str:
+    if not folder.is_dir():
+        return "none"
+    return ", ".join(sorted(path.name for path in folder.iterdir())) or "none"
 
-        found = measure_quality(answer, self._reader, self._device)
-        model.train(was_training)
-        return Accuracy(found.top1, found.top5)
+
+def _model_name(options: EvaluateOptions, about: dict[str, Any], path: Path) -> str:
+    stated: str | None = about.get("arch")
+    if options.model and stated and options.model != stated:
+        raise ConfigError(
+            f"--model is {options.model}, but {path} says that it is {stated}. Leave the option out"
+        )
+    name = options.model or stated
+    if name is None:
+        raise ConfigError(
+            f"--model is missing, expected the model that {path} holds the weights of"
+        )
+    return name

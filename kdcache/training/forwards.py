@@ -5,18 +5,23 @@ from __future__ import annotations
 from types import TracebackType
 from typing import Any, Self
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import (
     register_module_forward_hook,
     register_module_forward_pre_hook,
 )
 
+from kdcache.teacher.forward import Normalise
+
 
 class ForeignForwardCounter:
     """While open, counts images through every module that does not belong to `own`.
 
     torch calls the hooks for each forward pass in this process, whoever makes it. Of a model only
-    the outermost call counts, with the length of its first tensor, given by place or by name.
+    the outermost call counts, with the length of its first tensor, given by place or by name. What
+    pixels are normalised with is no model. Code that torch.compile traces has no such calls any
+    more; the student alone is compiled here.
 
     Attributes:
         images: how many were seen so far.
@@ -46,11 +51,13 @@ class ForeignForwardCounter:
             handle.remove()
 
     def _enter_module(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:  # noqa: ARG002  (torch's form)
-        if id(module) not in self._own:
+        if torch.compiler.is_compiling():
+            return
+        if not self._passes(module):
             self._depth += 1
 
     def _leave_module(self, module: nn.Module, inputs: tuple[Any, ...], *rest: Any) -> None:
-        if id(module) in self._own:
+        if torch.compiler.is_compiling() or self._passes(module):
             return
         self._depth -= 1
         if self._depth == 0:
@@ -58,3 +65,6 @@ class ForeignForwardCounter:
             named = rest[0].values() if len(rest) > 1 else ()
             tensors = (item for item in (*inputs, *named) if isinstance(item, Tensor))
             self.images += next((len(item) for item in tensors if item.ndim), 1)
+
+    def _passes(self, module: nn.Module) -> bool:
+        return id(module) in self._own or isinstance(module, Normalise)

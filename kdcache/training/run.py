@@ -8,14 +8,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from kdcache.errors import ConfigError
 from kdcache.loader.distill import DistillLoader
 from kdcache.options import Precision, TrainOptions, TrainTeacherOptions
 from kdcache.progress import logger
 from kdcache.rng import torch_seed
 from kdcache.teacher.forward import Normalise
-from kdcache.teacher.models import MODELS, make_model
-from kdcache.training.evaluate import Evaluator
+from kdcache.teacher.models import make_model, require_trainable
+from kdcache.training.compiling import require_compiler
+from kdcache.training.evaluator import Evaluator
+from kdcache.training.metrics import require_tensorboard
+from kdcache.training.optim import MOMENTUM, WEIGHT_DECAY, default_epochs, default_lr
 from kdcache.training.trainer import Trainer, TrainSettings
 from kdcache.workspace import Workspace
 
@@ -26,13 +28,66 @@ def require_model(name: str | None) -> None:
     Raises:
         ConfigError: if there is no such model; lists those that are.
     """
-    if name is not None and name not in MODELS:
-        raise ConfigError(f"--model is {name}, expected one of {', '.join(MODELS)}")
+    if name is not None:
+        require_trainable(name, option="--model")
 
 
 def default_precision(asked: Precision | None, device: torch.device) -> Precision:
     """Return the precision asked for, else bf16 on CUDA and fp32 on a CPU."""
     return asked or ("bf16" if device.type == "cuda" else "fp32")
+
+
+def loop_settings(
+    options: TrainOptions | TrainTeacherOptions,
+    *,
+    model_name: str,
+    num_samples: int,
+    batch_size: int,
+    device: torch.device,
+    least_epochs: int,
+    least_steps: int,
+) -> TrainSettings:
+    """Return the settings of a run that learns labels alone, with what the user leaves open.
+
+    Args:
+        options: of the command.
+        model_name: one of `MODELS`.
+        num_samples: of an epoch.
+        batch_size: most samples of a batch.
+        device: where it runs.
+        least_epochs: of a run whose length the user leaves open.
+        least_steps: likewise.
+
+    Raises:
+        ConfigError: if this machine lacks what an option needs.
+    """
+    if options.compile:
+        require_compiler(device)
+    if options.tensorboard:
+        require_tensorboard()
+    batches = -(-num_samples // batch_size)
+    steps_per_epoch = -(-batches // options.accumulate)
+    epochs = options.epochs or (options.steps and -(-options.steps // steps_per_epoch))
+    decay = options.weight_decay
+    return TrainSettings(
+        optimizer=options.optimizer,
+        lr=options.lr or default_lr(batch_size * options.accumulate, model_name, options.optimizer),
+        momentum=MOMENTUM if options.momentum is None else options.momentum,
+        weight_decay=WEIGHT_DECAY[options.optimizer] if decay is None else decay,
+        schedule=options.schedule,
+        warmup=options.warmup,
+        milestones=options.milestones,
+        gamma=options.gamma,
+        epochs=epochs
+        or default_epochs(steps_per_epoch, least_epochs=least_epochs, least_steps=least_steps),
+        steps=options.steps,
+        precision=default_precision(options.precision, device),
+        accumulate=options.accumulate,
+        clip_norm=options.clip_norm,
+        ema=options.ema,
+        compile=options.compile,
+        eval_every=options.eval_every,
+    )
 
 
 def run_training(
@@ -52,13 +107,13 @@ def run_training(
         loader: of the batches.
         settings: of the loop.
         workspace: whose evaluation split is used, if it has one.
-        options: for the seed of initialisation and the reader's threads.
+        options: for the seed of initialisation, the reader's threads and TensorBoard.
         run_dir: existing folder that receives weights and metrics.
         resume: go on from the run's last checkpoint.
 
     Returns:
-        `top1`, `top1_best`, `top5` (percent, or None), `teacher_forwards`, `images_per_second`,
-        `resumed_from_epoch`.
+        `top1`, `top1_best`, `top5`, `top1_ema` (percent, or None), `teacher_forwards`,
+        `images_per_second`, `resumed_from_epoch`.
     """
     data = loader.beton.manifest
     torch.manual_seed(torch_seed(options.seed, "initialisation"))
@@ -88,7 +143,14 @@ def run_training(
         "data_fingerprint": data.data_fingerprint,
     }
     trainer = Trainer(
-        model, loader, evaluator, settings, normalise=normalise, run_dir=run_dir, about=about
+        model,
+        loader,
+        evaluator,
+        settings,
+        normalise=normalise,
+        run_dir=run_dir,
+        about=about,
+        tensorboard=options.tensorboard,
     )
     try:
         result = trainer.run(resume=resume)
@@ -98,6 +160,7 @@ def run_training(
         "top1": result.last.top1 if result.last else None,
         "top1_best": result.top1_best,
         "top5": result.last.top5 if result.last else None,
+        "top1_ema": result.ema.top1 if result.ema else None,
         "teacher_forwards": result.teacher_forwards,
         "images_per_second": round(result.images_per_second, 1),
         "resumed_from_epoch": result.resumed_from_epoch,

@@ -2,32 +2,53 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from kdcache.errors import CacheMismatchError, ConfigError
 from kdcache.files import differences, read_json, write_json
 from kdcache.options import TrainOptions
+from kdcache.progress import logger
 from kdcache.workspace import Workspace
 
+CONFIG = "config.json"
 
-def run_folder(workspace: Workspace, name: str, options: TrainOptions) -> Path:
-    """Return the run's folder: new, or with --resume the one to continue."""
+DECIDES_LAST_BITS = ("device", "threads", "torch")
+"""Of the environment: what the sums of a step depend on."""
+
+
+class RunFolder(NamedTuple):
+    """Where a run writes."""
+
+    path: Path
+    is_there: bool
+    """It holds a run that is to be continued."""
+
+
+def run_folder(workspace: Workspace, name: str, options: TrainOptions) -> RunFolder:
+    """Return the run's folder: new, or with --resume the one to continue.
+
+    Raises:
+        ConfigError: if there is nothing to continue, or --out is there and not to be continued.
+    """
+    begins_what_is_missing = options.seeds > 1
     if options.out is not None:
-        has_run = (options.out / "config.json").exists()
-        if options.resume and not has_run:
+        has_run = (options.out / CONFIG).exists()
+        has_run_to_resume = options.resume and has_run
+        if options.resume and not has_run and not begins_what_is_missing:
             raise ConfigError(f"--resume is given, but {options.out} holds no run. Leave it out")
-        if not options.resume and options.out.exists() and any(options.out.iterdir()):
+        if not has_run_to_resume and options.out.exists() and any(options.out.iterdir()):
             raise ConfigError(
                 f"--out is {options.out}, which is there and not empty. Use --resume to continue "
                 "a run, or name another folder"
             )
-        return options.out
+        return RunFolder(options.out, has_run_to_resume)
     number = 1
     folder = workspace.run(name)
     newest = None
@@ -35,11 +56,18 @@ def run_folder(workspace: Workspace, name: str, options: TrainOptions) -> Path:
         newest = folder
         number += 1
         folder = workspace.run(f"{name}-{number}")
-    if not options.resume:
-        return folder
+    if not options.resume or (newest is None and begins_what_is_missing):
+        return RunFolder(folder, is_there=False)
     if newest is None:
         raise ConfigError(f"--resume is given, but there is no run {folder}. Leave it out")
-    return newest
+    # Without a config it was stopped before it began.
+    return RunFolder(newest, is_there=(newest / CONFIG).exists())
+
+
+def is_begun(run_dir: Path, config: dict[str, Any]) -> bool:
+    """Return whether a folder holds a run that was started with the same."""
+    path = run_dir / CONFIG
+    return path.exists() and not differences(read_json(path)["config"], as_json(config))
 
 
 def write_config(
@@ -50,21 +78,38 @@ def write_config(
     Raises:
         CacheMismatchError: if a resumed run was started otherwise; names what differs.
     """
-    path = run_dir / "config.json"
-    if resume:
-        found = read_json(path)["config"]
-        if differ := differences(found, config):
-            raise CacheMismatchError(
-                f"{run_dir} was started otherwise: {differ}. "
-                "Resume with the same options, or start a new run"
-            )
+    path = run_dir / CONFIG
+    environment = _environment(device)
+    if not resume:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        write_json(path, {"config": config, "environment": environment})
         return
-    environment = {
+    found = read_json(path)
+    if differ := differences(found["config"], as_json(config)):
+        raise CacheMismatchError(
+            f"{run_dir} was started otherwise: {differ}. "
+            "Resume with the same options, or start a new run"
+        )
+    decisive = {name: environment[name] for name in DECIDES_LAST_BITS}
+    if differ := differences(found["environment"], decisive):
+        logger.warning(
+            "%s was started elsewhere: %s. It goes on, but to weights that differ in the last bits",
+            run_dir,
+            differ,
+        )
+
+
+def as_json(config: dict[str, Any]) -> dict[str, Any]:
+    """Return what a config reads back as: JSON has no tuples."""
+    read_back: dict[str, Any] = json.loads(json.dumps(config))
+    return read_back
+
+
+def _environment(device: torch.device) -> dict[str, Any]:
+    return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "cores": len(os.sched_getaffinity(0)),
         "threads": torch.get_num_threads(),
         "platform": platform.platform(),
         "python": platform.python_version(),
     } | {package: version(package) for package in ("kdcache", "torch", "ffcv", "numpy", "zarr")}
-    run_dir.mkdir(parents=True, exist_ok=True)
-    write_json(path, {"config": config, "environment": environment})

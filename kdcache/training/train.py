@@ -1,10 +1,10 @@
-"""`kdcache train`: a student on a subset, with the cached logits of a teacher."""
+"""`kdcache train`: students on a subset, with the cached logits of a teacher."""
 
 from __future__ import annotations
 
 import hashlib
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,141 +13,190 @@ import numpy as np
 from kdcache.data.beton import LARGEST_SMALL_SIZE, Beton, open_beton
 from kdcache.data.repack import require_samples_of, subset_beton
 from kdcache.data.views import default_views
-from kdcache.errors import CacheMismatchError, ConfigError
+from kdcache.errors import CacheMismatchError
 from kdcache.loader.distill import DistillLoader, require_same_data
+from kdcache.loader.live import LiveLoader
 from kdcache.options import TrainOptions
 from kdcache.progress import logger
 from kdcache.reader.probe import PROBE_VIEWS, probe_ids, probe_pixels
 from kdcache.selection.subset import Subset
 from kdcache.store.codecs.dense import Dense, Float32
-from kdcache.store.decide import fidelity_of
 from kdcache.store.fidelity import LARGEST_ANGLE_DEGREES, NORM_RATIOS
 from kdcache.store.logit_store import LogitStore
 from kdcache.teacher.forward import resolve_device
-from kdcache.training.optim import (
-    default_batch_size,
-    default_epochs,
-    default_lr,
-)
-from kdcache.training.run import default_precision, require_model, run_training
+from kdcache.training.live_teacher import open_live_teacher
+from kdcache.training.losses.alpha import AUTO_RULE
+from kdcache.training.losses.fidelity import fidelity_of
+from kdcache.training.losses.settings import LossSettings
+from kdcache.training.optim import default_batch_size
+from kdcache.training.run import loop_settings, require_model, run_training
 from kdcache.training.run_folder import run_folder, write_config
-from kdcache.training.trainer import TrainSettings
-from kdcache.workspace import Workspace
+from kdcache.training.seeds import over_seeds
+from kdcache.workspace import Workspace, teacher_name
 
 LEAST_EPOCHS, LEAST_STEPS = 30, 1_000
 """Of a student, when the user does not say."""
 
 
 def train(options: TrainOptions) -> dict[str, Any]:
-    """Train a student on a subset with the cached logits of a teacher.
+    """Train a student on a subset with the cached logits of a teacher, or one for each seed.
 
     Returns:
-        `top1`, `top1_best`, `top5` (percent; None without an evaluation split), `samples`,
-        `teacher_forwards` (measured), `images_per_second`, `seconds`, `resumed_from_epoch`, `path`.
+        Of one student `top1`, `top1_best`, `top5`, `top1_ema` (percent; None without an evaluation
+        split or an average), `samples`, `teacher_forwards` (measured), `images_per_second`,
+        `seconds`, `resumed_from_epoch`, `path`; of several what `over_seeds` says.
 
     Raises:
         ConfigError: if a setting is outside its range, nothing is selected, or the run folder is
             there and --resume is not given.
-        CacheMismatchError: if store or subset are of other data.
-        TrainingError: if the loss is not finite.
+        CacheMismatchError: if store, subset or checkpoint are of other data or another run.
+        TrainingError: if a loss is not finite, or the run folder cannot be written.
     """
+    return _train_one(options) if options.seeds == 1 else over_seeds(_train_one, options)
+
+
+def _train_one(options: TrainOptions) -> dict[str, Any]:
     started = time.perf_counter()
     require_model(options.model)
+    loss = LossSettings.of(options)
     workspace = Workspace(options.workspace)
     device = resolve_device(options.device)
     beton, subset_path, subset = _open_data(workspace, options)
     store = _open_store(workspace, options, beton)
     views = store.manifest.views if store else default_views(beton.manifest)
+    samples_of_all = store.manifest.samples if store else len(beton)
+    if options.live_teacher is not None or not options.kd:
+        store = None  # it has said how views are made
     model_name = options.model or _default_student(views.image_size)
-    num_samples = len(beton) if subset is None else len(subset)
+    # All that the beton holds, not what a store holds rows of: the loader says what is missing.
+    sample_ids = beton.sample_ids if subset is None else subset.sample_ids
+    num_samples = len(sample_ids)
     batch_size = options.batch_size or default_batch_size(num_samples)
-    settings = TrainSettings(
-        epochs=options.epochs
-        or default_epochs(
-            num_samples,
-            batch_size,
+    settings = replace(
+        loop_settings(
+            options,
+            model_name=model_name,
+            num_samples=num_samples,
+            batch_size=batch_size,
+            device=device,
             least_epochs=LEAST_EPOCHS,
             least_steps=LEAST_STEPS,
         ),
-        lr=options.lr or default_lr(batch_size, model_name),
-        alpha=options.alpha,
-        temperature=options.temperature,
-        reshape=options.reshape,
-        precision=default_precision(options.precision, device),
+        loss=loss.for_keep(num_samples / samples_of_all),
     )
-    distils = options.kd
+    if loss.alpha.kind == "auto":
+        logger.info("alpha auto: %s, a placeholder rule, not measured yet", AUTO_RULE)
+    teacher = open_live_teacher(
+        options, workspace, beton.manifest, image_size=views.image_size, device=device
+    )
+    subset_name = "full" if subset_path is None else subset_path.stem
     config = {
         "model": model_name,
         "batch_size": batch_size,
         "seed": options.seed,
-        **asdict(settings),
-        "kd": distils,
+        **(asdict(settings) | settings.loss.content),
+        "kd": options.kd,
         "order": options.order,
         "policy": str(views.policy),
         "view_seed": views.seed,
         "image_size": views.image_size,
         "data_fingerprint": beton.manifest.data_fingerprint,
-        "subset": "full" if subset_path is None else subset_path.stem,
+        "subset": subset_name,
         "samples": num_samples,
         "sample_ids_digest": None if subset is None else _digest(subset),
-        "teacher_digest": store.manifest.teacher_digest if store and distils else None,
-        "codec": store.manifest.codec if store and distils else None,
-        "views": store.num_views if store and distils else None,
+        "live_teacher": options.live_teacher,
+        "teacher_digest": teacher.digest if teacher else None,
+        "store_digest": None,
+        "codec": None,
+        "views": options.views,
     }
     # Before anything is written: it refuses what does not fit together.
-    if store and distils:
+    if store:
+        config |= {
+            "teacher_digest": store.manifest.teacher_digest,
+            "store_digest": store.manifest.digest(),
+            "codec": store.manifest.codec,
+            "views": store.num_views if options.views is None else options.views,
+        }
         _check_pixels(beton, store, options)
-        _check_codec(store, options.temperature)
-    loader = DistillLoader(
-        beton,
-        store if distils else None,
-        subset,
-        batch_size=batch_size,
-        seed=options.seed,
-        device=device,
-        num_workers=options.num_workers,
-        order=options.order,
-        views=None if distils else views,
-        epochs=settings.epochs,
-    )
-    subset_name = "full" if subset_path is None else subset_path.stem
-    name = f"{model_name}-{subset_name}-s{options.seed}" + ("" if distils else "-no-kd")
-    run_dir = run_folder(workspace, name, options)
-    write_config(run_dir, config, device, resume=options.resume)
+        _check_codec(store, settings.loss)
+    if teacher:
+        loader: DistillLoader = LiveLoader(
+            beton,
+            teacher.forward,
+            sample_ids,
+            batch_size=batch_size,
+            seed=options.seed,
+            num_views=options.views,
+            num_workers=options.num_workers,
+            order=options.order,
+            views=views,
+            teacher_size=teacher.image_size,
+            epochs=settings.epochs,
+        )
+    else:
+        loader = DistillLoader(
+            beton,
+            store,
+            sample_ids,
+            batch_size=batch_size,
+            seed=options.seed,
+            device=device,
+            num_workers=options.num_workers,
+            order=options.order,
+            views=None if store else views,
+            num_views=options.views,
+            epochs=settings.epochs,
+        )
+    arm = "-live" if teacher else "" if options.kd else "-no-kd"
+    name = f"{teacher_name(model_name)}-{subset_name}-s{options.seed}{arm}"
+    folder = run_folder(workspace, name, options)
+    write_config(folder.path, config, device, resume=folder.is_there)
     logger.info(
-        "student %s on %s of %s samples, batch %d, %d epochs, lr %g, alpha %g, T %g, %s -> %s",
+        "student %s on %s of %s samples, batch %d, %d epochs, %s, lr %g, %s, %s -> %s",
         model_name,
         f"{num_samples:,}",
         f"{len(beton):,}",
         batch_size,
         settings.epochs,
+        settings.optimizer,
         settings.lr,
-        settings.alpha if distils else 0.0,
-        settings.temperature,
-        f"store {store.path}, V = {store.num_views}" if store and distils else "no KD",
-        run_dir,
+        settings.loss if options.kd else settings.loss.labels_alone(),
+        _source_of_answers(store, options),
+        folder.path,
     )
-    if store and distils and store.num_views == 0:
+    if store and loader.num_views == 0:
         logger.warning(
-            "%s holds the clean view alone, but the student sees augmented ones: the teacher "
-            "answers other pixels than the student's, which is known to be worse. "
-            "Run kdcache build-logits with --views 8",
+            "the teacher's answers in %s to the clean view alone are used, but the student sees "
+            "augmented ones: other pixels than the teacher's, which is known to be worse. Run "
+            "kdcache build-logits with --views 8, and train without --views 0",
             store.path,
         )
     result = run_training(
-        model_name, loader, settings, workspace, options, run_dir, resume=options.resume
+        model_name, loader, settings, workspace, options, folder.path, resume=folder.is_there
     )
+    workspace.remember("run", folder.path)
     return result | {
         "samples": num_samples,
         "seconds": round(time.perf_counter() - started, 3),
-        "path": str(run_dir.resolve()),
+        "path": str(folder.path.resolve()),
     }
 
 
+def _source_of_answers(store: LogitStore | None, options: TrainOptions) -> str:
+    if store:
+        views = store.num_views if options.views is None else options.views
+        return f"store {store.path}, V = {views}"
+    if options.live_teacher is None:
+        return "no KD"
+    return f"live teacher {options.live_teacher}, V = {options.views or 'epochs'}"
+
+
 def _open_store(workspace: Workspace, options: TrainOptions, beton: Beton) -> LogitStore | None:
-    """Return the store; without KD it still says how views are made, where there is one."""
+    """Return the store; where no rows are needed it still says how views are made, if any."""
     asked = options.teacher or options.store
-    if not options.kd and asked is None and workspace.recall("store") is None:
+    needs_rows = options.kd and options.live_teacher is None
+    if not needs_rows and asked is None and workspace.recall("store") is None:
         return None
     store = LogitStore.open(workspace.require_store(options.teacher, options.store))
     require_same_data(beton, store)
@@ -190,25 +239,20 @@ def _check_pixels(beton: Beton, store: LogitStore, options: TrainOptions) -> Non
     )
 
 
-def _check_codec(store: LogitStore, temperature: float) -> None:
-    """Measure what the store's codec does to the gradient at the temperature that it is used at."""
+def _check_codec(store: LogitStore, loss: LossSettings) -> None:
+    """Measure what the store's codec does to the gradient of the loss that its rows are for."""
     if isinstance(store.codec, (Dense, Float32)):
         return
-    if store.codec.bound_to not in {None, temperature}:
-        raise ConfigError(
-            f"--temperature is {temperature:g}, expected {store.codec.bound_to:g}: the rows of "
-            f"{store.path} are {store.codec}, drawn for that temperature alone. Build a store with "
-            f"another --codec for this one"
-        )
-    found = fidelity_of(store, temperature)
+    loss.require_codec(store.codec, store.path)
+    found = fidelity_of(store, loss)
     if not found.is_accepted:
         logger.warning(
-            "%s is stored as %s, which at T = %g turns the distillation gradient by %.1f degrees "
+            "%s is stored as %s, which for %s turns the distillation gradient by %.1f degrees "
             "and scales it by %.2f, expected at most %g degrees and %g to %g. Use another "
             "--temperature, or build a store with --codec dense",
             store.path,
             store.codec,
-            temperature,
+            loss,
             found.angle_degrees,
             found.norm_ratio,
             LARGEST_ANGLE_DEGREES,

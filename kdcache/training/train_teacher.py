@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +15,20 @@ from kdcache.loader.distill import DistillLoader
 from kdcache.options import TrainTeacherOptions
 from kdcache.progress import logger
 from kdcache.teacher.forward import resolve_device
-from kdcache.teacher.weights import load_weights, save_weights
-from kdcache.training.optim import default_batch_size, default_epochs, default_lr
-from kdcache.training.run import default_precision, require_model, run_training
-from kdcache.training.trainer import TrainSettings
-from kdcache.workspace import Workspace
+from kdcache.teacher.models import make_model
+from kdcache.teacher.teacher import tensor_digest
+from kdcache.teacher.weights import fill_model, load_weights, save_weights
+from kdcache.training.optim import default_batch_size
+from kdcache.training.run import loop_settings, require_model, run_training
+from kdcache.training.run_folder import as_json, is_begun, write_config
+from kdcache.workspace import Workspace, teacher_name
 
 LEAST_EPOCHS, LEAST_STEPS = 10, 450
 """Of a teacher, when the user does not say."""
 
 
 def train_teacher(options: TrainTeacherOptions) -> dict[str, Any]:
-    """Train a teacher on all data, with the labels alone.
+    """Train a teacher on all data, with the labels alone; with --ema its averaged weights.
 
     Returns:
         `top1` (percent; None without an evaluation split), `path` and `seconds`.
@@ -45,18 +48,14 @@ def train_teacher(options: TrainTeacherOptions) -> dict[str, Any]:
         data, policy=options.policy, seed=options.view_seed, image_size=options.image_size
     )
     batch_size = options.batch_size or default_batch_size(len(beton))
-    settings = TrainSettings(
-        epochs=options.epochs
-        or default_epochs(
-            len(beton),
-            batch_size,
-            least_epochs=LEAST_EPOCHS,
-            least_steps=LEAST_STEPS,
-        ),
-        lr=options.lr or default_lr(batch_size, options.model),
-        alpha=0.0,
-        temperature=1.0,
-        precision=default_precision(options.precision, device),
+    settings = loop_settings(
+        options,
+        model_name=options.model,
+        num_samples=len(beton),
+        batch_size=batch_size,
+        device=device,
+        least_epochs=LEAST_EPOCHS,
+        least_steps=LEAST_STEPS,
     )
     about = {
         "arch": options.model,
@@ -67,16 +66,20 @@ def train_teacher(options: TrainTeacherOptions) -> dict[str, Any]:
         "view_seed": views.seed,
         "seed": options.seed,
         "batch_size": batch_size,
-        "epochs": settings.epochs,
-        "lr": settings.lr,
-        "precision": settings.precision,
+        **as_json(asdict(settings)),
     }
-    path = workspace.teacher(options.model)
+    name = teacher_name(options.model)
+    path = workspace.teacher(name)
     if path.exists() and not options.overwrite:
         top1 = _require_same_teacher(path, about)
         return {"top1": top1, "path": str(path.resolve()), "seconds": 0.0}
-    run_dir = workspace.run(f"teacher-{options.model}")
-    run_dir.mkdir(parents=True, exist_ok=True)
+    run_dir = workspace.run(f"teacher-{name}")
+    # One that was killed goes on; another one's folder is begun anew.
+    is_begun_here = is_begun(run_dir, about) and not options.overwrite
+    if not is_begun_here:
+        for stale in run_dir.glob("*.safetensors"):
+            stale.unlink()
+    write_config(run_dir, about, device, resume=is_begun_here)
     logger.info(
         "teacher %s on %s samples, batch %d, %d epochs, lr %g, %s",
         options.model,
@@ -96,12 +99,18 @@ def train_teacher(options: TrainTeacherOptions) -> dict[str, Any]:
         views=views,
     )
     result = run_training(
-        options.model, loader, settings, workspace, options, run_dir, resume=False
+        options.model, loader, settings, workspace, options, run_dir, resume=is_begun_here
     )
-    weights, _ = load_weights(run_dir / "last.safetensors")
-    save_weights(path, weights, about | {"top1": result["top1"]})
+    kind, accuracy = ("ema", "top1_ema") if options.ema else ("last", "top1")
+    trained = run_dir / f"{kind}.safetensors"
+    weights, _ = load_weights(trained)
+    model = make_model(options.model, num_classes=data.classes, image_size=views.image_size)
+    fill_model(model, weights, path=trained)
+    # A store names it, so that one of an older teacher is known.
+    said = {"top1": result[accuracy], "digest": tensor_digest(model)}
+    save_weights(path, weights, about | said)
     return {
-        "top1": result["top1"],
+        "top1": result[accuracy],
         "path": str(path.resolve()),
         "seconds": round(time.perf_counter() - started, 3),
     }

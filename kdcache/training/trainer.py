@@ -2,49 +2,77 @@
 
 from __future__ import annotations
 
-import json
-import math
 import time
-from dataclasses import dataclass
+import warnings
+from contextlib import closing, nullcontext
+from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from kdcache.errors import ConfigError, TrainingError
-from kdcache.files import replace_atomically
-from kdcache.loader.distill import Batch, DistillLoader
+from kdcache.errors import ConfigError
+from kdcache.loader.batch import Batch
+from kdcache.loader.distill import DistillLoader
 from kdcache.options import Precision
 from kdcache.progress import logger, progress_bar
 from kdcache.teacher.forward import Normalise, autocast, matmul_precision
-from kdcache.teacher.weights import save_weights
+from kdcache.teacher.quality import Quality
+from kdcache.training.averaging import WeightAverage
 from kdcache.training.checkpoint import Checkpoint, Progress
-from kdcache.training.evaluate import Accuracy, Evaluator
+from kdcache.training.evaluator import Evaluator
+from kdcache.training.finite import FiniteWatch
 from kdcache.training.forwards import ForeignForwardCounter
-from kdcache.training.losses import LossParts, distillation_loss, label_loss, reshape_logits
-from kdcache.training.optim import make_optimizer, make_schedule
+from kdcache.training.losses.loss import Loss
+from kdcache.training.losses.parts import LossParts
+from kdcache.training.losses.settings import LossSettings
+from kdcache.training.metrics import MetricsLog
+from kdcache.training.optim import OptimSettings, make_optimizer
+from kdcache.training.saving import save_epoch, told_where_it_stays
+from kdcache.training.schedule import make_schedule
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainSettings:
+class TrainSettings(OptimSettings):
     """Everything that the loop itself depends on."""
 
     epochs: int
-    lr: float
-    alpha: float
-    temperature: float
-    reshape: bool = False
-    """MDSLR's reshaping of the teacher's logits, before the temperature."""
+    steps: int | None = None
+    """Optimiser steps of the whole run; the last epoch ends with them. All of its when None."""
+    loss: LossSettings = field(default_factory=LossSettings)
     precision: Precision
+    accumulate: int = 1
+    """Batches whose gradients make one optimiser step; their loss is a mean over all samples."""
+    clip_norm: float | None = None
+    """Largest norm of a step's gradient."""
+    ema: float | None = None
+    """Decay of the average of the weights; None for no average."""
+    compile: bool = False
+    eval_every: int = 1
+    """Epochs from one evaluation to the next; the last epoch is always evaluated."""
+
+
+class Evaluated(NamedTuple):
+    """What an evaluation found; None without an evaluation split."""
+
+    present: Quality | None
+    """Of the weights as they are."""
+    average: Quality | None
+    """Of their average; None where there is none."""
 
 
 class TrainResult(NamedTuple):
     """What a run came to."""
 
-    last: Accuracy | None
+    last: Quality | None
     """Of the weights after the last epoch; None without an evaluation split."""
     top1_best: float | None
+    ema: Quality | None
+    """Of the average after the last epoch; None where there is none."""
     images_per_second: float
     """Of the training steps alone, over the whole run."""
     teacher_forwards: int
@@ -54,8 +82,9 @@ class TrainResult(NamedTuple):
 class Trainer:
     """Trains a model on a loader's batches.
 
-    Writes to `run_dir`: `last.safetensors` and `best.safetensors` (weights), `resume.safetensors`
-    (everything to go on with), `metrics.jsonl` (one line an epoch).
+    Writes to `run_dir`: `last.safetensors`, `best.safetensors` (of the highest top-1) and
+    `ema.safetensors` (weights), `resume.safetensors` (everything to go on with), `metrics.jsonl`
+    (one line an epoch).
 
     Args:
         model: on its device.
@@ -65,6 +94,7 @@ class Trainer:
         normalise: uint8 pixels to the model's input, on the device.
         run_dir: existing folder.
         about: what the weights files say of themselves.
+        tensorboard: write TensorBoard's events to the run folder too.
     """
 
     def __init__(
@@ -77,6 +107,7 @@ class Trainer:
         normalise: Normalise,
         run_dir: Path,
         about: dict[str, Any],
+        tensorboard: bool = False,
     ) -> None:
         self._model = model
         self._loader = loader
@@ -85,60 +116,84 @@ class Trainer:
         self._normalise = normalise
         self._run_dir = run_dir
         self._about = about
+        self._tensorboard = tensorboard
         self._device = loader.device
-        self._reshaping = None
-        if settings.reshape:
+        constants_C = None
+        if settings.loss.reshape:
             if loader.store is None:
                 raise ConfigError("reshape is on without a store, expected a teacher's logits")
             constants = torch.from_numpy(loader.store.reshaping_constants())
-            self._reshaping = constants.float().to(self._device)
-        self._optimizer = make_optimizer(model, lr=settings.lr)
-        self._schedule = make_schedule(
-            self._optimizer, lr=settings.lr, steps=settings.epochs * len(loader)
-        )
+            constants_C = constants.float().to(self._device)
+        self._loss = Loss(settings.loss, constants_C)
+        # Of the bound method: a compiled module would put its own name before every weight's.
+        self._forward = torch.compile(model.forward) if settings.compile else model
+        self._shares = _shares(loader.batch_sizes, settings.accumulate)
+        self._steps_per_epoch = -(-len(self._shares) // settings.accumulate)
+        self._steps = settings.steps or settings.epochs * self._steps_per_epoch
+        self._optimizer = make_optimizer(model, settings)
+        self._schedule = make_schedule(self._optimizer, settings, steps=self._steps)
         self._scaler = torch.amp.GradScaler(self._device.type, enabled=settings.precision == "fp16")
+        self._average = None if settings.ema is None else WeightAverage(model, settings.ema)
         self._checkpoint = Checkpoint(
             run_dir / "resume.safetensors",
             model,
             self._optimizer,
             self._schedule,
             self._scaler,
+            self._average,
+            about,
         )
 
     def run(self, *, resume: bool) -> TrainResult:
         """Train to the last epoch, from the first or from the last checkpoint.
 
         Raises:
-            TrainingError: if the loss is not finite.
+            TrainingError: if a loss is not finite, or the run folder cannot be written.
+            CacheMismatchError: if the checkpoint is of another run.
         """
         progress = Progress(0, None, 0, 0.0, 0)
         if resume and self._checkpoint.exists():
             progress = self._checkpoint.load()
         resumed_from = progress.epochs_done
-        self._keep_metrics(resumed_from)
-        accuracy: Accuracy | None = None
-        for epoch in range(resumed_from, self._settings.epochs):
-            with ForeignForwardCounter(self._model, self._normalise) as counter:
-                metrics = self.train_epoch(epoch)
-                if self._evaluator is not None:
-                    accuracy = self._evaluator(self._model)
-            best = progress.top1_best
-            is_best = accuracy is not None and (best is None or accuracy.top1 > best)
-            progress = Progress(
-                epochs_done=epoch + 1,
-                top1_best=accuracy.top1 if accuracy and is_best else best,
-                images_seen=progress.images_seen + metrics["images"],
-                train_seconds=progress.train_seconds + metrics["seconds"],
-                teacher_forwards=progress.teacher_forwards + counter.images,
-            )
-            # Before the checkpoint: a line of an epoch that was not saved is dropped on resume.
-            self._report(epoch, metrics, accuracy)
-            self._save(progress, is_best=is_best)
-        if accuracy is None and self._evaluator is not None:
-            accuracy = self._evaluator(self._model)
+        found = Evaluated(None, None)
+        own = [self._model, *([self._average.model] if self._average else [])]
+        with (
+            # One for all epochs: compiled code would be made again for another.
+            ForeignForwardCounter(*own) as counter,
+            MetricsLog(
+                self._run_dir, epochs_done=resumed_from, tensorboard=self._tensorboard
+            ) as log,
+        ):
+            forwards_before = progress.teacher_forwards
+            for epoch in range(resumed_from, self._settings.epochs):
+                trained = self.train_epoch(epoch)
+                found = self._evaluate() if self._is_evaluated(epoch) else Evaluated(None, None)
+                top1, best = found.present and found.present.top1, progress.top1_best
+                is_best = top1 is not None and (best is None or top1 > best)
+                progress = Progress(
+                    epochs_done=epoch + 1,
+                    top1_best=top1 if is_best else best,
+                    images_seen=progress.images_seen + trained["images"],
+                    train_seconds=progress.train_seconds + trained["seconds"],
+                    teacher_forwards=forwards_before + counter.images,
+                )
+                with told_where_it_stays(self._run_dir, epoch):
+                    self._report(log, epoch, trained, found)
+                    save_epoch(
+                        self._run_dir,
+                        self._model,
+                        self._average,
+                        is_best=is_best,
+                        about=self._about | {"epoch": epoch + 1},
+                    )
+                    # Last: with it the epoch is done; without it the line above is dropped.
+                    self._checkpoint.save(progress)
+        if resumed_from == self._settings.epochs:
+            found = self._evaluate()
         return TrainResult(
-            last=accuracy,
+            last=found.present,
             top1_best=progress.top1_best,
+            ema=found.average,
             images_per_second=progress.images_seen / max(progress.train_seconds, 1e-9),
             teacher_forwards=progress.teacher_forwards,
             resumed_from_epoch=resumed_from,
@@ -148,115 +203,128 @@ class Trainer:
         """Train on every batch of one epoch, counted from 0; return its mean loss and its speed.
 
         Raises:
-            TrainingError: if the loss is not finite.
+            TrainingError: if a loss is not finite; names the step and its samples.
         """
         self._model.train()
+        self._optimizer.zero_grad(set_to_none=True)
+        accumulate = self._settings.accumulate
+        step = epoch * self._steps_per_epoch
+        batches_left = (self._steps - step) * accumulate
+        watch = FiniteWatch(
+            self._device,
+            f"Try a smaller --lr than {self._settings.lr:g}, --clip-norm, or --precision fp32",
+        )
         totals = torch.zeros(3, device=self._device)
         images = 0
         lr = 0.0
         started = time.perf_counter()
-        total = len(self._loader.sample_ids)
         with (
             matmul_precision(self._settings.precision),
             progress_bar(
-                total=total,
+                total=len(self._loader.sample_ids),
                 unit="image",
                 description=f"epoch {epoch + 1}/{self._settings.epochs}",
             ) as bar,
+            closing(self._loader.epoch(epoch)) as batches,  # type: ignore[type-var]
         ):
-            for batch in self._loader.epoch(epoch):
-                lr = float(self._schedule.get_last_lr()[0])
-                parts = self._step(batch)
+            for number, batch in enumerate(islice(batches, batches_left)):
+                parts = self._step(batch, epoch, number, step)
+                watch.note(step + 1, parts.total, batch.sample_ids)
                 size = len(batch.labels)
                 totals += size * _as_vector(parts)
                 images += size
                 bar.update(size)
+                if (number + 1) % accumulate == 0 or number + 1 == len(self._shares):
+                    lr = float(self._schedule.get_last_lr()[0])
+                    self._update()
+                    step += 1
+            watch.look()
         loss, cross_entropy, distillation = (totals / images).tolist()
-        if not math.isfinite(loss):
-            raise TrainingError(
-                f"the loss of epoch {epoch + 1} is {loss}, expected a finite number. "
-                f"Try a smaller --lr than {self._settings.lr:g}, or --precision fp32"
-            )
         return {
             "loss": loss,
             "cross_entropy": cross_entropy,
-            "distillation": distillation if self._loader.store else None,
+            "distillation": distillation if parts.distillation is not None else None,
+            "alpha": parts.alpha,
             "lr": lr,
             "images": images,
             "seconds": time.perf_counter() - started,
         }
 
-    def _step(self, batch: Batch) -> LossParts:
+    def _step(self, batch: Batch, epoch: int, number: int, step: int) -> LossParts:
+        """Add a batch's gradient, weighted by its share of the optimiser step's samples."""
         images = self._normalise(batch.images)
+        mix = None
+        if self._settings.loss.mixer is not None:
+            mix = self._settings.loss.mixer.draw(images, epoch=epoch, batch=number)
+            images = mix.images(images)
         with autocast(self._device, self._settings.precision):
-            student = self._model(images)
-        student = student.float()
-        if batch.rows is None:
-            parts = label_loss(student, batch.labels)
-        else:
-            teacher = batch.rows.logits(self._settings.temperature)
-            if self._reshaping is not None:
-                teacher = reshape_logits(teacher, batch.labels, self._reshaping)
-            parts = distillation_loss(
-                student,
-                teacher,
-                batch.labels,
-                temperature=self._settings.temperature,
-                alpha=self._settings.alpha,
-            )
-        self._optimizer.zero_grad(set_to_none=True)
-        self._scaler.scale(parts.total).backward()
-        self._scaler.step(self._optimizer)
-        self._scaler.update()
-        self._schedule.step()
+            student = self._forward(images)
+        progress = step / max(self._steps - 1, 1)
+        parts = self._loss(student, batch.rows, batch.labels, progress=progress, mix=mix)
+        self._scaler.scale(self._shares[number] * parts.total).backward()
         return parts
 
-    def _save(self, progress: Progress, *, is_best: bool) -> None:
-        weights = self._model.state_dict()
-        about = self._about | {"epoch": progress.epochs_done}
-        save_weights(self._run_dir / "last.safetensors", weights, about)
-        if is_best:
-            save_weights(self._run_dir / "best.safetensors", weights, about)
-        # Last: with it the epoch is done, and the others are there.
-        self._checkpoint.save(progress)
+    def _update(self) -> None:
+        """Take the optimiser step that the gradients add up to."""
+        if self._settings.clip_norm is not None:
+            self._scaler.unscale_(self._optimizer)
+            nn.utils.clip_grad_norm_(self._model.parameters(), self._settings.clip_norm)
+        self._scaler.step(self._optimizer)
+        self._scaler.update()
+        self._optimizer.zero_grad(set_to_none=True)
+        with warnings.catch_warnings() if self._scaler.is_enabled() else nullcontext():
+            if self._scaler.is_enabled():
+                # The scaler leaves out a first step whose gradients overflow, as it should.
+                warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
+            self._schedule.step()
+        if self._average:
+            self._average.update(self._model)
 
-    def _report(self, epoch: int, metrics: dict[str, Any], accuracy: Accuracy | None) -> None:
+    def _is_evaluated(self, epoch: int) -> bool:
+        is_last = epoch + 1 == self._settings.epochs
+        return is_last or (epoch + 1) % self._settings.eval_every == 0
+
+    def _evaluate(self) -> Evaluated:
+        if self._evaluator is None:
+            return Evaluated(None, None)
+        average = self._evaluator(self._average.model) if self._average else None
+        return Evaluated(self._evaluator(self._model), average)
+
+    def _report(
+        self, log: MetricsLog, epoch: int, trained: dict[str, Any], found: Evaluated
+    ) -> None:
         line = {
             "epoch": epoch + 1,
-            "loss": metrics["loss"],
-            "cross_entropy": metrics["cross_entropy"],
-            "distillation": metrics["distillation"],
-            "top1": accuracy.top1 if accuracy else None,
-            "top5": accuracy.top5 if accuracy else None,
-            "lr": metrics["lr"],
-            "images_per_second": metrics["images"] / metrics["seconds"],
-            "seconds": metrics["seconds"],
+            "loss": trained["loss"],
+            "cross_entropy": trained["cross_entropy"],
+            "distillation": trained["distillation"],
+            "alpha": trained["alpha"],
+            "top1": found.present and found.present.top1,
+            "top5": found.present and found.present.top5,
+            "lr": trained["lr"],
+            "images_per_second": trained["images"] / trained["seconds"],
+            "seconds": trained["seconds"],
         }
-        with self._metrics_path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        if self._average:
+            line["top1_ema"] = found.average and found.average.top1
+        log.write(line)
         logger.info(
-            "epoch %d/%d: loss %.4f%s, %.0f images/s",
+            "epoch %d/%d: loss %.4f%s%s, %.0f images/s",
             epoch + 1,
             self._settings.epochs,
-            metrics["loss"],
-            f", top-1 {accuracy.top1:.2f} %" if accuracy else "",
+            trained["loss"],
+            f", top-1 {found.present.top1:.2f} %" if found.present else "",
+            f", of the average {found.average.top1:.2f} %" if found.average else "",
             line["images_per_second"],
         )
 
-    @property
-    def _metrics_path(self) -> Path:
-        return self._run_dir / "metrics.jsonl"
 
-    def _keep_metrics(self, epochs: int) -> None:
-        """Drop the lines of epochs that are to be trained again."""
-        if not self._metrics_path.exists():
-            return
-        lines = self._metrics_path.read_text(encoding="utf-8").splitlines(keepends=True)
-        kept = [
-            line for line in lines if line.endswith("\n") and json.loads(line)["epoch"] <= epochs
-        ]
-        with replace_atomically(self._metrics_path) as partial:
-            partial.write_text("".join(kept), encoding="utf-8")
+def _shares(batch_sizes: npt.NDArray[np.int64], accumulate: int) -> list[float]:
+    """Return each batch's share of the samples of its optimiser step; 1 for a batch alone."""
+    steps = np.arange(len(batch_sizes)) // accumulate
+    samples = np.bincount(steps, weights=batch_sizes)
+    shares: list[float] = (batch_sizes / samples[steps]).tolist()
+    return shares
 
 
 def _as_vector(parts: LossParts) -> Tensor:

@@ -350,6 +350,30 @@ def test_without_augmented_views_an_epoch_shows_a_fresh_view_with_the_clean_rows
     assert np.array_equal(held.images[last], expected)
 
 
+def test_fewer_views_than_the_store_holds_are_the_first_ones(beton, tmp_path):
+    store = write_spelled_store(tmp_path / "store.zarr", beton, num_views=3)
+    ids = [9, 4, 60]
+    loader = DistillLoader(beton, store, ids, batch_size=3, num_workers=1, num_views=2)
+    held = epochs(loader, range(5))
+    assert held.views.tolist() == [1] * 3 + [2] * 3 + [1] * 3 + [2] * 3 + [1] * 3
+    for view in (1, 2):
+        shown = held.views == view
+        assert np.array_equal(held.logits[shown], spelled(held.sample_ids[shown], view))
+    loader.close()
+    with pytest.raises(ConfigError, match=r"num_views is 4, expected at most 3, .*store\.zarr"):
+        DistillLoader(beton, store, num_views=4)
+
+
+def test_of_a_store_with_views_the_clean_rows_alone_can_be_used(beton, tmp_path):
+    ids = np.array([2, 9, 40])
+    store = write_spelled_store(tmp_path / "store.zarr", beton, num_views=2, sample_ids=ids)
+    loader = DistillLoader(beton, store, [9, 4, 60], batch_size=3, num_workers=1, num_views=0)
+    held = epochs(loader, range(4))
+    assert held.views.tolist() == [1] * 3 + [2] * 3 + [3] * 3 + [4] * 3
+    assert np.array_equal(held.logits, spelled(held.sample_ids, 0))
+    loader.close()
+
+
 def test_without_a_store_an_epoch_shows_a_fresh_view_and_no_rows(beton):
     loader = DistillLoader(beton, None, [9, 4, 60], batch_size=3, num_workers=1)
     for epoch in range(5):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import resource
 import shutil
+import tempfile
 import threading
 from pathlib import Path
 
@@ -11,7 +13,7 @@ import pytest
 import torch
 
 from kdcache.data.beton import open_beton
-from kdcache.errors import CacheCorruptError
+from kdcache.errors import CacheCorruptError, TrainingError
 from kdcache.loader.staging import Rows, RowStage
 from kdcache.store.codecs.registry import CODECS
 from kdcache.store.logit_store import LogitStore
@@ -85,6 +87,27 @@ def test_rows_beyond_the_memory_budget_lie_in_a_file(store, budget_bytes):
     rows = stage.take(0, 1, IDS)
     assert is_mapped_from_a_file(rows.data_ptr()) is (budget_bytes == 79)
     assert np.array_equal(rows.float().numpy(), spelled(IDS, 1))
+    stage.close()
+
+
+def test_a_budget_of_nothing_is_one(store):
+    stage = RowStage(store, memory_budget_bytes=0)
+    assert is_mapped_from_a_file(stage.take(0, 1, IDS).data_ptr())
+    stage.close()
+
+
+def test_a_temporary_folder_without_room_is_named(store):
+    """A file that may not grow, in place of a full disk: a map without room kills the process."""
+    stage = RowStage(store, memory_budget_bytes=0)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (39, before[1]))
+    try:
+        with pytest.raises(
+            TrainingError, match=rf"take 40 bytes .*{tempfile.gettempdir()}.*TMPDIR"
+        ):
+            stage.take(0, 1, IDS)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
     stage.close()
 
 

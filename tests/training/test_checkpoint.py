@@ -9,9 +9,11 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from kdcache.errors import TeacherError
+from kdcache.errors import CacheMismatchError, TeacherError
+from kdcache.training.averaging import WeightAverage
 from kdcache.training.checkpoint import Checkpoint, Progress
-from kdcache.training.optim import make_optimizer, make_schedule
+from kdcache.training.optim import OptimSettings, make_optimizer
+from kdcache.training.schedule import make_schedule
 
 STEPS = 12
 PROGRESS = Progress(
@@ -20,9 +22,18 @@ PROGRESS = Progress(
 
 
 class Run:
-    """A small training run: convolution in channels-last, norm, dropout, momentum, schedule."""
+    """A small training run: convolution in channels-last, norm, dropout, an optimiser, schedule."""
 
-    def __init__(self, path: Path, *, channels: int = 8, seed: int = 0) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        channels: int = 8,
+        seed: int = 0,
+        ema: float | None = None,
+        about: dict[str, object] | None = None,
+        **changes: object,
+    ) -> None:
         torch.manual_seed(seed)
         model = nn.Sequential(
             nn.Conv2d(3, channels, 3),
@@ -32,10 +43,14 @@ class Run:
             nn.Linear(36 * channels, 4),
         )
         self.model = model.to(memory_format=torch.channels_last)
-        self.optimizer = make_optimizer(self.model, lr=0.1)
-        self.schedule = make_schedule(self.optimizer, lr=0.1, steps=STEPS)
+        settings = OptimSettings(**{"lr": 0.1} | changes)
+        self.optimizer = make_optimizer(self.model, settings)
+        self.schedule = make_schedule(self.optimizer, settings, steps=STEPS)
         self.scaler = torch.amp.GradScaler("cpu", enabled=False)
-        self.checkpoint = Checkpoint(path, self.model, self.optimizer, self.schedule, self.scaler)
+        self.average = None if ema is None else WeightAverage(self.model, ema)
+        self.checkpoint = Checkpoint(
+            path, self.model, self.optimizer, self.schedule, self.scaler, self.average, about
+        )
 
     def train(self, steps: range) -> None:
         for step in steps:
@@ -47,23 +62,36 @@ class Run:
             loss.backward()
             self.optimizer.step()
             self.schedule.step()
+            if self.average:
+                self.average.update(self.model)
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        momentum = {
-            f"momentum of {name}": self.optimizer.state[parameter]["momentum_buffer"]
+        kept = {
+            f"{key} of {name}": value
             for name, parameter in self.model.named_parameters()
+            for key, value in self.optimizer.state[parameter].items()
         }
-        return self.model.state_dict() | momentum
+        average = self.average.model.state_dict() if self.average else {}
+        averaged = {f"average of {name}": value for name, value in average.items()}
+        return self.model.state_dict() | kept | averaged
 
 
+KINDS: dict[str, dict[str, object]] = {
+    "sgd": {},
+    "adamw": {"optimizer": "adamw", "schedule": "cosine", "warmup": 0.3, "ema": 0.9},
+    "without momentum": {"momentum": 0.0, "schedule": "step", "ema": 0.5},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS.keys())
 @pytest.mark.parametrize("stopped_after", [1, 5, STEPS])
-def test_a_run_that_is_taken_up_goes_on_bit_for_bit(tmp_path, stopped_after):
-    stopped = Run(tmp_path / "resume.safetensors")
+def test_a_run_that_is_taken_up_goes_on_bit_for_bit(tmp_path, stopped_after, kind):
+    stopped = Run(tmp_path / "resume.safetensors", **kind)
     stopped.train(range(stopped_after))
     stopped.checkpoint.save(PROGRESS)
-    undisturbed = Run(tmp_path / "undisturbed")
+    undisturbed = Run(tmp_path / "undisturbed", **kind)
     undisturbed.train(range(STEPS))
-    taken_up = Run(tmp_path / "resume.safetensors", seed=1)
+    taken_up = Run(tmp_path / "resume.safetensors", seed=1, **kind)
     torch.rand(17)  # whatever else happened in the new process
     assert taken_up.checkpoint.load() == PROGRESS
     taken_up.train(range(stopped_after, STEPS))
@@ -75,14 +103,18 @@ def test_a_run_that_is_taken_up_goes_on_bit_for_bit(tmp_path, stopped_after):
     assert taken_up.schedule.get_last_lr() == undisturbed.schedule.get_last_lr()
 
 
-def test_momentum_comes_back_in_the_memory_format_of_its_parameter(tmp_path):
-    stopped = Run(tmp_path / "resume.safetensors")
+@pytest.mark.parametrize(
+    ("optimizer", "key"),
+    [("sgd", "momentum_buffer"), ("adamw", "exp_avg"), ("adamw", "exp_avg_sq")],
+)
+def test_what_is_kept_of_a_parameter_comes_back_in_its_memory_format(tmp_path, optimizer, key):
+    stopped = Run(tmp_path / "resume.safetensors", optimizer=optimizer)
     stopped.train(range(2))
     stopped.checkpoint.save(PROGRESS)
-    taken_up = Run(tmp_path / "resume.safetensors")
+    taken_up = Run(tmp_path / "resume.safetensors", optimizer=optimizer)
     taken_up.checkpoint.load()
     weight = taken_up.model[0].weight
-    assert taken_up.optimizer.state[weight]["momentum_buffer"].stride() == weight.stride()
+    assert taken_up.optimizer.state[weight][key].stride() == weight.stride()
 
 
 def test_a_run_without_an_evaluation_split_has_no_best_accuracy(tmp_path):
@@ -106,6 +138,28 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path):
     run.checkpoint.save(PROGRESS)
     with pytest.raises(TeacherError, match=r"\(8, 3, 3, 3\), expected \(16, 3, 3, 3\)"):
         Run(tmp_path / "resume.safetensors", channels=16).checkpoint.load()
+
+
+@pytest.mark.parametrize(
+    ("changes", "value"),
+    [
+        ({"optimizer": "adamw"}, "optimizer is 'AdamW', there 'SGD'"),
+        ({"schedule": "cosine"}, "schedule is 'CosineAnnealingLR', there 'OneCycleLR'"),
+        ({"ema": 0.9}, r"ema is 0\.9, there None"),
+        ({"about": {"arch": "resnet20"}}, "arch is 'resnet20', there 'resnet8'"),
+    ],
+)
+def test_a_checkpoint_of_another_run_is_refused_and_says_what_differs(tmp_path, changes, value):
+    path = tmp_path / "resume.safetensors"
+    run = Run(path, about={"arch": "resnet8"})
+    run.train(range(1))
+    run.checkpoint.save(PROGRESS)
+    other = Run(path, **{"about": {"arch": "resnet8"}} | changes)
+    before = [value.clone() for value in other.model.state_dict().values()]
+    with pytest.raises(CacheMismatchError, match=rf"resume\.safetensors is .*another run: {value}"):
+        other.checkpoint.load()
+    after = other.model.state_dict().values()
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
 
 
 def test_a_torn_checkpoint_is_refused(tmp_path):

@@ -1,122 +1,131 @@
-"""Top-1 and top-5, against a count by hand over pixels that were read another way."""
+"""`kdcache evaluate`: the same numbers as the run's own, and what is refused."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from torch import nn
+from safetensors.torch import save_file
 
-from kdcache.data.beton import Beton, open_beton
-from kdcache.data.pack import pack
-from kdcache.data.views import Policy, Views
-from kdcache.errors import CacheMismatchError
-from kdcache.options import PackOptions
+from kdcache.data.beton import open_beton
+from kdcache.errors import CacheMismatchError, ConfigError, DatasetError, TeacherError
+from kdcache.options import EvaluateOptions
 from kdcache.reader.batches import pixels
-from kdcache.teacher.forward import Normalise
-from kdcache.training.evaluate import Evaluator
-from tests.conftest import write_images
-
-NUM_SAMPLES = 300
-"""More than one batch of the evaluator."""
-
-VIEWS = Views(Policy.parse("pad-crop(2)"), 5, 8)
-
-
-class Linear(nn.Module):
-    """A linear map behind a norm and a dropout, which only training mode may move."""
-
-    def __init__(self, num_classes: int) -> None:
-        super().__init__()
-        self.norm = nn.BatchNorm2d(3)
-        self.drop = nn.Dropout(0.5)
-        self.head = nn.Linear(3 * 8 * 8, num_classes)
-        with torch.no_grad():
-            self.head.weight.normal_(generator=torch.Generator().manual_seed(0))
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return self.head(self.drop(self.norm(images)).flatten(1))
+from kdcache.teacher.models import make_model
+from kdcache.teacher.weights import load_weights
+from kdcache.training.evaluate import evaluate
+from kdcache.training.train import train
+from tests.training.loops import options
+from tests.workspaces import copy_workspace, metrics
 
 
 @pytest.fixture(scope="module")
-def beton(tmp_path_factory: pytest.TempPathFactory) -> Beton:
-    folder = tmp_path_factory.mktemp("eight-classes")
-    write_images(folder / "images", count=NUM_SAMPLES, classes=8, sides=(8, 8))
-    pack(
-        PackOptions(
-            str(folder / "images"), workspace=folder, val_fraction=0, num_workers=1, quiet=True
-        )
-    )
-    return open_beton(folder / "train.beton")
+def workspace(tiny_store, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workspace with one run of three epochs, with an average."""
+    workspace = tmp_path_factory.mktemp("evaluate") / "workspace"
+    copy_workspace(tiny_store.path.parents[1], workspace)
+    train(options(workspace, subset="full", teacher="projection", epochs=3, ema=0.8))
+    return workspace
 
 
-@pytest.fixture(scope="module")
-def evaluator(beton: Beton) -> Evaluator:
-    return make_evaluator(beton, classes=8)
+def found(workspace: Path, weights: str | None = None, **changes: object) -> dict:
+    return evaluate(EvaluateOptions(weights, workspace=workspace, num_workers=1, **changes))
 
 
-def make_evaluator(beton: Beton, *, classes: int) -> Evaluator:
-    return Evaluator(
-        beton.path,
-        VIEWS,
-        classes=classes,
-        normalise=Normalise(beton.manifest.mean, beton.manifest.std),
-        device=torch.device("cpu"),
-        precision="fp32",
-        num_workers=1,
-    )
+NAME = "resnet8-full-s0"
 
 
-def test_accuracy_is_the_share_of_labels_among_the_largest_logits(beton, evaluator):
-    model = Linear(8)
-    found = evaluator(model)
+def test_the_last_run_is_evaluated_as_it_evaluated_itself(workspace):
+    lines = metrics(workspace / "runs" / NAME)
+    last = found(workspace)
+    assert (last["top1"], last["top5"]) == (lines[-1]["top1"], lines[-1]["top5"])
+    assert (last["samples"], last["split"]) == (24, "val")
+    assert last["path"] == str((workspace / f"runs/{NAME}/last.safetensors").resolve())
+    assert found(workspace, which="best")["top1"] == max(line["top1"] for line in lines)
+    assert found(workspace, which="ema")["top1"] == lines[-1]["top1_ema"]
 
+
+def test_a_run_is_given_by_name_folder_or_file(workspace):
+    run_dir = workspace / "runs" / NAME
+    answers = [
+        found(workspace, str(given)) for given in (NAME, run_dir, run_dir / "last.safetensors")
+    ]
+    for answer in answers:
+        del answer["seconds"]
+    assert answers[0] == answers[1] == answers[2]
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_the_numbers_are_those_of_the_clean_view(workspace, split):
+    beton = open_beton(workspace / f"{split}.beton")
+    model = make_model("resnet8", num_classes=4, image_size=32).eval()
+    model.load_state_dict(load_weights(workspace / f"runs/{NAME}/last.safetensors")[0])
     data = beton.manifest
-    seen = pixels(beton, VIEWS.policy, 0, 0, beton.sample_ids, image_size=8, num_workers=1)
-    images = (seen / 255 - np.array(data.mean)) / np.array(data.std)
-    flat = torch.from_numpy(images.transpose(0, 3, 1, 2).reshape(NUM_SAMPLES, -1))
-    # A fresh norm in evaluation mode divides by sqrt(1 + eps).
-    logits = model.double().head(flat / (1 + 1e-5) ** 0.5).detach().numpy()
-    places = np.argsort(-logits, axis=1)
-    hits = places == beton.labels[:, None]
-    assert found.top1 == pytest.approx(100 * hits[:, :1].any(axis=1).mean(), abs=1e-9)
-    assert found.top5 == pytest.approx(100 * hits[:, :5].any(axis=1).mean(), abs=1e-9)
-    assert found.top1 < found.top5 < 100
+    seen = torch.from_numpy(pixels(beton, data.policy, 0, 0, beton.sample_ids)) / 255
+    images = ((seen - torch.tensor(data.mean)) / torch.tensor(data.std)).permute(0, 3, 1, 2)
+    with torch.inference_mode():
+        log_probs = model(images).double().log_softmax(dim=1)
+    labels = torch.from_numpy(beton.labels)
+    answer = found(workspace, split=split)
+    assert answer["samples"] == len(beton)
+    assert answer["top1"] == pytest.approx(100 * (log_probs.argmax(1) == labels).double().mean())
+    nll = -log_probs[torch.arange(len(labels)), labels].mean()
+    assert answer["nll"] == pytest.approx(float(nll), rel=1e-4)
+    assert 0 <= answer["ece"] <= 1
 
 
-@pytest.mark.parametrize("mode", [True, False], ids=["training", "evaluation"])
-def test_evaluation_leaves_the_model_as_it_was(evaluator, mode):
-    model = Linear(8).train(mode)
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    first, second = evaluator(model), evaluator(model)
-    assert first == second
-    assert model.training is mode
-    assert model.norm.training is mode
-    for name, value in model.state_dict().items():
-        assert torch.equal(value, before[name])
+def test_a_file_of_another_program_needs_its_model_named(workspace, tmp_path):
+    torch.manual_seed(0)
+    path = tmp_path / "other.safetensors"
+    save_file(make_model("resnet8", num_classes=4, image_size=32).state_dict(), path)
+    with pytest.raises(ConfigError, match=r"--model is missing.*other\.safetensors"):
+        found(workspace, str(path))
+    assert found(workspace, str(path), model="resnet8")["samples"] == 24
+    with pytest.raises(TeacherError, match=r"other\.safetensors does not fit"):
+        found(workspace, str(path), model="resnet20")
+    with pytest.raises(ConfigError, match="model is 'resnet9'"):
+        found(workspace, str(path), model="resnet9")
 
 
-def test_evaluation_keeps_no_gradients(evaluator):
-    model = Linear(8)
-    evaluator(model)
-    assert all(parameter.grad is None for parameter in model.parameters())
+def test_a_model_that_is_not_the_files_own_is_refused(workspace):
+    with pytest.raises(ConfigError, match=r"--model is resnet20, but .* says that it is resnet8"):
+        found(workspace, NAME, model="resnet20")
 
 
-def test_images_of_other_classes_are_refused(beton):
-    with pytest.raises(CacheMismatchError, match="8 classes, expected 10"):
-        make_evaluator(beton, classes=10)
+def test_weights_of_other_classes_are_refused(workspace, tmp_path):
+    from kdcache.teacher.weights import save_weights
+
+    path = tmp_path / "five.safetensors"
+    model = make_model("resnet8", num_classes=5, image_size=32)
+    save_weights(path, model.state_dict(), {"arch": "resnet8", "classes": 5})
+    with pytest.raises(CacheMismatchError, match=r"five\.safetensors has 5 classes, expected 4"):
+        found(workspace, str(path))
 
 
-def test_a_missing_evaluation_split_is_named(tmp_path: Path, beton):
-    with pytest.raises(FileNotFoundError, match=r"nothing\.beton"):
-        Evaluator(
-            tmp_path / "nothing.beton",
-            VIEWS,
-            classes=8,
-            normalise=Normalise(beton.manifest.mean, beton.manifest.std),
-            device=torch.device("cpu"),
-            precision="fp32",
-            num_workers=1,
-        )
+def test_what_is_not_there_is_named_with_what_is(workspace, tmp_path):
+    with pytest.raises(ConfigError, match=f"resnet9-full-s0 is to be evaluated.*{NAME}"):
+        found(workspace, "resnet9-full-s0")
+    with pytest.raises(ConfigError, match=r"nothing\.safetensors is to be evaluated"):
+        found(workspace, str(tmp_path / "nothing.safetensors"))
+    run_dir = copy_workspace(workspace / "runs" / NAME, tmp_path / "run")
+    (run_dir / "ema.safetensors").unlink()
+    with pytest.raises(
+        ConfigError, match=r"--which is ema, but .*run has no ema.*best.safetensors"
+    ):
+        found(workspace, str(run_dir), which="ema")
+    with pytest.raises(ConfigError, match="--which is best, expected a run"):
+        found(workspace, str(run_dir / "last.safetensors"), which="best")
+
+
+def test_where_nothing_was_trained_train_is_named(tiny_workspace, tmp_path):
+    workspace = tmp_path / "workspace"
+    workspace.mkdir()
+    with pytest.raises(DatasetError, match="kdcache pack SOURCE"):
+        found(workspace)
+    for file in tiny_workspace.glob("val.*"):
+        (workspace / file.name).hardlink_to(file)
+    with pytest.raises(ConfigError, match="Run: kdcache train"):
+        found(workspace)
+    with pytest.raises(DatasetError, match=r"train\.beton is missing"):
+        found(workspace, split="train")

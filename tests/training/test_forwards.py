@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from kdcache.teacher.forward import Normalise, TeacherForward
 from kdcache.teacher.models import make_model
 from kdcache.training.forwards import ForeignForwardCounter
 from tests.teachers import projection
@@ -37,8 +38,8 @@ def student() -> nn.Module:
 
 
 def test_the_students_own_forward_passes_do_not_count(student):
-    normalise = nn.Identity()
-    with ForeignForwardCounter(student, normalise) as counter:
+    normalise = Normalise([0.5] * 3, [0.25] * 3)
+    with ForeignForwardCounter(student) as counter:
         student(normalise(IMAGES))
         student.fc(torch.zeros(9, 64))
     assert counter.images == 0
@@ -51,6 +52,20 @@ def test_images_are_counted_not_calls(student):
         teacher(IMAGES[:3])
         student(IMAGES)
     assert counter.images == 8
+
+
+def test_what_a_teacher_is_shown_through_does_not_count_twice(student):
+    teacher = TeacherForward(
+        projection(),
+        num_classes=4,
+        mean=[0.5] * 3,
+        std=[0.25] * 3,
+        device=torch.device("cpu"),
+        precision="fp32",
+    )
+    with ForeignForwardCounter(student) as counter:
+        teacher(IMAGES.byte())
+    assert counter.images == 5
 
 
 def test_of_nested_modules_the_outermost_counts_once(student):

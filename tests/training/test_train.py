@@ -1,342 +1,31 @@
-"""The loop and its two commands: what a run leaves behind, and how it is taken up."""
+"""The two commands that train: what they need, what they leave behind, what they refuse."""
 
 from __future__ import annotations
 
-import logging
-import os
-from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import zarr
-from torch import nn
 
 from kdcache.data.beton import open_beton
-from kdcache.errors import CacheMismatchError, ConfigError, TrainingError
-from kdcache.loader.distill import Batch, DistillLoader
+from kdcache.errors import CacheMismatchError, ConfigError
+from kdcache.files import read_json, write_json
 from kdcache.options import BuildLogitsOptions, TrainOptions, TrainTeacherOptions
-from kdcache.progress import logger
 from kdcache.selection.subset import Subset
 from kdcache.store.build import build_logits
-from kdcache.teacher.forward import Normalise
+from kdcache.store.logit_store import LogitStore
 from kdcache.teacher.models import make_model
 from kdcache.teacher.weights import load_weights
-from kdcache.training.evaluate import Evaluator
 from kdcache.training.train import train
 from kdcache.training.train_teacher import train_teacher
-from kdcache.training.trainer import Trainer, TrainResult, TrainSettings
-from kdcache.workspace import Workspace
 from tests.spelled import write_spelled_store
 from tests.store.conftest import change_manifest
-from tests.teachers import projection
-from tests.workspaces import copy_workspace, metrics, without_times
-
-EPOCHS = 3
-NUM_SAMPLES = 40
-
-
-class Parts:
-    """What trainers are made of, once for all tests: a loader compiles for a second."""
-
-    def __init__(self, workspace: Path, store: Path) -> None:
-        beton = open_beton(workspace / "train.beton")
-        self.normalise = Normalise(beton.manifest.mean, beton.manifest.std)
-        subset = range(3, 3 + NUM_SAMPLES)
-        self.loader = DistillLoader(beton, store, subset, batch_size=16, num_workers=1)
-        self.plain_loader = DistillLoader(beton, None, subset, batch_size=16, num_workers=1)
-        self.evaluator = Evaluator(
-            workspace / "val.beton",
-            self.loader.views,
-            classes=4,
-            normalise=self.normalise,
-            device=self.loader.device,
-            precision="fp32",
-            num_workers=1,
-        )
-
-
-@pytest.fixture(scope="module")
-def parts(tiny_workspace: Path, tiny_store) -> Iterator[Parts]:
-    parts = Parts(tiny_workspace, tiny_store.path)
-    yield parts
-    parts.loader.close()
-    parts.plain_loader.close()
-
-
-def student() -> nn.Module:
-    torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Conv2d(3, 8, 3, stride=2),
-        nn.BatchNorm2d(8),
-        nn.ReLU(),
-        nn.Dropout(0.1),
-        nn.AdaptiveAvgPool2d(4),
-        nn.Flatten(),
-        nn.Linear(128, 4),
-    )
-
-
-def run(
-    parts: Parts,
-    run_dir: Path,
-    *,
-    loader: object = None,
-    evaluate: bool = True,
-    epochs: int = EPOCHS,
-    lr: float = 0.05,
-    resume: bool = False,
-) -> TrainResult:
-    """Train from one fixed start; what a checkpoint brings back is changed before."""
-    run_dir.mkdir(exist_ok=True)
-    model = student()
-    if resume and (run_dir / "resume.safetensors").exists():
-        torch.manual_seed(99)
-    trainer = Trainer(
-        model,
-        loader or parts.loader,
-        parts.evaluator if evaluate else None,
-        TrainSettings(epochs=epochs, lr=lr, alpha=0.9, temperature=4.0, precision="fp32"),
-        normalise=parts.normalise,
-        run_dir=run_dir,
-        about={"arch": "small"},
-    )
-    return trainer.run(resume=resume)
-
-
-class Killed(BaseException):
-    """Stands for the end of the process: nothing in the package may catch it."""
-
-
-class DisturbedLoader:
-    """A loader that calls `disturb` with the number of each batch before it hands it out."""
-
-    def __init__(self, loader: DistillLoader, disturb) -> None:
-        self._loader = loader
-        self._disturb = disturb
-        self._count = 0
-
-    def __getattr__(self, name: str) -> object:
-        return getattr(self._loader, name)
-
-    def __len__(self) -> int:
-        return len(self._loader)
-
-    def epoch(self, epoch: int) -> Iterator[Batch]:
-        with closing(self._loader.epoch(epoch)) as batches:
-            for batch in batches:
-                self._disturb(self._count)
-                self._count += 1
-                yield batch
-
-
-@pytest.fixture(scope="module")
-def undisturbed(parts: Parts, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    run_dir = tmp_path_factory.mktemp("undisturbed")
-    run(parts, run_dir)
-    return run_dir
-
-
-def assert_same_run(found: Path, expected: Path) -> None:
-    assert without_times(metrics(found)) == without_times(metrics(expected))
-    for name in ("last", "best", "resume"):
-        tensors, _ = load_weights(found / f"{name}.safetensors")
-        wanted, _ = load_weights(expected / f"{name}.safetensors")
-        assert tensors.keys() == wanted.keys()
-        for key, value in tensors.items():
-            assert torch.equal(value, wanted[key]), (name, key)
-
-
-def test_a_run_says_what_each_epoch_came_to(undisturbed):
-    lines = metrics(undisturbed)
-    assert [line["epoch"] for line in lines] == [1, 2, 3]
-    for line in lines:
-        assert set(line) == {
-            *("epoch", "loss", "cross_entropy", "distillation", "top1", "top5"),
-            *("lr", "images_per_second", "seconds"),
-        }
-        expected = 0.1 * line["cross_entropy"] + 0.9 * line["distillation"]
-        assert line["loss"] == pytest.approx(expected, rel=1e-5)
-        expected = NUM_SAMPLES / line["seconds"]
-        assert line["images_per_second"] == pytest.approx(expected, rel=1e-6)
-    assert lines[-1]["loss"] < lines[0]["loss"]
-    assert lines[0]["lr"] > 1000 * lines[-1]["lr"], "the rate of an epoch's last step"
-
-
-def test_the_loss_of_an_epoch_is_a_mean_over_its_samples(parts, tmp_path):
-    """With a rate of nearly 0 and three batches of 13, 13 and 14 samples."""
-    result = run(parts, tmp_path / "run", loader=parts.plain_loader, epochs=1, lr=1e-30)
-    (line,) = metrics(tmp_path / "run")
-    assert (line["loss"], line["distillation"]) == (line["cross_entropy"], None)
-    model = student().train()
-    torch.manual_seed(0)
-    student()  # the generator stands where the run's stood
-    losses, sizes = [], []
-    for batch in parts.plain_loader.epoch(0):
-        logits = model(parts.normalise(batch.images))
-        losses.append(nn.functional.cross_entropy(logits, batch.labels).item())
-        sizes.append(len(batch.labels))
-    assert line["loss"] == pytest.approx(np.average(losses, weights=sizes), rel=1e-5)
-    assert len(set(sizes)) == 2
-    assert result.resumed_from_epoch == 0
-
-
-def test_last_and_best_weights_are_those_of_their_epochs(parts, tmp_path):
-    result = run(parts, tmp_path / "run", epochs=6)
-    top1 = [line["top1"] for line in metrics(tmp_path / "run")]
-    assert (result.last.top1, result.top1_best) == (top1[-1], max(top1))
-    for name, epoch in (("last", 6), ("best", 1 + top1.index(max(top1)))):
-        tensors, about = load_weights(tmp_path / "run" / f"{name}.safetensors")
-        assert about == {"arch": "small", "epoch": epoch}
-        model = student()
-        model.load_state_dict(tensors)
-        assert parts.evaluator(model).top1 == top1[epoch - 1]
-
-
-@pytest.mark.parametrize("step", range(9))
-def test_a_run_stopped_at_any_step_goes_on_to_the_same_student(parts, undisturbed, tmp_path, step):
-    def disturb(number: int) -> None:
-        if number == step:
-            raise Killed
-
-    with pytest.raises(Killed):
-        run(parts, tmp_path, loader=DisturbedLoader(parts.loader, disturb))
-    result = run(parts, tmp_path, resume=True)
-    assert result.resumed_from_epoch == step // 3
-    assert_same_run(tmp_path, undisturbed)
-
-
-def stop_at_rename(monkeypatch: pytest.MonkeyPatch, number: int, moment: str) -> None:
-    """End the process's work just before or just after the file of that number appears."""
-    rename = os.replace
-    renames = iter(range(10**6))
-
-    def replace(source: str, target: str) -> None:
-        is_last = next(renames) == number
-        if is_last and moment == "before":
-            raise Killed
-        rename(source, target)
-        if is_last:
-            raise Killed
-
-    monkeypatch.setattr(os, "replace", replace)
-
-
-@pytest.mark.parametrize("moment", ["before", "after"])
-def test_a_run_stopped_around_any_file_goes_on_to_the_same_student(
-    parts, undisturbed, tmp_path, monkeypatch, moment
-):
-    """Every file appears by a rename; at least `last` and `resume` do in each epoch."""
-    for number in range(2 * EPOCHS + 1):
-        run_dir = tmp_path / str(number)
-        stop_at_rename(monkeypatch, number, moment)
-        with pytest.raises(Killed):
-            run(parts, run_dir)
-        monkeypatch.undo()
-        run(parts, run_dir, resume=True)
-        assert_same_run(run_dir, undisturbed)
-
-
-def test_a_torn_line_of_metrics_is_dropped(parts, undisturbed, tmp_path):
-    run(parts, tmp_path, epochs=EPOCHS)
-    path = tmp_path / "metrics.jsonl"
-    path.write_text(path.read_text() + '{"epoch": 3, "lo')
-    run(parts, tmp_path, resume=True)
-    assert_same_run(tmp_path, undisturbed)
-
-
-def test_a_finished_run_taken_up_again_returns_its_accuracy(parts, tmp_path):
-    first = run(parts, tmp_path)
-    again = run(parts, tmp_path, resume=True)
-    assert again == first._replace(resumed_from_epoch=EPOCHS)
-
-
-def test_a_run_that_is_not_resumed_starts_afresh(parts, undisturbed, tmp_path):
-    run(parts, tmp_path, lr=0.2)
-    assert run(parts, tmp_path).resumed_from_epoch == 0
-    assert_same_run(tmp_path, undisturbed)
-
-
-def test_a_run_without_an_evaluation_split_reports_no_accuracy(parts, tmp_path):
-    result = run(parts, tmp_path, evaluate=False, epochs=1)
-    assert (result.last, result.top1_best) == (None, None)
-    assert metrics(tmp_path)[0]["top1"] is None
-    assert not (tmp_path / "best.safetensors").exists()
-
-
-def test_a_teacher_inside_the_training_process_is_counted_over_a_resume(parts, tmp_path):
-    teacher = projection()
-    steps = 0
-
-    def intrude(_number: int) -> None:
-        nonlocal steps
-        steps += 1
-        teacher(torch.zeros(5, 3, 32, 32))
-        if steps == 4:
-            raise Killed
-
-    loader = DisturbedLoader(parts.loader, intrude)
-    with pytest.raises(Killed):
-        run(parts, tmp_path, loader=loader)
-    result = run(parts, tmp_path, loader=loader, resume=True)
-    # Of the epoch that was not finished nothing counts: it was trained again.
-    assert result.teacher_forwards == EPOCHS * 3 * 5
-
-
-def test_without_a_teacher_nothing_is_counted(parts, tmp_path):
-    assert run(parts, tmp_path, epochs=1).teacher_forwards == 0
-
-
-def test_a_loss_that_is_not_finite_ends_the_run(parts, tmp_path):
-    with pytest.raises(TrainingError, match=r"loss of epoch 1 is (nan|inf).*--lr than 1e\+30"):
-        run(parts, tmp_path, lr=1e30)
-    assert not (tmp_path / "resume.safetensors").exists()
-
+from tests.training.loops import assert_same_run, options
+from tests.workspaces import copy_workspace, metrics
 
 # `kdcache train`
-
-
-@pytest.fixture(scope="module")
-def finished(tiny_store, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
-    """A workspace in which one student was trained on a subset, with the result."""
-    workspace = tmp_path_factory.mktemp("train") / "workspace"
-    copy_workspace(tiny_store.path.parents[1], workspace)
-    beton = open_beton(workspace / "train.beton")
-    subset = Subset(np.arange(5, 55), {"data_fingerprint": beton.manifest.fingerprint})
-    subset.save(workspace / "subsets/fifty.npz")
-    Workspace(workspace).remember("subset", workspace / "subsets/fifty.npz")
-    # Other tests may have built other stores beside it.
-    Workspace(workspace).remember("store", workspace / "stores/projection.zarr")
-    return workspace, train(options(workspace))
-
-
-def options(workspace: Path, **changes: object) -> TrainOptions:
-    return TrainOptions(**{"workspace": workspace, "epochs": 2, "num_workers": 1} | changes)
-
-
-@pytest.fixture
-def workspace(finished: tuple[Path, dict], tmp_path: Path) -> Path:
-    """A copy to write to."""
-    return copy_workspace(finished[0], tmp_path / "workspace")
-
-
-@pytest.fixture
-def messages() -> Iterator[list[str]]:
-    """What the package says."""
-    found: list[str] = []
-
-    class Handler(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            found.append(record.getMessage())
-
-    before = logger.handlers, logger.level
-    logger.handlers = [Handler()]
-    logger.setLevel(logging.INFO)
-    yield found
-    logger.handlers = before[0]
-    logger.setLevel(before[1])
 
 
 def files(workspace: Path) -> list[str]:
@@ -531,6 +220,143 @@ def test_a_subset_of_other_data_is_refused(workspace):
         train(options(workspace, subset="other"))
 
 
+def test_a_subset_without_rows_is_refused_with_the_command_that_makes_them(workspace):
+    kept = np.arange(0, 72, 2)
+    beton = open_beton(workspace / "train.beton")
+    for name, ids in (("even", kept), ("fewer", kept[:20])):
+        Subset(ids, {"data_fingerprint": beton.manifest.fingerprint}).save(
+            workspace / f"subsets/{name}.npz"
+        )
+    build_logits(
+        BuildLogitsOptions(
+            teacher="tests.teachers:projection",
+            workspace=workspace,
+            subset="even",
+            views=1,
+            batch_size=8,
+            device="cpu",
+        )
+    )
+    name = "projection-even"
+    before = files(workspace)
+    with pytest.raises(
+        CacheMismatchError, match=r"lacks the rows of 36 of 72 samples, .* is 1\. .*build-logits"
+    ):
+        train(options(workspace, subset="full", teacher=name))
+    assert files(workspace) == before
+    assert train(options(workspace, subset="fewer", teacher=name))["samples"] == 20
+
+
+def test_the_options_of_the_loop_reach_it_and_the_config(workspace):
+    changes = {
+        "epochs": None,
+        "steps": 5,
+        "optimizer": "adamw",
+        "weight_decay": 0.01,
+        "schedule": "step",
+        "warmup": 0.2,
+        "milestones": (0.4, 0.8),
+        "gamma": 0.3,
+        "ema": 0.9,
+        "accumulate": 2,
+        "clip_norm": 2.0,
+        "eval_every": 4,
+        "batch_size": 10,
+    }
+    result = train(options(workspace, **changes))
+    run_dir = Path(result["path"])
+    content = read_json(run_dir / "config.json")
+    expected = changes | {"epochs": 2, "milestones": [0.4, 0.8], "momentum": 0.9}
+    # 0.001 at 128 samples of a step, which are 20 here.
+    expected["lr"] = 0.001 * 20 / 128
+    found = content["config"]
+    assert {name: found[name] for name in expected} == expected
+    assert content["environment"]["threads"] == torch.get_num_threads()
+    store = LogitStore.open(workspace / "stores/projection.zarr").manifest
+    assert (found["store_digest"], found["teacher_digest"]) == (
+        store.digest(),
+        store.teacher_digest,
+    )
+    assert len(found["sample_ids_digest"]) == 64
+    # 5 batches of 10: three steps in the first epoch, two in the second.
+    _, about = load_weights(run_dir / "resume.safetensors")
+    assert about["progress"]["images_seen"] == 50 + 40
+    assert (about["optimizer"], about["ema"]) == ("AdamW", 0.9)
+    assert [line["top1"] is None for line in metrics(run_dir)] == [True, False]
+    assert result["top1_ema"] == metrics(run_dir)[-1]["top1_ema"]
+
+
+def test_a_resume_under_another_number_of_threads_is_warned_about(workspace, messages):
+    path = workspace / "runs/resnet8-fifty-s0/config.json"
+    content = read_json(path)
+    content["environment"] |= {"threads": 77, "cores": 78}
+    write_json(path, content)
+    train(options(workspace, resume=True))
+    (said,) = [message for message in messages if "was started elsewhere" in message]
+    assert f"threads is {torch.get_num_threads()}, there 77. It goes on" in said
+
+
+def test_a_run_that_was_stopped_before_its_config_begins_anew(workspace):
+    (workspace / "runs/resnet8-fifty-s1").mkdir()
+    result = train(options(workspace, seed=1, epochs=1, resume=True))
+    assert Path(result["path"]).name == "resnet8-fifty-s1"
+    assert result["resumed_from_epoch"] == 0
+
+
+def test_tensorboard_is_written_to_the_run_folder(workspace):
+    result = train(options(workspace, epochs=1, tensorboard=True))
+    assert list(Path(result["path"]).glob("tensorboard/events.out.*"))
+
+
+# `kdcache train --live-teacher`
+
+
+def live(workspace: Path, **changes: object) -> dict:
+    given = {"live_teacher": "tests.teachers:projection", "batch_size": 8, "epochs": 2}
+    return train(options(workspace, **given | {"subset": "full"} | changes))
+
+
+def test_a_live_run_ends_in_the_same_student_as_one_from_an_exact_store(workspace):
+    """The store's forwards had 8 images, as the batches of both runs; and as many threads."""
+    found = live(workspace, views=3, epochs=4)
+    cached = train(options(workspace, batch_size=8, epochs=4, subset="full"))
+    assert Path(found["path"]).name == "resnet8-full-s0-live"
+    assert_same_run(Path(found["path"]), Path(cached["path"]))
+    assert (found["teacher_forwards"], cached["teacher_forwards"]) == (4 * 72, 0)
+    about = read_json(Path(found["path"]) / "config.json")["config"]
+    cached_about = read_json(Path(cached["path"]) / "config.json")["config"]
+    assert about["teacher_digest"] == cached_about["teacher_digest"]
+    assert (about["store_digest"], about["views"]) == (None, 3)
+
+
+def test_a_live_run_shows_fresh_views_and_needs_no_store(workspace, messages):
+    turning = live(workspace, views=1)
+    (workspace / "workspace.json").unlink()
+    result = live(workspace)
+    assert result["teacher_forwards"] == 2 * 72
+    first, second = metrics(result["path"]), metrics(turning["path"])
+    assert first[0]["loss"] == second[0]["loss"]
+    assert first[1]["loss"] != second[1]["loss"]
+    assert any("live teacher tests.teachers:projection, V = epochs" in said for said in messages)
+
+
+def test_a_live_run_goes_on_where_it_was_stopped(workspace):
+    live(workspace, ema=0.9)
+    again = live(workspace, ema=0.9, resume=True)
+    assert (again["resumed_from_epoch"], again["teacher_forwards"]) == (2, 2 * 72)
+    with pytest.raises(
+        CacheMismatchError, match=r"live_teacher is 'tests\.teachers:other_projection'"
+    ):
+        live(workspace, ema=0.9, resume=True, live_teacher="tests.teachers:other_projection")
+
+
+def test_a_live_teacher_that_does_not_fit_is_refused_before_anything_is_written(workspace):
+    before = files(workspace)
+    with pytest.raises(ConfigError, match=r"--teacher is no-such-teacher"):
+        live(workspace, live_teacher="no-such-teacher")
+    assert files(workspace) == before
+
+
 # `kdcache train-teacher`
 
 
@@ -557,3 +383,36 @@ def test_a_teacher_is_trained_once_and_replaced_only_when_asked(workspace):
     replaced, about = load_weights(path)
     assert about["seed"] == 5
     assert not torch.equal(replaced["fc.weight"], tensors["fc.weight"])
+
+
+def test_a_teacher_that_was_killed_goes_on_when_it_is_trained_again(workspace):
+    undisturbed = copy_workspace(workspace, workspace.with_name("undisturbed"))
+    train_teacher(teacher_options(undisturbed, epochs=3))
+    train_teacher(teacher_options(workspace, epochs=3))
+    run_dir = workspace / "runs/teacher-resnet8"
+    # As if it had been killed just before the teacher appeared; the loop resumes at any step.
+    (workspace / "teachers/resnet8.safetensors").unlink()
+    train_teacher(teacher_options(workspace, epochs=3))
+    assert_same_run(run_dir, undisturbed / "runs/teacher-resnet8")
+    content, about = (
+        load_weights(folder / "teachers/resnet8.safetensors") for folder in (workspace, undisturbed)
+    )
+    assert all(torch.equal(value, about[0][name]) for name, value in content[0].items())
+    assert len(metrics(run_dir)) == 3
+
+
+def test_a_teachers_averaged_weights_are_taken_where_they_are_asked_for(workspace):
+    result = train_teacher(teacher_options(workspace, ema=0.9, epochs=2))
+    found, about = load_weights(workspace / "teachers/resnet8.safetensors")
+    averaged, _ = load_weights(workspace / "runs/teacher-resnet8/ema.safetensors")
+    assert all(torch.equal(value, averaged[name]) for name, value in found.items())
+    line = metrics(workspace / "runs/teacher-resnet8")[-1]
+    assert (result["top1"], about["top1"], about["ema"]) == (*[line["top1_ema"]] * 2, 0.9)
+
+
+def test_a_teacher_that_is_trained_otherwise_leaves_nothing_of_the_one_before(workspace):
+    train_teacher(teacher_options(workspace, ema=0.9))
+    train_teacher(teacher_options(workspace, overwrite=True, seed=1))
+    run_dir = workspace / "runs/teacher-resnet8"
+    assert not (run_dir / "ema.safetensors").exists()
+    assert read_json(run_dir / "config.json")["config"]["seed"] == 1

@@ -1,0 +1,97 @@
+"""The teacher in the loop: what cached training is compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import numpy.typing as npt
+from torch import Tensor
+
+from kdcache.data.beton import Beton
+from kdcache.data.views import Views
+from kdcache.loader.batch import Batch
+from kdcache.loader.distill import DistillLoader
+from kdcache.loader.staging import Rows
+from kdcache.options import Order
+from kdcache.reader.batches import PixelReader
+from kdcache.selection.subset import Subset
+from kdcache.store.codecs.dense import Float32
+from kdcache.teacher.ensemble import Forward
+
+
+class LiveLoader(DistillLoader):
+    """A `DistillLoader` without a store, which asks the teacher about each batch.
+
+    Its batches are those of a loader with a `float32` store of this teacher and `num_views` views,
+    bit for bit on a CPU, where the store's forwards had the shape of these batches (its batch size
+    is this one's and divides the samples) and the same number of threads.
+
+    Args:
+        beton: path of the packed training images, or an opened beton.
+        teacher: in evaluation mode; the batches lie on its device.
+        subset: as of `DistillLoader`; so are the others.
+        batch_size: most samples of one batch, and of one forward.
+        seed: of the order.
+        num_views: V, as if they were cached; each epoch shows a fresh view when left out.
+        num_workers: threads that read and decode.
+        order: of the samples in an epoch.
+        views: how pixels are made; the manifest's when left out.
+        teacher_size: height and width of the teacher's images of the same views; the student's when
+            left out.
+        epochs: how many there will be, where it is known.
+    """
+
+    def __init__(
+        self,
+        beton: Beton | Path | str,
+        teacher: Forward,
+        subset: Subset | npt.ArrayLike | None = None,
+        batch_size: int = 128,
+        seed: int = 0,
+        *,
+        num_views: int | None = None,
+        num_workers: int | None = None,
+        order: Order = "random",
+        views: Views | None = None,
+        teacher_size: int | None = None,
+        epochs: int | None = None,
+    ) -> None:
+        super().__init__(
+            beton,
+            None,
+            subset,
+            batch_size,
+            seed,
+            teacher.device,
+            num_workers=num_workers,
+            order=order,
+            views=views,
+            num_views=num_views,
+            epochs=epochs,
+        )
+        self._teacher = teacher
+        self._teacher_reader = None
+        if teacher_size not in {None, self.views.image_size}:
+            teacher_views = self.views._replace(image_size=teacher_size)
+            self._teacher_reader = PixelReader(
+                self.beton, teacher_views, batch_size=batch_size, num_workers=num_workers
+            )
+
+    def epoch(self, epoch: int) -> Iterator[Batch]:
+        """Yield the batches of an epoch, counted from 0, every sample once."""
+        codec = Float32(self._teacher.num_classes)
+        with (
+            closing(super().epoch(epoch)) as batches,  # type: ignore[type-var]
+            closing(self._shown_to_teacher(epoch)) as shown,  # type: ignore[type-var]
+        ):
+            for batch in batches:
+                images = batch.images if self._teacher_reader is None else next(shown)
+                # A copy: what inference mode has made cannot be part of a loss.
+                yield batch._replace(rows=Rows(self._teacher(images).clone(), codec))
+
+    def _shown_to_teacher(self, epoch: int) -> Iterator[Tensor]:
+        assert self._teacher_reader is not None  # noqa: S101  (only asked where there is one)
+        for pixels in self._teacher_reader.read(self._positions(epoch), self.view(epoch)):
+            yield pixels.images

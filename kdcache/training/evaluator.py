@@ -1,0 +1,67 @@
+"""A model's quality on a split, through the same reader as everything else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from kdcache.data.policy import CLEAN_SHARE
+from kdcache.data.views import Views
+from kdcache.errors import CacheMismatchError
+from kdcache.options import Precision
+from kdcache.reader.batches import PixelReader
+from kdcache.teacher.forward import Normalise, autocast
+from kdcache.teacher.quality import Quality, measure_quality
+
+
+class Evaluator:
+    """Evaluates models on the clean view of a beton.
+
+    Args:
+        beton: path of the packed evaluation images.
+        views: image size; view 0 depends on no policy and seed, and is the usual one whatever
+            the clean view of a teacher is.
+        classes: C of the training data.
+        normalise: uint8 pixels to the model's input.
+        device: where the model is.
+        precision: of its body.
+        num_workers: threads that read and decode.
+    """
+
+    def __init__(
+        self,
+        beton: Path,
+        views: Views,
+        *,
+        classes: int,
+        normalise: Normalise,
+        device: torch.device,
+        precision: Precision,
+        num_workers: int | None,
+    ) -> None:
+        views = views._replace(clean_share=CLEAN_SHARE)
+        self._reader = PixelReader(beton, views, batch_size=256, num_workers=num_workers)
+        found = self._reader.beton.manifest.classes
+        if found != classes:
+            raise CacheMismatchError(
+                f"{beton} has {found} classes, expected {classes} as in the training data"
+            )
+        self._normalise = normalise
+        self._device = device
+        self._precision = precision
+
+    @torch.inference_mode()
+    def __call__(self, model: nn.Module) -> Quality:
+        """Return a model's quality; the model keeps its mode."""
+        was_training = model.training
+        model.eval()
+
+        def answer(images: Tensor) -> Tensor:
+            with autocast(self._device, self._precision):
+                return model(self._normalise(images.to(self._device))).float()
+
+        found = measure_quality(answer, self._reader, self._device)
+        model.train(was_training)
+        return found

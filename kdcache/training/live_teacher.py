@@ -1,0 +1,62 @@
+"""`--live-teacher`: the teacher that is asked in each step, for comparison with a store."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+from kdcache.data.beton import BetonManifest
+from kdcache.options import TrainOptions
+from kdcache.teacher.ensemble import Forward, open_ensemble
+from kdcache.workspace import Workspace
+
+
+class LiveTeacher(NamedTuple):
+    """A teacher in the training process."""
+
+    forward: Forward
+    digest: str
+    image_size: int
+    """Height and width of its images."""
+
+
+def open_live_teacher(
+    options: TrainOptions,
+    workspace: Workspace,
+    data: BetonManifest,
+    *,
+    image_size: int,
+    device: torch.device,
+) -> LiveTeacher | None:
+    """Load the teacher that `--live-teacher` names, as build-logits does; None where it names none.
+
+    Args:
+        options: of the command.
+        workspace: where names are looked up.
+        data: manifest of the training data.
+        image_size: height and width of the student's images.
+        device: where it runs.
+
+    Raises:
+        ConfigError: if there is no such teacher, or `arch` is missing, or has no use.
+        TeacherError: if it does not fit the data.
+    """
+    if options.live_teacher is None:
+        return None
+    teacher = open_ensemble(
+        [options.live_teacher],
+        archs=[] if options.arch is None else [options.arch],
+        mode="probabilities",
+        workspace=workspace,
+        data=data,
+        image_size=image_size,
+        teacher_size=None,
+    )
+    forward = teacher.forward(
+        num_classes=data.classes,
+        device=device,
+        # As of a teacher pass, so that the answers are those of a store.
+        precision=options.precision or ("fp16" if device.type == "cuda" else "fp32"),
+    )
+    return LiveTeacher(forward, teacher.digest, teacher.image_size)

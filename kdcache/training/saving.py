@@ -1,0 +1,60 @@
+"""The weights that a run leaves after each epoch, and what is said where they cannot be written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from torch import nn
+
+from kdcache.errors import TrainingError
+from kdcache.teacher.weights import save_weights
+from kdcache.training.averaging import WeightAverage
+
+
+def save_epoch(
+    run_dir: Path,
+    model: nn.Module,
+    average: WeightAverage | None,
+    *,
+    is_best: bool,
+    about: dict[str, Any],
+) -> None:
+    """Replace `last.safetensors`, and `best` and `ema` where there are new ones.
+
+    Args:
+        run_dir: existing folder.
+        model: with the weights after an epoch.
+        average: of its weights.
+        is_best: no epoch before was as good.
+        about: what the files say of themselves.
+    """
+    weights = model.state_dict()
+    save_weights(run_dir / "last.safetensors", weights, about)
+    if is_best:
+        save_weights(run_dir / "best.safetensors", weights, about)
+    if average:
+        save_weights(run_dir / "ema.safetensors", average.model.state_dict(), about)
+
+
+@contextmanager
+def told_where_it_stays(run_dir: Path, epoch: int) -> Iterator[None]:
+    """Say of a folder that cannot be written, such as on a full disk, how the run goes on.
+
+    Args:
+        run_dir: of the run.
+        epoch: that is to be written, from 0.
+
+    Raises:
+        TrainingError: instead of the system's error.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise TrainingError(
+            f"epoch {epoch + 1} cannot be written to {run_dir}: {error}. Its checkpoint is still "
+            f"that of epoch {epoch}: make space and go on with --resume"
+        ) from error
