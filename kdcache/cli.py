@@ -10,80 +10,74 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Sequence
-from importlib import import_module
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from cyclopts import App, CycloptsError
+from cyclopts import CycloptsError
 
-from kdcache import __version__
+from kdcache.commands import function_for, parse
 from kdcache.errors import ConfigError, KDCacheError
 from kdcache.options import (
     BuildLogitsOptions,
     CommonOptions,
-    ExportOptions,
     MergeOptions,
-    PackOptions,
-    SelectOptions,
+    RunOptions,
     TrainOptions,
     TrainTeacherOptions,
-    VerifyOptions,
 )
 from kdcache.progress import logger
 
-COMMANDS: dict[str, tuple[type[CommonOptions], str]] = {
-    "pack": (PackOptions, "kdcache.data.pack:pack"),
-    "train-teacher": (TrainTeacherOptions, "kdcache.training.train_teacher:train_teacher"),
-    "build-logits": (BuildLogitsOptions, "kdcache.store.build:build_logits"),
-    "select": (SelectOptions, "kdcache.selection.select:select"),
-    "train": (TrainOptions, "kdcache.training.train:train"),
-    "verify": (VerifyOptions, "kdcache.store.verify:verify"),
-    "merge": (MergeOptions, "kdcache.store.merge:merge"),
-    "export": (ExportOptions, "kdcache.store.export:export"),
-}
-"""Command -> its options and the function that does it, in the order of the walk."""
-
-app = App(
-    name="kdcache",
-    help="Run the teacher once; distil students from its cached logits on pruned data.",
-    version=__version__,
-    result_action="return_value",
-)
-for _number, (_name, (_options, _)) in enumerate(COMMANDS.items()):
-    app.command(_options, name=_name, sort_key=_number)
+# torch's threads, FFCV's and other processes share the cores. By default a thread of torch that
+# waits for the others of its team spins, and takes the core that they need: on a busy machine a
+# training step is ten times slower. Read when torch is loaded, by what the user has not set.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status."""
+    given = sys.argv[1:] if arguments is None else list(arguments)
     try:
-        options = app(
-            sys.argv[1:] if arguments is None else list(arguments),
-            exit_on_error=False,
-            print_error=False,
-        )
+        options = parse(given)
     except (CycloptsError, ConfigError) as error:
         return _complain(error, 2)
     if options is None:  # --help and --version have printed
         return 0
     _set_up_messages(quiet=options.quiet)
     try:
-        result = _function_for(options)(options)
+        result = function_for(options)(options)
     except ConfigError as error:
         return _complain(error, 2)
     except (KDCacheError, OSError) as error:
         return _complain(error, 1)
     except KeyboardInterrupt:
-        return _complain("interrupted; run the same command again to continue", 1)
-    if os.environ.get("RANK", "0") == "0":  # of several processes of torchrun one speaks
+        return _complain(f"interrupted; {_how_to_go_on(options)}", 1)
+    if _speaks(os.environ):
         sys.stdout.write((json.dumps(result) if options.json else _summary(result)) + "\n")
     return 0
 
 
-def _function_for(options: CommonOptions) -> Callable[[CommonOptions], dict[str, Any]]:
-    home = next(home for kind, home in COMMANDS.values() if kind is type(options))
-    module, _, name = home.partition(":")
-    function: Callable[[CommonOptions], dict[str, Any]] = getattr(import_module(module), name)
-    return function
+def _how_to_go_on(options: CommonOptions) -> str:
+    again = "run the same command again"
+    match options:
+        case TrainOptions(resume=False):
+            return f"{again} with --resume to continue"
+        case BuildLogitsOptions(overwrite=True):  # with it, what was built is taken away
+            return f"{again} without --overwrite to continue"
+        case (
+            TrainOptions()
+            | BuildLogitsOptions()
+            | TrainTeacherOptions(overwrite=False)
+            | RunOptions()
+        ):
+            return f"{again} to continue"
+        case MergeOptions(overwrite=False):
+            return f"{again} with --overwrite, it starts over"
+    return f"{again}, it starts over"
+
+
+def _speaks(environment: Mapping[str, str]) -> bool:
+    """Whether this process prints the result: of several processes of torchrun the first does."""
+    return "WORLD_SIZE" not in environment or environment.get("RANK", "0") == "0"
 
 
 def _set_up_messages(*, quiet: bool) -> None:
@@ -101,10 +95,17 @@ def _complain(error: object, status: int) -> int:
 
 
 def _summary(result: dict[str, Any]) -> str:
-    """Return a result for people: one line for each key."""
+    """Return a result for people: one line for each key, and for each of several things."""
     lines = []
     for key, value in result.items():
-        if isinstance(value, dict):
+        if isinstance(value, dict) and _is_of_things(value):
+            for name, item in value.items():
+                said = [_readable(part) for part in item.values() if part is not None]
+                lines.append(f"{key.replace('_', ' '):<20} {name}: {', '.join(said)}")
+            continue
+        if isinstance(value, list) and all(isinstance(item, dict) for item in value):
+            continue  # what parts of the work came to was said as each ended
+        if isinstance(value, dict) and value:
             shown = ", ".join(f"{name} {_readable(item)}" for name, item in value.items())
         else:
             shown = _readable(value)
@@ -112,9 +113,15 @@ def _summary(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _is_of_things(value: dict[str, Any]) -> bool:
+    return bool(value) and all(isinstance(item, dict) for item in value.values())
+
+
 def _readable(value: object) -> str:
-    if value is None:
+    if value is None or value == {}:
         return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     if isinstance(value, float):
         return f"{value:,.2f}"
     if isinstance(value, int):

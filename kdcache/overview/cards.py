@@ -1,0 +1,219 @@
+"""`kdcache show`: what a beton, teacher, store, subset or run says of itself.
+
+Manifests alone are read, and neither torch nor ffcv: a card is there at once, whatever the size of
+what it speaks of. `kdcache verify` reads the bytes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from kdcache.errors import CacheCorruptError, ConfigError, TeacherError
+from kdcache.files import read_json
+from kdcache.options import ShowOptions
+
+if TYPE_CHECKING:
+    from kdcache.store.location import Location
+
+Kind = Literal["beton", "teacher", "store", "subset", "run"]
+
+
+@dataclass(frozen=True)
+class Card:
+    """One thing of a workspace."""
+
+    kind: Kind
+    path: str
+    summary: str
+    """One line."""
+    facts: Mapping[str, Any]
+    """JSON content, in the order to show."""
+    data_fingerprint: str | None
+    """Of the full training data that it was made from; None where it does not say."""
+    unfinished: str | None = None
+    """What is missing, and the command that goes on; None where it is whole."""
+
+
+def show(options: ShowOptions) -> dict[str, Any]:
+    """Return the card of a path: `kind`, `path`, what it was made from, and what it holds.
+
+    Raises:
+        ConfigError: if there is nothing, or nothing of ours.
+        CacheCorruptError: if a manifest is damaged.
+    """
+    card = card_of(options.path)
+    facts = {"kind": card.kind, "path": card.path, **card.facts}
+    return facts if card.unfinished is None else facts | {"unfinished": card.unfinished}
+
+
+def card_of(given: Path | str) -> Card:
+    """Return the card of a path or URL; see `show`."""
+    from kdcache.store.location import as_location, exists
+
+    location = as_location(given)
+    if isinstance(location, Path):
+        for is_it, make in _KINDS:
+            if is_it(location):
+                return make(location)
+        if not location.exists():
+            raise ConfigError(
+                f"{given} does not exist, expected a beton, teacher, store, subset or run. "
+                "kdcache alone lists what a workspace holds"
+            )
+    if exists(location):
+        return store_card(location)
+    raise ConfigError(
+        f"{given} is none of ours, expected SPLIT.beton, a .safetensors file, a logit store, a "
+        "subset's .npz or a run's folder"
+    )
+
+
+def beton_card(path: Path) -> Card:
+    """Return what a beton's manifest says."""
+    from kdcache.data.beton import BetonManifest
+
+    about = BetonManifest.load(path)
+    images = f"{about.samples:,} images of {about.classes:,} classes"
+    facts = {
+        "samples": about.samples,
+        "classes": about.classes,
+        "image_size": about.image_size,
+        "policy": about.policy,
+        "write_mode": about.write_mode,
+        "mean": about.mean,
+        "std": about.std,
+        "made_from": about.made_from,
+        "fingerprint": about.fingerprint,
+        "bytes": about.beton_bytes,
+        "class_names": about.class_names,
+    }
+    summary = f"{images}, {about.image_size} px, {about.policy}"
+    return Card("beton", str(path), summary, facts, about.data_fingerprint)
+
+
+def teacher_card(path: Path) -> Card:
+    """Return what a weights file says of itself; any safetensors file has at least tensors."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            about = json.loads((file.metadata() or {}).get("kdcache", "{}"))
+            shapes = [file.get_slice(name).get_shape() for name in file.keys()]  # noqa: SIM118
+    except SafetensorError as error:
+        raise TeacherError(
+            f"{path} is not readable as safetensors ({error}). Train or copy it again"
+        ) from error
+    facts = dict(about) | {"tensors": len(shapes), "bytes": path.stat().st_size}
+    top1 = about.get("top1")
+    said = f"{about.get('arch', 'no word of its model')}"
+    summary = said if top1 is None else f"{said}, top-1 {top1:.2f} %"
+    return Card("teacher", str(path), summary, facts, about.get("data_fingerprint"))
+
+
+def store_card(location: Location) -> Card:
+    """Return what a store's manifest says, and which of its views are whole."""
+    from kdcache.store.codec_file import read_decision
+    from kdcache.store.layout import FEATURES, is_complete, open_group, views_started
+    from kdcache.store.location import open_place, size_bytes
+
+    group, about = open_group(open_place(location, read_only=True), path=str(location))
+    views = views_started(group)
+    missing = [view for view in views if not is_complete(group, view)]
+    decision = read_decision(group, about)
+    facts = {
+        "teacher": about.teacher,
+        "teacher_arch": about.teacher_arch,
+        "teacher_digest": about.teacher_digest,
+        "samples": about.samples,
+        "classes": about.classes,
+        "views": max(len(views) - 1, 0),
+        "rows": about.rows,
+        "codec": str(decision.codec) if decision else f"{about.codec}, not decided yet",
+        "row_bytes": decision.codec.row_bytes if decision else None,
+        "features": FEATURES in group,
+        "policy": about.policy,
+        "view_seed": about.view_seed,
+        "image_size": about.image_size,
+        "precision": about.precision,
+        "batch_size": about.batch_size,
+        "device": about.device,
+        "versions": about.versions,
+        "data_fingerprint": about.data_fingerprint,
+        "bytes": size_bytes(location),
+    }
+    unfinished = None
+    if missing or not views:
+        whole = len(views) - len(missing)
+        unfinished = (
+            f"{whole} of {len(views)} views are whole. "
+            "Run kdcache build-logits again with the same arguments; it continues"
+        )
+    summary = (
+        f"{about.teacher_arch}, the clean view of {about.samples:,} samples and "
+        f"{facts['views']} of {about.rows:,}, {facts['codec']}"
+    )
+    return Card("store", str(location), summary, facts, about.data_fingerprint, unfinished)
+
+
+def subset_card(path: Path) -> Card:
+    """Return how many samples a subset keeps, and how they were chosen."""
+    from kdcache.selection.subset import Subset
+
+    subset = Subset.load(path)
+    about = subset.provenance
+    facts = {"kept": len(subset), **about}
+    how = f", {about['method']}" if "method" in about else ""
+    summary = f"{len(subset):,} samples{how}"
+    return Card("subset", str(path), summary, facts, about.get("data_fingerprint"))
+
+
+def run_card(path: Path) -> Card:
+    """Return what a run was started with, and how far it is."""
+    content = read_json(path / "config.json")
+    config = content["config"]
+    lines = _metrics(path)
+    top1 = [line["top1"] for line in lines if line.get("top1") is not None]
+    done, epochs = (lines[-1]["epoch"] if lines else 0), config["epochs"]
+    facts = {
+        "epochs_done": done,
+        "top1_last": top1[-1] if top1 else None,
+        "top1_best": max(top1, default=None),
+        "config": config,
+        "environment": content["environment"],
+    }
+    unfinished = None
+    if done < epochs:
+        unfinished = (
+            f"{done} of {epochs} epochs are done. Run kdcache train with the same arguments and "
+            f"--resume --out {path}"
+        )
+    reached = f", top-1 {top1[-1]:.2f} %" if top1 else ""
+    kind = "" if config.get("kd", True) else ", no KD"
+    on = f"{config['samples']:,} samples{kind}" if "samples" in config else "all data, a teacher"
+    model = config.get("model", config.get("arch"))
+    summary = f"{model} on {on}, {done} of {epochs} epochs{reached}"
+    return Card("run", str(path), summary, facts, config["data_fingerprint"], unfinished)
+
+
+def _metrics(run_dir: Path) -> list[dict[str, Any]]:
+    path = run_dir / "metrics.jsonl"
+    if not path.exists():
+        return []
+    try:
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    except ValueError as error:
+        raise CacheCorruptError(
+            f"{path} is damaged: {error}. Remove its last line, or train again"
+        ) from error
+
+
+_KINDS: tuple[tuple[Callable[[Path], bool], Callable[[Path], Card]], ...] = (
+    (lambda path: path.suffix == ".beton" and path.exists(), beton_card),
+    (lambda path: path.suffix == ".safetensors" and path.exists(), teacher_card),
+    (lambda path: path.suffix == ".npz" and path.exists(), subset_card),
+    (lambda path: (path / "config.json").is_file(), run_card),
+)

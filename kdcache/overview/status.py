@@ -1,0 +1,150 @@
+"""`kdcache` alone: what the workspace holds, what of it is stale, and what to run next."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from kdcache.errors import KDCacheError
+from kdcache.options import StatusOptions
+from kdcache.overview.cards import (
+    Card,
+    beton_card,
+    run_card,
+    store_card,
+    subset_card,
+    teacher_card,
+)
+from kdcache.workspace import Workspace
+
+_WALK = (
+    ("*.beton", beton_card),
+    ("teachers/*.safetensors", teacher_card),
+    ("stores/*.zarr", store_card),
+    ("subsets/*.npz", subset_card),
+    ("subsets/*.beton", beton_card),
+    ("runs/*/config.json", lambda path: run_card(path.parent)),
+)
+"""Everything that a workspace holds, in the order of the walk."""
+
+
+_SHOWN = ("kind", "about", "wrong")
+
+
+@dataclass(frozen=True)
+class Item:
+    """One thing in the workspace."""
+
+    name: str
+    """Path in the workspace."""
+    kind: str
+    about: str
+    """One line."""
+    wrong: str | None
+    """Why it cannot be used as it is: unfinished, stale or damaged; None where it can."""
+
+
+def status(options: StatusOptions) -> dict[str, Any]:
+    """Look through a workspace; nothing is changed, and manifests alone are read.
+
+    Returns:
+        `workspace`, `holds` (name -> `kind`, `about` and `wrong`) and `next`: a command, and why.
+    """
+    workspace = Workspace(options.workspace)
+    items = [*find_items(workspace), *_outside(workspace)]
+    held = [(item.name, asdict(item)) for item in items]
+    return {
+        "workspace": str(options.workspace.resolve()),
+        "holds": {name: {key: about[key] for key in _SHOWN} for name, about in held},
+        "next": next_step(items, workspace),
+    }
+
+
+def find_items(workspace: Workspace) -> Iterator[Item]:
+    """Yield everything in a workspace, judged."""
+    data: str | None = None
+    """Fingerprint of the training data."""
+    teachers: dict[str, str] = {}
+    """Name -> digest, of those that say it."""
+    for pattern, make in _WALK:
+        for path in sorted(workspace.root.glob(pattern)):
+            named = path.parent if path.name == "config.json" else path
+            name = str(named.relative_to(workspace.root))
+            try:
+                card = make(path)
+            except (KDCacheError, OSError, KeyError, ValueError) as error:
+                yield Item(name, "damaged", "", f"damaged: {error}")
+                continue
+            if path == workspace.beton("train"):
+                data = card.data_fingerprint
+            if card.kind == "teacher" and "digest" in card.facts:
+                teachers[path.stem] = card.facts["digest"]
+            is_split = pattern == "*.beton"  # the evaluation split is other data, and says no whose
+            wrong = _unfinished(card) or (None if is_split else _stale(card, data, teachers))
+            yield Item(name, card.kind, card.summary, wrong)
+
+
+def _outside(workspace: Workspace) -> Iterator[Item]:
+    """Yield what was made last and lies elsewhere; a URL is not asked."""
+    root = workspace.root.resolve()
+    for kind in ("store", "subset"):
+        path = workspace.recall(kind)
+        if path is not None and not (isinstance(path, Path) and path.is_relative_to(root)):
+            gone = isinstance(path, Path) and not path.exists()
+            wrong = "damaged: it does not exist any more" if gone else None
+            yield Item(str(path), kind, "outside the workspace; see kdcache show", wrong)
+
+
+def _unfinished(card: Card) -> str | None:
+    return None if card.unfinished is None else f"unfinished: {card.unfinished}"
+
+
+def _stale(card: Card, data: str | None, teachers: dict[str, str]) -> str | None:
+    """Return why a thing does not belong to the others, or None."""
+    found = card.data_fingerprint
+    if data is not None and found is not None and found != data:
+        return (
+            f"stale: made from other data (fingerprint {found[:12]}) than train.beton holds "
+            f"({data[:12]})"
+        )
+    teacher, then = card.facts.get("teacher"), card.facts.get("teacher_digest")
+    now = teachers.get(teacher) if teacher else None
+    if now is not None and then is not None and now != then:
+        return (
+            f"stale: teachers/{teacher}.safetensors was trained again since (sha256 {then[:12]} "
+            f"then, {now[:12]} now)"
+        )
+    return None
+
+
+def next_step(items: list[Item], workspace: Workspace) -> str:
+    """Return the command that takes the walk on, and why."""
+
+    def usable(kind: str) -> list[Item]:
+        return [item for item in items if item.kind == kind and item.wrong is None]
+
+    def unfinished(kind: str) -> list[Item]:
+        found = (item for item in items if item.kind == kind and item.wrong)
+        return [item for item in found if str(item.wrong).startswith("unfinished")]
+
+    if not workspace.beton("train").exists():
+        return "kdcache pack SOURCE: nothing is packed yet; digits needs no file"
+    if not usable("store"):
+        if begun := unfinished("store"):
+            return f"kdcache build-logits, with the arguments that {begun[0].name} was begun with"
+        if teachers := usable("teacher"):
+            name = Path(teachers[0].name).stem
+            return f"kdcache build-logits --teacher {name}: there is a teacher and no store"
+        return (
+            "kdcache train-teacher --model resnet50, or kdcache build-logits with a teacher of "
+            "your own: there is none here"
+        )
+    if not usable("subset") and not usable("run"):
+        return "kdcache select --method medium --keep 0.7: nothing is selected"
+    if begun := unfinished("run"):
+        return f"kdcache train --resume --out {workspace.root / begun[0].name}"
+    if not usable("run"):
+        return "kdcache train: a store and a subset are there"
+    return "kdcache train with another subset, student or seed, or kdcache evaluate"

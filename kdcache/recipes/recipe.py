@@ -1,0 +1,121 @@
+"""A recipe: the commands of a walk with their options, in the order in which they run.
+
+A TOML file of [[stage]] tables. `run` names the command, `name` is how the stage is called in what
+is printed, and every other key is an option of that command, under the same rules:
+
+    [[stage]]
+    run = "select"
+    method = "medium"
+    keep = 0.7
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from cyclopts import CycloptsError
+
+from kdcache.commands import parse
+from kdcache.errors import ConfigError
+from kdcache.options import CommonOptions
+
+COMMANDS = ("pack", "train-teacher", "build-logits", "select", "train")
+
+_PACKAGE = Path(__file__).parents[1]
+_FOLDERS = (_PACKAGE / "pipelines", _PACKAGE.parent / "pipelines")
+"""Where our own recipes lie: inside an installed package, beside it in a checkout."""
+
+
+class Stage(NamedTuple):
+    """One command of a recipe."""
+
+    name: str
+    """Different for each."""
+    command: str
+    options: CommonOptions
+
+
+def find_recipe(name: str) -> Path:
+    """Return the file of one of our recipes by its name, or the path that was given.
+
+    Raises:
+        ConfigError: if there is none; lists ours.
+    """
+    given = Path(name)
+    if given.suffix == ".toml":
+        if not given.is_file():
+            raise ConfigError(f"{name} does not exist, expected a recipe")
+        return given
+    ours = {path.stem: path for folder in _FOLDERS for path in sorted(folder.glob("*.toml"))}
+    if name not in ours:
+        raise ConfigError(
+            f"recipe is {name}, expected one of {', '.join(sorted(ours))}, or the path of a .toml"
+        )
+    return ours[name]
+
+
+def read_recipe(path: Path, *, workspace: Path, quiet: bool, source: str | None) -> list[Stage]:
+    """Return the stages of a recipe.
+
+    Args:
+        path: of the TOML file.
+        workspace: of every stage.
+        quiet: of every stage.
+        source: what is packed, instead of what the recipe says.
+
+    Raises:
+        ConfigError: if it is no recipe, or an option is wrong; names file and stage.
+    """
+    try:
+        with path.open("rb") as file:
+            tables = tomllib.load(file)["stage"]
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, KeyError) as error:
+        raise ConfigError(
+            f"{path} is no recipe ({error!r}), expected [[stage]] tables, each with run = COMMAND"
+        ) from error
+    common = [f"--workspace={workspace}", *(["--quiet"] if quiet else [])]
+    stages: list[Stage] = []
+    for number, table in enumerate(tables, 1):
+        about = f"stage {number} of {path}"
+        command = table.get("run")
+        if command not in COMMANDS:
+            raise ConfigError(f"run of {about} is {command!r}, expected {', '.join(COMMANDS)}")
+        given = {key: value for key, value in table.items() if key not in {"run", "name"}}
+        if command == "pack" and source is not None:
+            given["source"] = source
+        try:
+            options = parse([command, *_words(given), *common])
+        except (CycloptsError, ConfigError) as error:
+            said = " ".join(str(error).split())
+            raise ConfigError(f"{about}, {command}: {said}") from error
+        assert options is not None  # noqa: S101  (no --help among the words)
+        stages.append(Stage(_name(table, stages), command, options))
+    return stages
+
+
+def _name(table: Mapping[str, Any], before: list[Stage]) -> str:
+    wanted = str(table.get("name", table["run"]))
+    names = {stage.name for stage in before}
+    return next(
+        name
+        for name in (wanted, *(f"{wanted} {number}" for number in range(2, len(before) + 2)))
+        if name not in names
+    )
+
+
+def _words(table: Mapping[str, Any]) -> list[str]:
+    """Return a table as the command line says it."""
+    words = []
+    for key, value in table.items():
+        option = key.replace("_", "-")
+        if value is True:
+            words.append(f"--{option}")
+        elif value is False:
+            words.append(f"--no-{option}")
+        else:
+            several = value if isinstance(value, list) else [value]
+            words += [f"--{option}={item}" for item in several]
+    return words

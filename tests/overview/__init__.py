@@ -1,0 +1,1 @@
+"""The cards of files and the state of a workspace."""

@@ -1,0 +1,139 @@
+"""`kdcache` alone: what there is, what is stale, and what comes next."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+from kdcache.files import read_json, write_json
+from kdcache.options import (
+    BuildLogitsOptions,
+    SelectOptions,
+    StatusOptions,
+    TrainTeacherOptions,
+)
+from kdcache.overview.status import status
+from kdcache.selection.select import select
+from kdcache.selection.subset import Subset
+from kdcache.store.build import build_logits
+from kdcache.store.layout import complete_key
+from kdcache.training.train_teacher import train_teacher
+
+
+def state(workspace: Path) -> dict:
+    return status(StatusOptions(workspace=workspace))
+
+
+def wrong(workspace: Path) -> dict[str, str]:
+    """Return what is wrong, by name."""
+    return {
+        name: about["wrong"] for name, about in state(workspace)["holds"].items() if about["wrong"]
+    }
+
+
+def run_of(workspace: Path) -> Path:
+    (run,) = (workspace / "runs").glob("resnet8-medium*")
+    return run
+
+
+def test_everything_is_listed_in_the_order_of_the_walk(walked):
+    found = state(walked)
+    assert list(found["holds"]) == [
+        "train.beton",
+        "val.beton",
+        "teachers/resnet8.safetensors",
+        "stores/resnet8.zarr",
+        "subsets/medium-0.7.npz",
+        f"runs/{run_of(walked).name}",
+        "runs/teacher-resnet8",
+    ]
+    assert [about["kind"] for about in found["holds"].values()] == [
+        *("beton", "beton", "teacher", "store", "subset", "run", "run")
+    ]
+    assert wrong(walked) == {}
+    assert found["holds"]["train.beton"]["about"].startswith("72 images of 4 classes")
+    assert found["workspace"] == str(walked.resolve())
+
+
+def test_the_next_step_is_the_first_that_is_missing(workspace):
+    assert state(workspace)["next"].startswith("kdcache train with another subset")
+    shutil.rmtree(workspace / "runs")
+    assert state(workspace)["next"].startswith("kdcache train: ")
+    shutil.rmtree(workspace / "subsets")
+    assert state(workspace)["next"].startswith("kdcache select --method medium --keep 0.7")
+    shutil.rmtree(workspace / "stores")
+    (workspace / "workspace.json").unlink()
+    assert state(workspace)["next"].startswith("kdcache build-logits --teacher resnet8")
+    shutil.rmtree(workspace / "teachers")
+    assert state(workspace)["next"].startswith("kdcache train-teacher --model resnet50")
+    (workspace / "train.beton").unlink()
+    assert state(workspace)["next"].startswith("kdcache pack SOURCE")
+    assert state(workspace / "none")["holds"] == {}
+
+
+def test_what_was_begun_comes_first(workspace):
+    metrics = run_of(workspace) / "metrics.jsonl"
+    metrics.write_text(metrics.read_text().splitlines(keepends=True)[0])
+    assert state(workspace)["next"] == f"kdcache train --resume --out {run_of(workspace)}"
+    assert wrong(workspace)[f"runs/{run_of(workspace).name}"].startswith("unfinished: 1 of 2 epoch")
+    (workspace / "stores/resnet8.zarr" / complete_key(0)).unlink()
+    assert "stores/resnet8.zarr was begun with" in state(workspace)["next"]
+    assert wrong(workspace)["stores/resnet8.zarr"].startswith("unfinished: 2 of 3 views")
+
+
+def test_all_that_came_from_other_data_is_stale(workspace):
+    about = read_json(workspace / "train.json")
+    write_json(workspace / "train.json", about | {"fingerprint": "f" * 64})
+    found = wrong(workspace)
+    assert found.keys() == {
+        "teachers/resnet8.safetensors",
+        "stores/resnet8.zarr",
+        "subsets/medium-0.7.npz",
+        f"runs/{run_of(workspace).name}",
+        "runs/teacher-resnet8",
+    }
+    was, now = about["fingerprint"][:12], "f" * 12
+    said = f"stale: made from other data (fingerprint {was}) than train.beton holds ({now})"
+    assert set(found.values()) == {said}
+    assert state(workspace)["next"].startswith("kdcache train-teacher")
+
+
+def test_what_an_older_teacher_said_is_stale(workspace):
+    train_teacher(
+        TrainTeacherOptions(
+            workspace=workspace, model="resnet8", epochs=1, seed=1, num_workers=1, overwrite=True
+        )
+    )
+    found = wrong(workspace)
+    assert found.keys() == {"stores/resnet8.zarr", "subsets/medium-0.7.npz"}
+    assert "teachers/resnet8.safetensors was trained again since" in found["stores/resnet8.zarr"]
+    options = {"workspace": workspace, "overwrite": True}
+    build_logits(BuildLogitsOptions(teacher=("resnet8",), views=2, num_workers=1, **options))
+    assert wrong(workspace).keys() == {"subsets/medium-0.7.npz"}
+    select(SelectOptions(**options))
+    assert wrong(workspace) == {}
+
+
+def test_damage_is_named_and_hides_nothing_else(workspace):
+    (workspace / "subsets/medium-0.7.npz").write_bytes(b"PK")
+    path = workspace / "stores/resnet8.zarr/zarr.json"
+    path.write_text(json.dumps(read_json(path) | {"attributes": {}}))
+    found = wrong(workspace)
+    assert found.keys() == {"stores/resnet8.zarr", "subsets/medium-0.7.npz"}
+    assert all(why.startswith("damaged: ") for why in found.values())
+    assert len(state(workspace)["holds"]) == 7
+
+
+def test_what_lies_elsewhere_is_listed_too(workspace, tmp_path):
+    subset = Subset.load(workspace / "subsets/medium-0.7.npz")
+    elsewhere = tmp_path / "mine.npz"
+    subset.save(elsewhere)
+    memory = read_json(workspace / "workspace.json")
+    url = "s3://bucket/a.zarr"
+    write_json(workspace / "workspace.json", memory | {"subset": str(elsewhere), "store": url})
+    found = state(workspace)["holds"]
+    assert (found[str(elsewhere)]["kind"], found[url]["kind"]) == ("subset", "store")
+    assert (found[str(elsewhere)]["wrong"], found[url]["wrong"]) == (None, None)
+    elsewhere.unlink()
+    assert wrong(workspace) == {str(elsewhere): "damaged: it does not exist any more"}

@@ -1,0 +1,112 @@
+"""Recipes are read under the rules of the command line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from kdcache.errors import ConfigError
+from kdcache.options import BuildLogitsOptions, PackOptions, SelectOptions, TrainOptions
+from kdcache.recipes.recipe import find_recipe, read_recipe
+
+OURS = ("cifar10", "cifar100", "digits", "imagenet", "imagenet-mdslr", "tiny-imagenet")
+
+
+def read(path: Path, source: str | None = None) -> list:
+    return read_recipe(path, workspace=Path("w"), quiet=True, source=source)
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    def write(text: str) -> Path:
+        path = tmp_path / "own.toml"
+        path.write_text(text)
+        return path
+
+    return write
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_our_recipes_are_short_and_begin_with_what_they_cost(name):
+    path = find_recipe(name)
+    lines = path.read_text().splitlines()
+    assert len(lines) <= 60
+    head = [line for line in lines[:6] if line.startswith("# ")]
+    assert any(word in " ".join(head) for word in ("Cost: ", "minutes"))
+    stages = read(path, source="images")
+    assert stages[0].options == PackOptions(
+        "images",
+        workspace=Path("w"),
+        quiet=True,
+        max_resolution=500 if name.startswith("imagenet") else None,
+    )
+    assert {stage.command for stage in stages} >= {"pack", "build-logits", "select", "train"}
+
+
+def test_every_recipe_of_ours_is_tested():
+    folder = find_recipe("digits").parent
+    assert {path.stem for path in folder.glob("*.toml")} == set(OURS)
+
+
+def test_a_stage_is_a_command_with_its_options(recipe):
+    path = recipe(
+        """
+        [[stage]]
+        run = "build-logits"
+        teacher = ["a", "b"]
+        views = 3
+        allow_mixed = true
+        [[stage]]
+        run = "select"
+        keep = 0.25
+        min_per_class = 1
+        [[stage]]
+        run = "train"
+        kd = false
+        [[stage]]
+        run = "train"
+        name = "with"
+        """
+    )
+    common = {"workspace": Path("w"), "quiet": True}
+    stages = read(path)
+    assert [stage.name for stage in stages] == ["build-logits", "select", "train", "with"]
+    assert [stage.options for stage in stages] == [
+        BuildLogitsOptions(teacher=("a", "b"), views=3, allow_mixed=True, **common),
+        SelectOptions(keep=0.25, min_per_class=1, **common),
+        TrainOptions(kd=False, **common),
+        TrainOptions(**common),
+    ]
+
+
+def test_stages_of_one_name_are_told_apart(recipe):
+    path = recipe('[[stage]]\nrun = "train"\n' * 3 + '[[stage]]\nrun = "train"\nname = "train 2"\n')
+    assert [stage.name for stage in read(path)] == ["train", "train 2", "train 3", "train 2 2"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", r"own\.toml is no recipe .*stage.*\[\[stage\]\]"),
+        ("stage = ", r"own\.toml is no recipe"),
+        ('[[stage]]\nrun = "fly"', r"run of stage 1 of .* is 'fly', expected pack, train-teacher"),
+        ("[[stage]]\nkeep = 1", r"run of stage 1 of .* is None"),
+        ('[[stage]]\nrun = "verify"', r"is 'verify', expected"),
+        ('[[stage]]\nrun = "select"\nkeep = 3', r"stage 1 of .*, select: --keep is 3\.0"),
+        ('[[stage]]\nrun = "select"\nkep = 0.3', r"stage 1 of .*, select: .*--kep"),
+        ('[[stage]]\nrun = "select"\nkeep = "most"', r"select: .*--keep.*most"),
+        ('[[stage]]\nrun = "select"\noverwrite = false', r"select: .*--no-overwrite"),
+        ('[[stage]]\nrun = "pack"', r"pack: --source is not given"),
+    ],
+)
+def test_what_is_no_recipe_is_refused_with_its_place(recipe, text, message):
+    with pytest.raises(ConfigError, match=message):
+        read(recipe(text))
+
+
+def test_a_recipe_that_is_not_there_is_named_with_ours(tmp_path):
+    with pytest.raises(ConfigError, match=r"recipe is digit, expected one of cifar10, .*digits"):
+        find_recipe("digit")
+    with pytest.raises(ConfigError, match=r"none\.toml does not exist"):
+        find_recipe(str(tmp_path / "none.toml"))
