@@ -14,7 +14,7 @@ demo: .venv/installed
 	$(BIN)/python benchmarks/walk.py digits
 
 test: .venv/installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 check: .venv/installed
 	$(BIN)/ruff format --check

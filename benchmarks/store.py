@@ -23,6 +23,7 @@ import numpy.typing as npt
 import zarr
 from measure import Measured, Work, environment, measure, print_table, record
 
+from kdcache.data.policy import CLEAN_SHARE
 from kdcache.loader.staging import RowStage
 from kdcache.store.choice import choose_codec
 from kdcache.store.codec_file import Decision, write_decision
@@ -57,11 +58,15 @@ def empty_store(path: Path, *, rows: int, classes: int, codec: str) -> StoreWrit
         teacher="drawn",
         teacher_arch="none",
         teacher_digest="none",
+        teachers=["drawn"],
+        ensemble=None,
         policy="rrc",
         view_seed=0,
         image_size=224,
-        mean=[0.5, 0.5, 0.5],
-        std=[0.2, 0.2, 0.2],
+        teacher_size=224,
+        clean_share=CLEAN_SHARE,
+        mean=[[0.5, 0.5, 0.5]],
+        std=[[0.2, 0.2, 0.2]],
         codec=codec,
         precision="fp32",
         shard_rows=SHARD_ROWS,

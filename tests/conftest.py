@@ -10,6 +10,10 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+# Before torch is loaded, for every process of the tests alike: models are so small here that a
+# second thread costs more than it saves.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import numpy as np
 import pytest
 import torch
@@ -46,8 +50,12 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 @pytest.fixture(autouse=True)
 def _no_thread_outlives_its_test() -> Iterator[None]:
     yield
-    ours = [thread for thread in threading.enumerate() if thread.name.startswith("kdcache-reader")]
-    assert not ours, f"reader threads still run: {ours}"
+    ours = [
+        thread
+        for thread in threading.enumerate()
+        if thread.name.startswith(("kdcache-reader", "kdcache-commits"))
+    ]
+    assert not ours, f"threads still run: {ours}"
 
 
 @pytest.fixture(autouse=True)

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kdcache.data.beton import Beton
+from kdcache.data.policy import CLEAN_SHARE
 from kdcache.store.layout import PER_SAMPLE
 from kdcache.store.logit_store import LogitStore
 from kdcache.store.manifest import FORMAT_VERSION, StoreManifest, digest_of
@@ -53,11 +54,15 @@ def write_spelled_store(
         teacher="spelled",
         teacher_arch="none",
         teacher_digest="0" * 64,
+        teachers=["spelled"],
+        ensemble=None,
         policy=data.policy,
         view_seed=0,
         image_size=data.image_size,
-        mean=data.mean,
-        std=data.std,
+        teacher_size=data.image_size,
+        clean_share=CLEAN_SHARE,
+        mean=[data.mean],
+        std=[data.std],
         codec=codec,
         precision="fp32",
         shard_rows=SHARD_ROWS,

@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 import torch
 
-from kdcache.cli import COMMANDS, app, main
+from kdcache.cli import main
+from kdcache.commands import COMMANDS, app
 from kdcache.files import read_json, write_json
 from kdcache.progress import logger
 from kdcache.selection.subset import Subset
@@ -28,17 +29,33 @@ from tests.workspaces import copy_workspace
 
 COMMON = {"--workspace", "--json", "--quiet"}
 MODEL = {"--image-size", "--policy", "--view-seed", "--device", "--precision", "--batch-size"}
+LOOP = {
+    *("--epochs", "--steps", "--optimizer", "--lr", "--momentum", "--weight-decay", "--schedule"),
+    *("--warmup", "--milestones", "--gamma", "--ema", "--accumulate", "--clip-norm", "--compile"),
+    *("--eval-every", "--tensorboard"),
+}
 OPTIONS = {
     "pack": {
         *("--source", "--subset", "--write-mode", "--max-resolution", "--val-fraction", "--seed"),
-        *("--num-workers", "--overwrite"),
+        *("--val-source", "--label-key", "--on-bad-image", "--num-workers", "--overwrite"),
     },
     "train-teacher": {
-        *("--model", "--epochs", "--lr", "--seed", "--num-workers", "--overwrite"),
+        *("--model", "--seed", "--num-workers", "--overwrite"),
         *MODEL,
+        *LOOP,
     },
     "build-logits": {
-        *("--teacher", "--arch", "--views", "--subset", "--features", "--codec", "--store"),
+        *(
+            "--teacher",
+            "--arch",
+            "--ensemble",
+            "--teacher-size",
+            "--views",
+            "--subset",
+            "--features",
+            "--codec",
+            "--store",
+        ),
         *("--part", "--allow-mixed", "--num-workers", "--overwrite"),
         *MODEL,
     },
@@ -48,17 +65,25 @@ OPTIONS = {
         *("--average-with", "--compare", "--export", "--out", "--overwrite"),
     },
     "train": {
-        *("--subset", "--teacher", "--store", "--model", "--epochs", "--batch-size", "--lr"),
-        "--alpha",
+        *LOOP,
+        *("--subset", "--teacher", "--store", "--model", "--batch-size", "--seeds"),
+        *("--live-teacher", "--arch", "--views"),
+        *("--loss", "--alpha", "--standardise", "--label-smoothing", "--mixup", "--cutmix"),
         *("--temperature", "--reshape", "--kd", "--no-kd", "--seed", "--device", "--precision"),
         *("--num-workers", "--order", "--pixels", "--out", "--resume"),
     },
+    "evaluate": {
+        *("--weights", "--which", "--model", "--arch", "--split", "--device", "--precision"),
+        "--num-workers",
+    },
     "verify": {
         *("--store", "--repair", "--teacher", "--arch", "--rows", "--seed", "--device"),
-        "--num-workers",
+        *("--num-workers", "--allow-mixed"),
     },
     "merge": {"--parts", "--out", "--overwrite"},
     "export": {"--out", "--store", "--view", "--overwrite"},
+    "show": {"--path"},
+    "run": {"--recipe", "--source", "--dry-run"},
 }
 """Frozen: an option that is added, renamed or lost is a change for every user and recipe."""
 
@@ -113,6 +138,7 @@ def walk(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Walk:
             "build-logits": ["--views", "2"],
             "select": [],
             "train": ["--epochs", "2"],
+            "evaluate": [],
         }
         answers = {}
         for command, arguments in commands.items():
@@ -215,17 +241,18 @@ def test_help_comes_at_once():
             "build-logits",
             {
                 *("samples", "views", "rows", "teacher_forwards", "train_quality", "val_quality"),
-                *("bytes", "seconds", "path"),
+                *("bytes", "seconds", "path", "cost"),
             },
         ),
         ("select", {"method", "keep", "kept", "of", "path"}),
         (
             "train",
             {
-                *("top1", "top1_best", "top5", "samples", "teacher_forwards", "path"),
+                *("top1", "top1_best", "top5", "top1_ema", "samples", "teacher_forwards", "path"),
                 *("images_per_second", "seconds", "resumed_from_epoch"),
             },
         ),
+        ("evaluate", {"top1", "top5", "nll", "ece", "samples", "split", "seconds", "path"}),
     ],
 )
 def test_a_result_is_one_json_object_on_stdout(walk, command, keys):
@@ -260,6 +287,10 @@ def test_results_say_what_was_done(walk):
         assert 0 <= trained[accuracy] <= 100
     assert trained["top1"] <= trained["top1_best"]
     assert trained["images_per_second"] > 0
+
+    evaluated = walk.result("evaluate")
+    assert (evaluated["top1"], evaluated["top5"]) == (trained["top1"], trained["top5"])
+    assert (evaluated["samples"], evaluated["split"]) == (24, "val")
 
 
 def test_every_path_is_absolute_and_there(walk):
@@ -338,6 +369,51 @@ def test_quiet_says_nothing_on_stderr(ask, workspace):
         (["train", "--epochs", "0"], ["--epochs is 0", "above 0"]),
         (["train", "--batch-size", "-1"], ["--batch-size is -1", "above 0"]),
         (["train", "--lr", "0"], ["--lr is 0.0", "above 0"]),
+        (["train", "--epochs", "3", "--steps", "9"], ["--epochs is 3", "--steps is 9", "one of"]),
+        (["train", "--momentum", "1"], ["--momentum is 1.0", "[0, 1)"]),
+        (["train", "--ema", "1"], ["--ema is 1.0", "(0, 1)"]),
+        (["train", "--accumulate", "0"], ["--accumulate is 0", "above 0"]),
+        (["train", "--clip-norm", "-1"], ["--clip-norm is -1.0", "above 0"]),
+        (["train", "--eval-every", "0"], ["--eval-every is 0", "above 0"]),
+        (["train", "--weight-decay", "-1"], ["--weight-decay is -1.0", "at least 0"]),
+        (["train", "--warmup", "0"], ["--warmup is 0.0", "one-cycle"]),
+        (["train", "--optimizer", "adam"], ["adam", "sgd", "adamw"]),
+        (["train", "--schedule", "linear"], ["linear", "one-cycle", "cosine", "step", "constant"]),
+        (
+            ["train", "--optimizer", "adamw", "--momentum", "0.5"],
+            ["--momentum is 0.5", "--optimizer sgd"],
+        ),
+        (["train", "--gamma", "0.5"], ["--gamma is 0.5", "--schedule step"]),
+        (
+            ["train-teacher", "--schedule", "step", "--milestones", "0.7", "--milestones", "0.3"],
+            ["--milestones are 0.7, 0.3", "rising"],
+        ),
+        (
+            ["train", "--schedule", "step", "--warmup", "0.5", "--milestones", "0.4"],
+            ["--milestones are 0.4", "--warmup 0.5"],
+        ),
+        (["train", "--seeds", "0"], ["--seeds is 0", "above 0"]),
+        (["train", "--no-kd", "--views", "3"], ["--views is 3", "--kd"]),
+        (["train", "--views", "0", "--live-teacher", "x"], ["--views is 0", "--live-teacher"]),
+        (["train", "--live-teacher", "a", "--no-kd"], ["--kd is False", "--live-teacher"]),
+        (["train", "--live-teacher", "a", "--reshape"], ["--reshape is True", "--live-teacher"]),
+        (["evaluate", "--which", "first"], ["first", "last", "best", "ema"]),
+        (["evaluate", "--split", "test"], ["test", "train", "val"]),
+        (["train", "--lr", "inf"], ["--lr is inf", "finite"]),
+        (["train", "--temperature", "inf"], ["--temperature is inf", "finite"]),
+        (["train", "--weight-decay", "inf"], ["--weight-decay is inf", "finite"]),
+        (
+            ["train", "--schedule", "step", "--milestones", "nan"],
+            ["--milestones are nan", "rising shares"],
+        ),
+        (["train", "--no-kd", "--pixels", "warn"], ["--pixels is warn", "cached logits"]),
+        (["train", "--live-teacher", "a", "--pixels", "warn"], ["--pixels is warn"]),
+        (["verify", "--rows", "8"], ["--rows is 8", "--teacher"]),
+        (["verify", "--seed", "8"], ["--seed is 8", "--teacher"]),
+        (["verify", "--arch", "resnet8"], ["--arch is resnet8", "--teacher or --repair"]),
+        (["select", "--method", "beta", "--concentration", "inf"], ["--concentration is inf"]),
+        (["select", "--out", "mine"], ["--out is mine", "NAME.npz"]),
+        (["select", "--export", "s.txt"], ["--export is s.txt", "NAME.npy"]),
         (["train", "--seed", "-1"], ["--seed is -1", "at least 0"]),
         (["train", "--device", "tpu"], ["tpu", "auto", "cpu", "cuda"]),
         (["train", "--model", "resnet9"], ["--model is resnet9", "resnet8", "mobilenet_v2"]),
@@ -371,6 +447,7 @@ def test_what_is_asked_wrongly_is_refused(ask, tmp_path, monkeypatch, arguments,
         ["build-logits", "--teacher", "resnet50"],
         ["build-logits", "--teacher", "tests.teachers:projection"],
         ["train"],
+        ["evaluate"],
     ],
     ids=" ".join,
 )
@@ -420,11 +497,13 @@ def test_left_out_the_teacher_is_the_only_one_there_is(ask, workspace):
 
 def test_a_teacher_that_is_not_there_is_refused(ask, workspace):
     answer = ask("build-logits", "--teacher", "resnet34", "--workspace", workspace)
-    refused(answer, 2, "--teacher is resnet34", "kdcache train-teacher --model resnet34")
+    refused(answer, 1, "--teacher is resnet34", "kdcache train-teacher --model resnet34")
+    answer = ask("build-logits", "--teacher", "resnet9", "--workspace", workspace)
+    refused(answer, 2, "--teacher is resnet9", "resnet9.safetensors does not exist")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
-@pytest.mark.parametrize("command", ["train-teacher", "build-logits", "train"])
+@pytest.mark.parametrize("command", ["train-teacher", "build-logits", "train", "evaluate"])
 def test_cuda_is_refused_where_there_is_none(ask, workspace, command):
     answer = ask(command, "--device", "cuda", "--workspace", workspace)
     refused(answer, 2, "--device is cuda", "--device cpu")
@@ -466,11 +545,47 @@ def test_a_workspace_that_is_a_file_is_refused(ask, tmp_path, tiny_folder):
 
 
 def test_interrupted_it_says_how_to_go_on(ask, workspace, monkeypatch):
-    def interrupt(*_: object) -> None:
+    def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Workspace, "require_store", interrupt)
-    refused(ask("select", "--workspace", workspace), 1, "interrupted", "again")
+    monkeypatch.setattr(Workspace, "require_beton", interrupt)
+    monkeypatch.setattr("kdcache.data.pack.open_source", interrupt)
+    monkeypatch.setattr("kdcache.store.merge.as_location", interrupt)
+    answers = [
+        (("train", "--subset", "full"), "again with --resume to continue\n"),
+        (("train", "--subset", "full", "--resume"), "again to continue\n"),
+        (("build-logits",), "again to continue\n"),
+        (("build-logits", "--overwrite"), "again without --overwrite to continue\n"),
+        (("train-teacher",), "again to continue\n"),
+        (("train-teacher", "--overwrite"), "again, it starts over\n"),
+        (("pack", "digits"), "again, it starts over\n"),
+        (("select",), "again, it starts over\n"),
+        (("run", "digits"), "again to continue\n"),
+        (("merge", "a", "--out", "b"), "again with --overwrite, it starts over\n"),
+    ]
+    for command, expected in answers:
+        answer = ask(*command, "--quiet", "--workspace", workspace)
+        refused(answer, 1, f"interrupted; run the same command {expected}")
+
+
+@pytest.mark.parametrize(
+    ("environment", "speaks"),
+    [
+        ({"RANK": "1"}, True),  # left over, or of another program: no torchrun
+        ({"WORLD_SIZE": "2"}, True),
+        ({"RANK": "0", "WORLD_SIZE": "2"}, True),
+        ({"RANK": "1", "WORLD_SIZE": "2"}, False),
+    ],
+    ids=str,
+)
+def test_of_the_processes_of_torchrun_the_first_prints_the_result(
+    ask, workspace, monkeypatch, environment, speaks
+):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    answer = ask("select", "--workspace", workspace, "--json")
+    assert (answer.status, bool(answer.out)) == (0, speaks)
 
 
 def test_a_fault_of_our_own_keeps_its_traceback(workspace, monkeypatch):

@@ -6,6 +6,7 @@ import ast
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -13,11 +14,14 @@ import pytest
 ROOT = Path(__file__).parents[1] / "kdcache"
 STAGES = [
     "errors",
+    "calls",
     "rng",
     "files",
     "options",
+    "commands",
     "workspace",
     "progress",
+    "memory",
     "compiled",
     "ffcv_names",
     "selection.subset",  # a file of sample ids, which pack and build-logits read too
@@ -29,6 +33,7 @@ STAGES = [
     "loader",
     "training",
     "overview",
+    "recipes",
     "cli",
     "__main__",
 ]
@@ -55,6 +60,13 @@ def stage_of(parts: list[str]) -> str:
 def test_imports_only_earlier_stages(module):
     stage = stage_of(list(module.relative_to(ROOT).with_suffix("").parts))
     assert imported_stages(module) <= set(STAGES[: STAGES.index(stage) + 1])
+
+
+def test_every_package_is_installed():
+    about = tomllib.loads((ROOT.parent / "pyproject.toml").read_text())["tool"]["setuptools"]
+    folders = [path.parent.relative_to(ROOT.parent) for path in ROOT.rglob("__init__.py")]
+    named = {".".join(folder.parts) for folder in folders}
+    assert set(about["packages"]) == named | about["package-dir"].keys()
 
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
@@ -88,7 +100,7 @@ def test_the_package_leaves_the_number_of_threads_alone():
 
 
 @pytest.mark.parametrize("heavy", ["torch", "torchvision", "ffcv", "numba", "zarr", "pyarrow"])
-@pytest.mark.parametrize("module", ["kdcache", "kdcache.cli"])
+@pytest.mark.parametrize("module", ["kdcache", "kdcache.cli", "kdcache.commands"])
 def test_importing_the_package_is_light(module, heavy):
     code = f"import sys, {module}; sys.exit({heavy!r} in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

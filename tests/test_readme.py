@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from kdcache.cli import COMMANDS, main
+from kdcache.cli import main
+from kdcache.commands import COMMANDS
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -72,11 +73,11 @@ def test_epoch_throughput_runs_tiny():
     )
     assert process.returncode == 0, process.stderr
     rates = re.findall(r"^(\D+?)\s+([\d,.]+)\s+[\d.]+%", process.stdout, flags=re.MULTILINE)
-    assert len(rates) == 4
+    assert len(rates) == 6
     assert all(float(rate.replace(",", "")) > 0 for _, rate in rates)
 
 
-@pytest.mark.parametrize("script", ["store", "codecs", "selection"])
+@pytest.mark.parametrize("script", ["store", "codecs", "losses", "selection", "teacher_pass"])
 def test_a_benchmark_runs_tiny(script):
     process = subprocess.run(
         [sys.executable, f"benchmarks/{script}.py", "--tiny"],
