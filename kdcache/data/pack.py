@@ -405,7 +405,7 @@ def _stored_images(split: Split, workload: _Workload) -> Iterator[StoredImage | 
         try:
             while True:
                 while len(pending) < longest and (first := next(tasks, None)) is not None:
-                    pending.append(pool.submit(_store_some, first, min(first + step, count)))
+                    pending.append(_submit(pool, first, min(first + step, count)))
                 if not pending:
                     return
                 yield from pending.popleft().result()
@@ -414,11 +414,20 @@ def _stored_images(split: Split, workload: _Workload) -> Iterator[StoredImage | 
             for worker in set(multiprocessing.active_children()) - others:
                 worker.kill()
             raise DatasetError(
-                "a pack worker was ended from outside, expected it to run to its end; "
-                "memory may have run out. Try fewer with --num-workers, or --max-resolution"
+                "a pack worker was ended from outside or not started, expected it to run to its "
+                "end; memory may have run out. Try fewer with --num-workers, or --max-resolution"
             ) from error
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def _submit(
+    pool: ProcessPoolExecutor, first: int, end: int
+) -> Future[list[StoredImage | BadImage]]:
+    try:
+        return pool.submit(_store_some, first, end)
+    except OSError as error:  # it starts its workers here, and cannot when it breaks meanwhile
+        raise BrokenProcessPool(str(error)) from error
 
 
 _worker_task: _Task
