@@ -75,7 +75,10 @@ def test_threads_are_flat_over_many_loops_half_of_them_left(beton, store):
         for _batch in loader.epoch(number):
             if number % 2:
                 break
-    assert (psutil.Process().num_threads(), threading.active_count()) == before
+    # Not ==: a thread that an earlier test of this process left may end meanwhile. One that is kept
+    # by a loop, or by a loop that was left, would be 50 of them.
+    assert psutil.Process().num_threads() <= before[0]
+    assert threading.active_count() <= before[1]
     loader.close()
 
 
