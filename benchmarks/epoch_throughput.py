@@ -22,7 +22,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from measure import Measured, Work, environment, measure, print_table, record
+from measure import (
+    Measured,
+    Work,
+    environment,
+    measure,
+    print_table,
+    record,
+    start_as_the_command_line_does,
+)
 
 from kdcache.data.beton import Beton, open_beton
 from kdcache.data.pack import pack
@@ -30,13 +38,13 @@ from kdcache.data.policy import CLEAN_SHARE
 from kdcache.loader.batch import Batch
 from kdcache.loader.distill import DistillLoader
 from kdcache.loader.live import LiveLoader
+from kdcache.models.registry import make_model
 from kdcache.options import PackOptions
 from kdcache.store.layout import PER_SAMPLE
 from kdcache.store.logit_store import LogitStore
 from kdcache.store.manifest import FORMAT_VERSION, StoreManifest, digest_of
 from kdcache.store.writer import StoreWriter
 from kdcache.teacher.forward import Normalise, TeacherForward, resolve_device
-from kdcache.teacher.models import make_model
 from kdcache.training.trainer import Trainer, TrainSettings
 
 NUM_VIEWS = 2
@@ -243,6 +251,7 @@ def ratios_of(measured: dict[str, Measured]) -> dict[str, float]:
 
 def main() -> None:
     """Measure and print; with --record, keep the result."""
+    start_as_the_command_line_does()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--workspace", type=Path, help="packed data; digits when left out")
     parser.add_argument("--student", default="resnet20")

@@ -19,11 +19,20 @@ from typing import Any
 
 import numpy as np
 import torch
-from measure import Measured, Work, environment, measure, print_table, record
+from measure import (
+    Measured,
+    Work,
+    environment,
+    measure,
+    print_table,
+    record,
+    start_as_the_command_line_does,
+)
 from torch import Tensor
 
 from kdcache.data.beton import Beton, open_beton
 from kdcache.data.pack import pack
+from kdcache.models.registry import make_model
 from kdcache.options import BuildLogitsOptions, PackOptions
 from kdcache.progress import logger
 from kdcache.store.filling import Filling, commit_shard
@@ -33,7 +42,6 @@ from kdcache.store.teacher_pass import Answers, run_teacher
 from kdcache.store.writer import StoreWriter
 from kdcache.teacher.ensemble import Ensemble
 from kdcache.teacher.forward import TeacherForward, resolve_device
-from kdcache.teacher.models import make_model
 from kdcache.teacher.teacher import Teacher, tensor_digest
 
 WARM_UPS = 1
@@ -214,6 +222,7 @@ def drawn_answers(shard: Shard, classes: int) -> Answers:
 
 def main() -> None:
     """Measure and print; with --record, keep the result."""
+    start_as_the_command_line_does()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("source", nargs="?", default="digits", help="as for kdcache pack")
     parser.add_argument("--write-mode", choices=("auto", "raw", "jpg"), default="auto")

@@ -30,13 +30,13 @@ from kdcache.data.beton import open_beton
 from kdcache.loader.batch import Batch
 from kdcache.loader.distill import DistillLoader
 from kdcache.loader.staging import Rows
+from kdcache.models.registry import make_model
 from kdcache.options import BuildLogitsOptions, SelectOptions, TrainOptions
 from kdcache.selection.select import select
 from kdcache.store.build import build_logits
 from kdcache.store.codecs.dense import Float32
 from kdcache.store.logit_store import LogitStore
 from kdcache.teacher.forward import Normalise, TeacherForward
-from kdcache.teacher.models import make_model
 from kdcache.teacher.weights import load_weights, save_weights
 from kdcache.training.losses.alpha import Alpha
 from kdcache.training.losses.loss import distillation_loss

@@ -27,6 +27,7 @@ STAGES = [
     "selection.subset",  # a file of sample ids, which pack and build-logits read too
     "data",
     "reader",
+    "models",
     "teacher",
     "store",
     "selection",

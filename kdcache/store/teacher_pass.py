@@ -69,6 +69,8 @@ def run_teacher(
         views,
         batch_size=batch_size,
         num_workers=num_workers,
+        # A teacher on the CPU has all cores: what is decoded beside it makes its threads wait.
+        batches_ahead=0 if forward.device.type == "cpu" else 2,
         views_per_sample=max(len(numbers) for _, numbers in groups),
     )
     way = _Way(forward, ToDevice(forward.device), ToHost(forward.device), after_batch)

@@ -18,9 +18,9 @@ from torch import nn
 
 from kdcache.errors import ConfigError, TeacherError
 from kdcache.files import read_json
+from kdcache.models.registry import TIMM_PREFIX, import_timm
 from kdcache.progress import logger
 from kdcache.teacher.class_names import IMAGENET_CLASSES, imagenet_names
-from kdcache.teacher.models import TIMM_PREFIX, import_timm
 from kdcache.teacher.published import ClassNames, Published, require_sha256, unreadable
 
 WEIGHTS_FILE = "model.safetensors"

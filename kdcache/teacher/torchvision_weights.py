@@ -24,9 +24,9 @@ from torchvision.models import WeightsEnum
 
 from kdcache.errors import ConfigError, TeacherError
 from kdcache.files import file_lock
+from kdcache.models.registry import torchvision_classifiers
 from kdcache.progress import logger
 from kdcache.teacher.class_names import IMAGENET_CLASSES
-from kdcache.teacher.models import torchvision_classifiers
 from kdcache.teacher.published import Published, require_sha256, unreadable
 
 FEWEST_DIGITS = 8

@@ -11,10 +11,10 @@ import torch
 from kdcache.data.beton import open_beton
 from kdcache.data.views import default_views
 from kdcache.errors import CacheMismatchError, ConfigError
+from kdcache.models.registry import make_model
 from kdcache.options import EvaluateOptions
 from kdcache.progress import logger
 from kdcache.teacher.forward import Normalise, resolve_device
-from kdcache.teacher.models import make_model
 from kdcache.teacher.weights import fill_model, load_weights
 from kdcache.training.evaluator import Evaluator
 from kdcache.training.run import default_precision

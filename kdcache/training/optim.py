@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from kdcache.models.registry import CIFAR_MODELS
 from kdcache.options import Optimizer, Schedule
-from kdcache.teacher.models import CIFAR_MODELS
 
 MOMENTUM = 0.9
 

@@ -9,11 +9,11 @@ import torch
 from torch import nn
 
 from kdcache.loader.distill import DistillLoader
+from kdcache.models.registry import make_model, require_trainable
 from kdcache.options import Precision, TrainOptions, TrainTeacherOptions
 from kdcache.progress import logger
 from kdcache.rng import torch_seed
 from kdcache.teacher.forward import Normalise
-from kdcache.teacher.models import make_model, require_trainable
 from kdcache.training.compiling import require_compiler
 from kdcache.training.evaluator import Evaluator
 from kdcache.training.metrics import require_tensorboard
@@ -51,7 +51,7 @@ def loop_settings(
 
     Args:
         options: of the command.
-        model_name: one of `MODELS`.
+        model_name: as of `make_model`.
         num_samples: of an epoch.
         batch_size: most samples of a batch.
         device: where it runs.
@@ -103,7 +103,7 @@ def run_training(
     """Train a model on a loader's batches and evaluate it after each epoch.
 
     Args:
-        model_name: one of `MODELS`.
+        model_name: as of `make_model`.
         loader: of the batches.
         settings: of the loop.
         workspace: whose evaluation split is used, if it has one.

@@ -12,10 +12,10 @@ from kdcache.data.views import default_views
 from kdcache.errors import CacheMismatchError
 from kdcache.files import differences
 from kdcache.loader.distill import DistillLoader
+from kdcache.models.registry import make_model
 from kdcache.options import TrainTeacherOptions
 from kdcache.progress import logger
 from kdcache.teacher.forward import resolve_device
-from kdcache.teacher.models import make_model
 from kdcache.teacher.teacher import tensor_digest
 from kdcache.teacher.weights import fill_model, load_weights, save_weights
 from kdcache.training.optim import default_batch_size

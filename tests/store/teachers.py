@@ -8,7 +8,7 @@ import time
 import torch
 from torch import Tensor, nn
 
-from kdcache.teacher.models import make_model
+from kdcache.models.registry import make_model
 from tests.teachers import Projection
 
 SHAPES_SEEN: list[tuple[int, ...]] = []

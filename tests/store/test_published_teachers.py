@@ -20,12 +20,12 @@ from kdcache.data.policy import CLEAN_SHARE
 from kdcache.data.views import parameters
 from kdcache.errors import CacheMismatchError, TeacherError
 from kdcache.loader.distill import DistillLoader
+from kdcache.models.cifar_resnet import CifarResNet
 from kdcache.options import PackOptions, TrainOptions
 from kdcache.reader.batches import pixels
 from kdcache.reader.probe import probe_pixels
 from kdcache.selection.subset import Subset
 from kdcache.store.logit_store import LogitStore
-from kdcache.teacher.models import CifarResNet
 from kdcache.training.train import train
 from kdcache.workspace import Workspace, teacher_name
 from tests.conftest import write_images

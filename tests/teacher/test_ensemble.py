@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from kdcache.data.policy import CLEAN_SHARE
 from kdcache.errors import ConfigError, TeacherError
+from kdcache.models.registry import make_model
 from kdcache.options import BuildLogitsOptions, VerifyOptions
 from kdcache.teacher.ensemble import Ensemble, EnsembleForward, mean_answer, open_ensemble
 from kdcache.teacher.forward import Float32Head, TeacherForward
-from kdcache.teacher.models import make_model
 from kdcache.teacher.teacher import tensor_digest
 from kdcache.workspace import Workspace
 from tests.teacher.published_models import (

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torchvision.transforms.functional import normalize
 
 from kdcache.errors import ConfigError, TeacherError
+from kdcache.models.registry import make_model
 from kdcache.teacher.forward import (
     Float32Head,
     Normalise,
@@ -20,7 +21,6 @@ from kdcache.teacher.forward import (
     matmul_precision,
     resolve_device,
 )
-from kdcache.teacher.models import make_model
 from kdcache.teacher.teacher import tensor_digest
 
 MEAN, STD = [0.49, 0.48, 0.45], [0.25, 0.2, 0.3]

@@ -20,7 +20,7 @@ from torch import nn
 
 from kdcache.errors import ConfigError, TeacherError
 from kdcache.files import sha256_of
-from kdcache.teacher.models import make_model
+from kdcache.models.registry import make_model
 from kdcache.teacher.teacher import open_teacher
 from kdcache.teacher.timm_weights import find_timm
 from kdcache.teacher.torchvision_weights import find_torchvision

@@ -10,9 +10,9 @@ from safetensors.torch import save_file
 
 from kdcache.data.beton import open_beton
 from kdcache.errors import CacheMismatchError, ConfigError, DatasetError, TeacherError
+from kdcache.models.registry import make_model
 from kdcache.options import EvaluateOptions
 from kdcache.reader.batches import pixels
-from kdcache.teacher.models import make_model
 from kdcache.teacher.weights import load_weights
 from kdcache.training.evaluate import evaluate
 from kdcache.training.train import train

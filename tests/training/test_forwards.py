@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
+from kdcache.models.registry import make_model
 from kdcache.teacher.forward import Normalise, TeacherForward
-from kdcache.teacher.models import make_model
 from kdcache.training.forwards import ForeignForwardCounter
 from tests.teachers import projection
 

@@ -7,7 +7,7 @@ import torch
 import torchvision
 from torch import nn
 
-from kdcache.teacher.models import make_model
+from kdcache.models.registry import make_model
 from kdcache.training.optim import (
     MOMENTUM,
     WEIGHT_DECAY,

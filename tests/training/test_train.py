@@ -12,11 +12,11 @@ import zarr
 from kdcache.data.beton import open_beton
 from kdcache.errors import CacheMismatchError, ConfigError
 from kdcache.files import read_json, write_json
+from kdcache.models.registry import make_model
 from kdcache.options import BuildLogitsOptions, TrainOptions, TrainTeacherOptions
 from kdcache.selection.subset import Subset
 from kdcache.store.build import build_logits
 from kdcache.store.logit_store import LogitStore
-from kdcache.teacher.models import make_model
 from kdcache.teacher.weights import load_weights
 from kdcache.training.train import train
 from kdcache.training.train_teacher import train_teacher

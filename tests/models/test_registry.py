@@ -8,9 +8,18 @@ import torchvision
 from torch import Tensor, nn
 
 from kdcache.errors import ConfigError
-from kdcache.teacher.models import MODELS, BasicBlock, make_model, require_trainable
+from kdcache.models.cifar_resnet import BasicBlock
+from kdcache.models.registry import MODELS, make_model, require_trainable
+from kdcache.models.wide_resnet import PreActivationBlock, WideResNet
 
-IMAGENET_MODELS = ("resnet18", "resnet34", "resnet50", "mobilenet_v2")
+IMAGENET_MODELS = (
+    "resnet18",
+    "resnet34",
+    "resnet50",
+    "mobilenet_v2",
+    "shufflenet_v2_x0_5",
+    "shufflenet_v2_x1_0",
+)
 
 
 def num_parameters(model: nn.Module) -> int:
@@ -101,6 +110,7 @@ def test_what_cannot_be_trained_is_refused_by_name(name, rule):
         ("resnet34", "maxpool"),
         ("resnet50", "maxpool"),
         ("mobilenet_v2", "features.0"),
+        ("shufflenet_v2_x1_0", "maxpool"),
     ],
 )
 def test_the_stem_keeps_the_size_of_small_images(name, last_of_stem, image_size):
@@ -116,6 +126,7 @@ def test_the_stem_keeps_the_size_of_small_images(name, last_of_stem, image_size)
         ("resnet34", "maxpool", 224, 56),
         ("resnet50", "maxpool", 224, 56),
         ("mobilenet_v2", "features.0", 224, 112),
+        ("shufflenet_v2_x1_0", "maxpool", 224, 56),
         ("resnet50", "maxpool", 65, 17),
         ("mobilenet_v2", "features.0", 65, 33),
     ],
@@ -186,6 +197,70 @@ def test_a_block_adds_its_input_before_the_last_relu():
     hidden = block.bn2(block.conv2(block.bn1(block.conv1(images)).relu()))
     # The same operations in the same order: nothing may differ.
     torch.testing.assert_close(block(images), (hidden + images).relu(), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "in_paper"), [("wrn-16-2", 0.7e6), ("wrn-40-2", 2.2e6), ("vgg8", 3.965e6)]
+)
+def test_the_other_small_models_have_the_parameters_of_their_papers(name, in_paper):
+    """Zagoruyko and Komodakis 2016, table 4; vgg8's is counted in its own terms below."""
+    with torch.device("meta"):
+        model = make_model(name, num_classes=100, image_size=32)
+    assert num_parameters(model) == pytest.approx(in_paper, rel=0.03)
+
+
+@pytest.mark.parametrize(("name", "depth"), [("wrn-16-2", 16), ("wrn-40-2", 40), ("vgg8", 8)])
+def test_the_name_of_the_other_small_models_tells_their_depth(name, depth):
+    """WRN counts its three 1x1 shortcuts among the layers; vgg8 replaces two of VGG's three linear
+    layers by a mean."""
+    with torch.device("meta"):
+        model = make_model(name, num_classes=10, image_size=32)
+    layers = [m for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    assert len(layers) == {"vgg8": depth - 2}.get(name, depth + 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "submodule", "expected"),
+    [
+        ("wrn-16-2", "layers.1", 32),
+        ("wrn-16-2", "layers.3", 16),
+        ("wrn-16-2", "layers.5", 8),
+        ("wrn-40-2", "layers.17", 8),
+        ("vgg8", "14", 4),
+    ],
+)
+def test_the_other_small_models_halve_the_size_where_their_papers_do(name, submodule, expected):
+    with torch.device("meta"):
+        model = make_model(name, num_classes=10, image_size=32)
+        assert size_after(model, submodule, 32) == (expected, expected)
+
+
+@pytest.mark.parametrize("width", [1, 3])
+def test_a_wide_network_has_the_channels_of_its_width(width):
+    with torch.device("meta"):
+        model = WideResNet(10, width, 10)
+    assert model.fc.in_features == 64 * width
+    widths = [block.conv2.out_channels for block in model.layers]
+    assert widths == [16 * width, 32 * width, 64 * width]
+
+
+def test_a_pre_activation_block_adds_its_input_as_it_is():
+    block = PreActivationBlock(4, 4, stride=1).eval()
+    images = torch.randn(3, 4, 6, 6)
+    hidden = block.conv1(block.bn1(images).relu())
+    expected = block.conv2(block.bn2(hidden).relu()) + images  # negative numbers stay
+    torch.testing.assert_close(block(images), expected, rtol=0, atol=0)
+
+
+def test_a_block_of_other_channels_projects_what_was_activated():
+    block = PreActivationBlock(4, 6, stride=2).eval()
+    nn.init.zeros_(block.conv2.weight)
+    images = torch.randn(3, 4, 6, 6)
+    activated = block.bn1(images).relu()
+    expected = torch.einsum(
+        "oi,bihw->bohw", block.shortcut.weight[:, :, 0, 0], activated[:, :, ::2, ::2]
+    )
+    torch.testing.assert_close(block(images), expected)
 
 
 def test_weights_are_drawn_from_the_generator_of_torch():

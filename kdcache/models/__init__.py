@@ -1,0 +1,1 @@
+"""In: a name, C and an image size. Out: a model, of kdcache, torchvision or timm."""
