@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -74,28 +76,52 @@ def prepare(walk: Walk, options: argparse.Namespace, store: Path) -> dict[str, A
     return walk.results["build-logits"]
 
 
-def train(walk: Walk, options: argparse.Namespace, arm: Arm, seed: int, store: Path) -> None:
-    """Train one student, unless its result is there."""
-    result = result_file(options.folder, arm, seed)
-    if result.exists():
-        return
-    subset = "full"
-    if arm.method is not None:
-        walk.run(
-            "select",
-            *("select", "--method", arm.method, "--keep", str(arm.keep), "--store", str(store)),
-        )
-        subset = walk.results["select"]["path"]
+def train_all(
+    walk: Walk, options: argparse.Namespace, students: list[tuple[Arm, int]], store: Path
+) -> None:
+    """Select, and train the students whose results are not there, `--jobs` at a time."""
+    missing = [
+        (arm, seed) for arm, seed in students if not result_file(options.folder, arm, seed).exists()
+    ]
+    subsets: dict[tuple[str | None, float], str] = {(None, 1.0): "full"}
+    for arm, _ in missing:
+        if (arm.method, arm.keep) not in subsets:
+            walk.run(
+                "select",
+                *("select", "--method", str(arm.method), "--keep", str(arm.keep)),
+                *("--store", str(store)),
+            )
+            subsets[arm.method, arm.keep] = walk.results["select"]["path"]
+    pool = ThreadPoolExecutor(options.jobs)
+    started = [
+        pool.submit(train, walk, options, arm, seed, subsets[arm.method, arm.keep], store)
+        for arm, seed in missing
+    ]
+    try:
+        for student in started:
+            student.result()
+    finally:  # where one fails, none is begun after it
+        pool.shutdown(cancel_futures=True)
+
+
+def train(
+    walk: Walk, options: argparse.Namespace, arm: Arm, seed: int, subset: str, store: Path
+) -> None:
+    """Train one student and keep its result."""
     arguments = [options.teacher if word == "TEACHER" else word for word in arm.arguments]
     # A live teacher needs no store; one without KD takes the policy from it.
     where = () if "--live-teacher" in arguments else ("--store", str(store))
+    result = result_file(options.folder, arm, seed)
+    run_folder = options.folder / "runs" / result.stem
     walk.run(
-        "train",
+        result.stem,
         *("train", "--subset", subset, *where, "--model", options.student, *arguments),
         *("--epochs", str(options.epochs), "--seed", str(seed), "--precision", options.precision),
+        *("--out", str(run_folder), *(("--resume",) if run_folder.exists() else ())),
+        *("--num-workers", str(options.threads)),
     )
     result.parent.mkdir(exist_ok=True)
-    kept = {key: value for key, value in walk.results["train"].items() if key != "path"}
+    kept = {key: value for key, value in walk.results[result.stem].items() if key != "path"}
     result.write_text(json.dumps(kept | {"seed": seed, "environment": environment()}))
 
 
@@ -133,9 +159,12 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--precision", default="fp32", help="of the students")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--jobs", type=int, default=1, help="students that are trained at once")
     parser.add_argument("--record", action="store_true", help="train nothing, write the results")
     options = parser.parse_args()
     options.folder = options.folder.absolute()
+    options.threads = max(1, len(os.sched_getaffinity(0)) // options.jobs)
+    os.environ["OMP_NUM_THREADS"] = str(options.threads)  # of each command
     store = options.folder / f"v{VIEWS}.zarr"
     if options.record:
         found = report(options)
@@ -149,12 +178,9 @@ def main() -> None:
     if built["val_quality"] is not None:  # measured by the call that built something
         about = {key: built[key] for key in ("train_quality", "val_quality", "bytes")}
         (options.folder / "teacher.json").write_text(json.dumps(about))
-    for seed in range(options.seeds):
-        for arm in ARMS:
-            if arm.headline:
-                train(walk, options, arm, seed, store)
-    for arm in ARMS:
-        train(walk, options, arm, 0, store)
+    headline = [(arm, seed) for seed in range(options.seeds) for arm in ARMS if arm.headline]
+    once = [(arm, 0) for arm in ARMS if not arm.headline]
+    train_all(walk, options, headline + once, store)
     report(options)
 
 

@@ -310,8 +310,8 @@ class TrainTeacherOptions(_ViewOptions, _LoopOptions):
     """Train a teacher on all data, without distillation."""
 
     model: str = "resnet50"
-    """resnet8/20/32/56 (CIFAR family), resnet18/34/50, mobilenet_v2, another classifier of
-    torchvision, or timm:NAME."""
+    """resnet8/20/32/56, wrn-16-2, wrn-40-2 or vgg8 (CIFAR families), resnet18/34/50, mobilenet_v2,
+    shufflenet_v2_x0_5 or _x1_0, another classifier of torchvision, or timm:NAME."""
 
     seed: int = 0
     """Seed of initialisation and order."""
@@ -337,7 +337,7 @@ class BuildLogitsOptions(_ViewOptions):
 
     arch: Annotated[tuple[str, ...], _EACH] = ()
     """Model of a teacher given by path, where the file does not say: a classifier of torchvision,
-    timm:NAME, or resnet8/20/32/56 (CIFAR family)."""
+    timm:NAME, or resnet8/20/32/56, wrn-16-2, wrn-40-2 or vgg8 (CIFAR families)."""
 
     ensemble: EnsembleMode = "probabilities"
     """Of several teachers the student learns the mean of the probabilities, or of the logits."""

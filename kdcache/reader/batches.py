@@ -21,7 +21,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from kdcache.data.beton import Beton, open_beton
+from kdcache.data.beton import Beton, open_beton, pack_again
 from kdcache.data.policy import CLEAN_SHARE, Policy
 from kdcache.data.views import Views
 from kdcache.errors import ConfigError, DatasetError
@@ -237,7 +237,7 @@ class PixelReader:
             raise DatasetError(
                 f"sample {self.beton.sample_ids[bad[0]]} (and {len(bad) - 1} more of its batch) "
                 f"in {self.beton.path} cannot be decoded, expected a whole JPEG. "
-                "Run: kdcache pack SOURCE --overwrite"
+                f"{pack_again(self.beton.path, self.beton.manifest)}"
             )
 
 

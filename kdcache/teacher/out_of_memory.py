@@ -40,7 +40,8 @@ def ask(answer: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
     )
     raise TeacherError(
         f"--batch-size is {len(images)}, expected one that fits in the memory of {images.device} "
-        f"together with the teacher ({reason}). {remedy}; the shards that are written are kept"
+        f"together with the teacher ({reason}). {remedy}; shards that are written are kept, "
+        "and with --allow-mixed the others are added under the new batch size"
     ) from cause
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from kdcache.data.beton import LARGEST_SMALL_SIZE, Beton, open_beton
 from kdcache.data.repack import require_samples_of, subset_beton
 from kdcache.data.views import default_views
-from kdcache.errors import CacheMismatchError
+from kdcache.errors import CacheMismatchError, ConfigError
 from kdcache.loader.distill import DistillLoader, require_same_data
 from kdcache.loader.live import LiveLoader
 from kdcache.options import TrainOptions
@@ -64,7 +64,7 @@ def _train_one(options: TrainOptions) -> dict[str, Any]:
     beton, subset_path, subset = _open_data(workspace, options)
     store = _open_store(workspace, options, beton)
     views = store.manifest.views if store else default_views(beton.manifest)
-    samples_of_all = store.manifest.samples if store else len(beton)
+    samples_of_all = _samples_of_all(store, beton, loss)
     if options.live_teacher is not None or not options.kd:
         store = None  # it has said how views are made
     model_name = options.model or _default_student(views.image_size)
@@ -201,6 +201,19 @@ def _open_store(workspace: Workspace, options: TrainOptions, beton: Beton) -> Lo
     store = LogitStore.open(workspace.require_store(options.teacher, options.store))
     require_same_data(beton, store)
     return store
+
+
+def _samples_of_all(store: LogitStore | None, beton: Beton, loss: LossSettings) -> int:
+    """Return the number of samples that the share that is kept is a share of."""
+    if store:
+        return store.manifest.samples
+    if loss.alpha.kind == "auto" and beton.manifest.is_subset:
+        raise ConfigError(
+            f"--alpha is auto, and {beton.path} holds a subset alone, expected to know how many "
+            "samples it was selected from. Name a store of all data with --store, or give --alpha "
+            "a number"
+        )
+    return len(beton)
 
 
 def _check_pixels(beton: Beton, store: LogitStore, options: TrainOptions) -> None:

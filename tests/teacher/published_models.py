@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torchvision.models import ResNet50_Weights
 from torchvision.models._api import Weights, WeightsEnum, register_model
 from torchvision.transforms._presets import ImageClassification
 
@@ -52,6 +53,7 @@ class TinyNet_Weights(WeightsEnum):  # noqa: N801  (torchvision's form)
     SECOND = _weights(CLASSES, entry=2)
     SWAPPED = _weights([CLASSES[0], CLASSES[2], CLASSES[1], CLASSES[3]])
     FEATURES = _weights(None)
+    IMAGENET = _weights(ResNet50_Weights.IMAGENET1K_V1.meta["categories"])
     DEFAULT = SECOND
 
 

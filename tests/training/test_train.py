@@ -10,10 +10,11 @@ import torch
 import zarr
 
 from kdcache.data.beton import open_beton
+from kdcache.data.pack import pack
 from kdcache.errors import CacheMismatchError, ConfigError
 from kdcache.files import read_json, write_json
 from kdcache.models.registry import make_model
-from kdcache.options import BuildLogitsOptions, TrainOptions, TrainTeacherOptions
+from kdcache.options import BuildLogitsOptions, PackOptions, TrainOptions, TrainTeacherOptions
 from kdcache.selection.subset import Subset
 from kdcache.store.build import build_logits
 from kdcache.store.logit_store import LogitStore
@@ -338,6 +339,18 @@ def test_a_live_run_shows_fresh_views_and_needs_no_store(workspace, messages):
     assert first[0]["loss"] == second[0]["loss"]
     assert first[1]["loss"] != second[1]["loss"]
     assert any("live teacher tests.teachers:projection, V = epochs" in said for said in messages)
+
+
+def test_alpha_by_what_is_kept_asks_of_how_many(workspace):
+    """Of a packed subset alone nobody knows; a store of all data, or a number, says it."""
+    pack(PackOptions(workspace=workspace, subset="fifty", quiet=True))
+    (workspace / "workspace.json").unlink()
+    with pytest.raises(ConfigError, match=r"--alpha is auto, and .*fifty\.beton holds a subset"):
+        live(workspace, subset="fifty", alpha="auto")
+    store = str(next((workspace / "stores").glob("*.zarr")))
+    path = live(workspace, subset="fifty", alpha="auto", store=store)["path"]
+    alpha = read_json(Path(path) / "config.json")["config"]["alpha"]
+    assert alpha == 1 - 50 / 72 / 2
 
 
 def test_a_live_run_goes_on_where_it_was_stopped(workspace):
