@@ -276,10 +276,12 @@ def main() -> None:
             for file in arguments.workspace.glob("train.*"):
                 (workspace / file.name).symlink_to(file.resolve())
         measured = run(arguments, workspace)
-        image_size = open_beton(workspace / "train.beton").manifest.image_size
+        about = open_beton(workspace / "train.beton").manifest
     where = environment()
     print(f"\n{where['gpu'] or where['cpu']}, {where['cores']} cores, {arguments.repeats} repeats")
-    print(f"{arguments.student} <- {arguments.teacher}, {image_size} px, {arguments.precision}\n")
+    print(
+        f"{arguments.student} <- {arguments.teacher}, {about.image_size} px, {arguments.precision}\n"
+    )
     print_table(measured)
     ratios = ratios_of(measured)
     print()
@@ -288,7 +290,9 @@ def main() -> None:
     if arguments.record:
         options = {key: str(value) for key, value in vars(arguments).items()}
         arms = {name: arm._asdict() for name, arm in measured.items()}
-        path = record("epoch_throughput", {"options": options, "arms": arms, "ratios": ratios})
+        classes = arguments.classes or about.classes
+        name = f"epoch_throughput-{arguments.student}-{about.image_size}px-c{classes}"
+        path = record(name, {"options": options, "arms": arms, "ratios": ratios})
         print(f"\nrecorded in {path}")
 
 

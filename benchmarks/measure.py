@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
+from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -123,7 +124,12 @@ def record(name: str, content: Mapping[str, Any], *, folder: Path = RESULTS) -> 
     device = where["gpu"] or where["cpu"]
     machine = re.sub(r"[^a-z0-9]+", "-", f"{device} {where['cores']}c".lower()).strip("-")
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{name}_{machine}_{where['date']}_{where['commit']}.json"
+    stem = f"{name}_{machine}_{where['date']}_{where['commit']}"
+    path = folder / f"{stem}.json"
+    for number in count(2):
+        if not path.exists():  # a record stays as it is
+            break
+        path = folder / f"{stem}_{number}.json"
     path.write_text(json.dumps({"environment": where, **content}, indent=1) + "\n")
     return path
 
