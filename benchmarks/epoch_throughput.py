@@ -279,9 +279,8 @@ def main() -> None:
         about = open_beton(workspace / "train.beton").manifest
     where = environment()
     print(f"\n{where['gpu'] or where['cpu']}, {where['cores']} cores, {arguments.repeats} repeats")
-    print(
-        f"{arguments.student} <- {arguments.teacher}, {about.image_size} px, {arguments.precision}\n"
-    )
+    sizes = f"{about.image_size} px, {arguments.precision}"
+    print(f"{arguments.student} <- {arguments.teacher}, {sizes}\n")
     print_table(measured)
     ratios = ratios_of(measured)
     print()
