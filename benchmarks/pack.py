@@ -9,8 +9,8 @@ Arms, each with a process for every core:
 
 The number of pixels is the checksum. Starting the processes is part of every arm.
 
-    python benchmarks/pack.py ../shared/data/imagenet-photos
-    python benchmarks/pack.py ../shared/data/cifar10/test.parquet --copies 1
+    python benchmarks/pack.py PHOTOS
+    python benchmarks/pack.py cifar10/test.parquet --copies 1
     python benchmarks/pack.py digits --tiny
 """
 
@@ -25,8 +25,8 @@ from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
 
-from measure import Work, environment, measure, print_table, record
 from PIL import Image
 
 from kdcache.data.beton import LARGEST_SMALL_SIZE, open_beton
@@ -35,6 +35,9 @@ from kdcache.data.pack import pack
 from kdcache.data.source import Split
 from kdcache.data.sources import open_source
 from kdcache.options import PackOptions
+
+if TYPE_CHECKING:  # it loads torch, which no worker needs: each of them imports this file
+    from measure import Work
 
 TARGET = 0.8
 """Of kdcache over decoding and encoding."""
@@ -56,6 +59,8 @@ def write_copies(source: str, folder: Path, copies: int, most: int | None) -> Pa
 
 def bare(split: Split, *, encode: bool) -> Work:
     """Decode every image in a process pool, and encode it as a beton holds it."""
+    from measure import Work
+
     count = len(split.labels)
     context = multiprocessing.get_context("spawn")
     cores = len(os.sched_getaffinity(0))
@@ -89,6 +94,8 @@ def decode(split: Split, encode: bool, position: int) -> int:
 
 def arms(source: str, workspace: Path) -> dict[str, Callable[[], Work]]:
     """Return what is timed."""
+    from measure import Work
+
     split = open_source(source).splits["train"]
     cores = len(os.sched_getaffinity(0))
 
@@ -107,6 +114,8 @@ def arms(source: str, workspace: Path) -> dict[str, Callable[[], Work]]:
 
 def main() -> None:
     """Measure and print; with --record, keep the result."""
+    from measure import environment, measure, print_table, record
+
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("source", help="as kdcache pack takes it; its training images are used")
     parser.add_argument("--copies", type=int, default=10, help="of each image; 200 are few")

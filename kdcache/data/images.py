@@ -65,16 +65,21 @@ def store_image(
     """
     limit = min(max_resolution or MAX_SIDE, MAX_SIDE)
     with _open(content) as image:
-        image.load()
         is_jpeg = image.format in {"JPEG", "MPO"}  # MPO: a JPEG with more of them behind it
-        kept = is_jpeg and image.mode == "RGB" and _is_upright(image)
-        rgb = image if kept else to_rgb(image)
-        if max(rgb.size) > limit:
-            rgb.thumbnail((limit, limit), Image.Resampling.BICUBIC, reducing_gap=None)
-            kept = False
+        may_stay = is_jpeg and image.mode == "RGB" and max(image.size) <= limit
+        as_read = None
+        if write_mode == "jpg" and may_stay and _is_upright(image):
+            as_read = _decoded_by_reader(content, image.size)
+        if as_read is None:
+            image.load()
+            rgb = to_rgb(image)
+            if max(rgb.size) > limit:
+                rgb.thumbnail((limit, limit), Image.Resampling.BICUBIC, reducing_gap=None)
+        else:
+            rgb = as_read
     if write_mode == "raw":
         stored = rgb.tobytes()
-    elif kept and _reader_accepts(content, rgb.height, rgb.width):
+    elif as_read is not None:
         # Here, not above: numba takes half a second to import, and workers of raw images need none.
         from kdcache.data.restart import add_restart_markers
 
@@ -150,18 +155,19 @@ def _is_upright(image: Image.Image) -> bool:
         return True
 
 
-def _reader_accepts(content: bytes, height: int, width: int) -> bool:
-    """Return whether the decoder of the reader takes a JPEG without a complaint.
+def _decoded_by_reader(content: bytes, size: tuple[int, int]) -> Image.Image | None:
+    """Return a JPEG as the reader decodes it; None where its decoder complains of something.
 
     It complains of bytes between markers, for one, which Pillow skips.
     """
+    width, height = size
     pixels = np.empty((height, width, 3), dtype=np.uint8)
     sides = (height, width)
     options = (0, 0, 1, 1, False, False)
     status: int = _reader_decoder()(
         content, len(content), *sides, pixels.ctypes.data, *sides, *options
     )
-    return status == 0
+    return None if status else Image.frombuffer("RGB", size, pixels, "raw", "RGB", 0, 1)
 
 
 @cache

@@ -1,8 +1,9 @@
 """Restart markers for JPEGs, without a change of any pixel: one at the end of each row of MCUs.
 
 With them the decoder can begin at any row: a crop then costs what it shows, not the whole image.
-Pixels stay the same because only the entropy-coded stream is written anew: the DC differences
-(each row starts from 0), the byte alignment and the markers. AC codes are copied bit by bit.
+Pixels stay the same because only the entropy-coded stream is written anew: the first DC difference
+of each component in a row (it starts from 0), the byte alignment and the markers. All other bits
+are copied; codes are followed only to find out where a row ends.
 
 References:
     ITU-T T.81 (JPEG), sections B.2 (markers), E.1.4 and E.2.4 (restart), F.1.2 (Huffman codes).
@@ -27,6 +28,14 @@ _STANDARD_DC_COUNTS = bytes([0, 1, 5, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0])
 _STANDARD_DC_SIZES = bytes(range(12))
 _DC_SIZES = 12
 
+_WINDOW = 12
+"""Bits that are looked at at once: most AC symbols take fewer than half of them."""
+
+_IN_WINDOW = (1 << _WINDOW) - 1
+
+_BLOCK_BYTES = 264
+"""More than the 64 codes of 16 bits, with 15 bits of value each, that a damaged block may be."""
+
 U8 = npt.NDArray[np.uint8]
 
 
@@ -38,6 +47,21 @@ class _Frame(NamedTuple):
     blocks: npt.NDArray[np.int64]
     """(blocks of one MCU, 3): component, DC table, AC table."""
     old_interval: int
+
+
+class _Tables(NamedTuple):
+    """Huffman tables by number, DC before AC."""
+
+    lookups: npt.NDArray[np.uint16]
+    """(8, 65536) symbol << 5 | length by the next 16 bits, 0 where no code begins so."""
+    strides: npt.NDArray[np.uint16]
+    """(4, 4096) how far the AC symbols reach that lie within the next 12 bits, by these bits: in
+    bits 0 to 3 the bits that they take with their values, 4 to 10 the coefficients, 11 whether the
+    block ends there."""
+    codes: npt.NDArray[np.int64]
+    """(4, 256, 2) code and length of the DC symbols that are written."""
+    is_new: npt.NDArray[np.bool_]
+    """(4,) whether a DC table is written other than it was."""
 
 
 def add_restart_markers(jpeg: bytes) -> bytes | None:
@@ -105,22 +129,21 @@ def _rewrite(data: U8) -> bytes | None:
         else:
             new_table = tables[name]
         tables[name | 0x100] = new_table
-    lookups = np.zeros((8, 1 << 16), dtype=np.uint16)
-    codes = np.zeros((4, 256, 2), dtype=np.int64)
-    for name, (counts, values) in tables.items():
-        if name & 0x100:
-            _, codes[name & 3] = _expand(counts, values)
-        else:
-            lookups[(name >> 4) * 4 + (name & 3)], _ = _expand(counts, values)
+    stream = data[place:]
+    plain = np.zeros((len(stream) + _BLOCK_BYTES) & ~3, dtype=np.uint8)
+    size = _unstuff(stream, plain)
+    if size < 0:
+        return None
     output = np.empty(len(data) * 2 + 64 * layout.rows + 1024, dtype=np.uint8)
     length = _transcode(
-        data[place:],
+        plain,
+        plain.view(">u4").astype(np.int64),
+        size,
         layout.blocks,
         layout.mcus_per_row,
         layout.rows,
         layout.old_interval,
-        lookups,
-        codes,
+        *_compiled_tables(tables),
         output,
     )
     if length < 0:
@@ -174,24 +197,56 @@ def _layout(frame: bytes, scan: bytes, old_interval: int) -> _Frame | None:
     )
 
 
-def _expand(counts: bytes, values: bytes) -> tuple[npt.NDArray[np.uint16], npt.NDArray[np.int64]]:
-    """Return a table's decoding by the next 16 bits, symbol << 5 | length, and its codes.
+def _compiled_tables(tables: dict[int, tuple[bytes, bytes]]) -> _Tables:
+    """Return tables as the compiled code takes them; those of names from 0x100 are written.
 
-    Returns:
-        (65536,) lookup, 0 where no code begins so, and (256, 2) code and length by symbol.
+    Raises:
+        ValueError: if a table has fewer symbols than codes.
     """
-    lookup = np.zeros(1 << 16, dtype=np.uint16)
-    codes = np.zeros((256, 2), dtype=np.int64)
+    made = _Tables(
+        lookups=np.zeros((8, 1 << 16), dtype=np.uint16),
+        strides=np.zeros((4, 1 << _WINDOW), dtype=np.uint16),
+        codes=np.zeros((4, 256, 2), dtype=np.int64),
+        is_new=np.zeros(4, dtype=np.bool_),
+    )
+    for name, (counts, values) in tables.items():
+        if sum(counts) > len(values):
+            raise ValueError("a Huffman table ends early")
+        number = name & 3
+        table = np.frombuffer(counts, dtype=np.uint8), np.frombuffer(values, dtype=np.uint8)
+        if name & 0x100:
+            _fill_codes(*table, made.codes[number])
+            made.is_new[number] = tables[number] != (counts, values)
+            continue
+        lookup = made.lookups[(name >> 4) * 4 + number]
+        _fill_lookup(*table, lookup)
+        if name >> 4:
+            _fill_strides(lookup, made.strides[number])
+    return made
+
+
+@compiled()
+def _fill_codes(counts: U8, values: U8, codes: npt.NDArray[np.int64]) -> None:
     code = place = 0
-    for length, count in enumerate(counts, start=1):
-        for _ in range(count):
-            first = code << (16 - length)
-            lookup[first : first + (1 << (16 - length))] = values[place] << 5 | length
-            codes[values[place]] = code, length
+    for length in range(1, 17):
+        for _ in range(counts[length - 1]):
+            codes[values[place], 0] = code
+            codes[values[place], 1] = length
             code += 1
             place += 1
         code <<= 1
-    return lookup, codes
+
+
+@compiled()
+def _fill_lookup(counts: U8, values: U8, lookup: npt.NDArray[np.uint16]) -> None:
+    code = place = 0
+    for length in range(1, 17):
+        for _ in range(counts[length - 1]):
+            first = code << (16 - length)
+            lookup[first : first + (1 << (16 - length))] = np.int64(values[place]) << 5 | length
+            code += 1
+            place += 1
+        code <<= 1
 
 
 @compiled()
@@ -219,23 +274,49 @@ def _put(output: U8, state: npt.NDArray[np.int64], bits: int, count: int) -> Non
 
 
 @compiled()
-def _transcode(
-    stream: U8,
-    blocks: npt.NDArray[np.int64],
-    mcus_per_row: int,
-    rows: int,
-    old_interval: int,
-    lookups: npt.NDArray[np.uint16],
-    codes: npt.NDArray[np.int64],
-    output: U8,
-) -> int:
-    """Write the entropy-coded rows with markers between them.
+def _copy(output: U8, state: npt.NDArray[np.int64], plain: U8, start: int, end: int) -> None:
+    """Append the bits from `start` to `end`."""
+    place, pending, held = state[0], state[1], state[2]
+    bit = start
+    while bit + 8 <= end:
+        word = np.int64(plain[bit >> 3]) << 8 | np.int64(plain[(bit >> 3) + 1])
+        pending = pending << 8 | (word >> (8 - (bit & 7)) & 0xFF)
+        byte = pending >> held
+        pending &= (1 << held) - 1
+        output[place] = byte
+        place += 1
+        if byte == 0xFF:
+            output[place] = 0
+            place += 1
+        bit += 8
+    state[0], state[1] = place, pending
+    _put(output, state, _peek(plain, bit) >> (16 - (end - bit)), end - bit)
+
+
+@compiled()
+def _fill_strides(lookup: npt.NDArray[np.uint16], strides: npt.NDArray[np.uint16]) -> None:
+    for window in range(1 << _WINDOW):
+        taken = coefficients = ends = 0
+        while ends == 0 and coefficients < 64:
+            entry = np.int64(lookup[(window << (16 - _WINDOW + taken)) & 0xFFFF])
+            length, symbol = entry & 31, entry >> 5
+            if length == 0 or taken + length + (symbol & 15) > _WINDOW:
+                break
+            taken += length + (symbol & 15)
+            if symbol & 15 == 0 and symbol != 0xF0:
+                ends = 1
+            else:
+                coefficients += (symbol >> 4) + 1
+        strides[window] = ends << 11 | coefficients << 4 | taken
+
+
+@compiled()
+def _unstuff(stream: U8, plain: U8) -> int:
+    """Take out stuffed zeros and restart markers, whose alignment is kept by whole bytes.
 
     Returns:
-        Bytes written, or -1 where the stream is not what its header says.
+        Bytes written, or -1 where the stream ends within a marker.
     """
-    # Without stuffed zeros; restart markers are left out, their alignment is kept by whole bytes.
-    plain = np.zeros(len(stream) + 8, dtype=np.uint8)
     size = 0
     place = 0
     while place < len(stream):
@@ -252,65 +333,111 @@ def _transcode(
                 break
         plain[size] = byte
         size += 1
+    return size
+
+
+@compiled()
+def _transcode(
+    plain: U8,
+    words: npt.NDArray[np.int64],
+    size: int,
+    blocks: npt.NDArray[np.int64],
+    mcus_per_row: int,
+    rows: int,
+    old_interval: int,
+    lookups: npt.NDArray[np.uint16],
+    strides: npt.NDArray[np.uint16],
+    codes: npt.NDArray[np.int64],
+    is_new: npt.NDArray[np.bool_],
+    output: U8,
+) -> int:
+    """Write the entropy-coded rows with markers between them.
+
+    `plain` is the stream without stuffing, zeros from `size` on; `words` holds the same, 32 bits in
+    each, the first bit the highest.
+
+    Returns:
+        Bytes written, or -1 where the stream is not what its header says.
+    """
     state = np.zeros(3, dtype=np.int64)
     old_dc = np.zeros(4, dtype=np.int64)
     new_dc = np.zeros(4, dtype=np.int64)
-    bit = 0
+    bit = copied = 0
+    # The next `held` bits are the lowest of `buffer`; at least 32 where a code is read, which takes
+    # 31 at most. So the way from one code to the next is a shift and a look into a table.
+    buffer = held = word = 0
     mcu = 0
     for row in range(rows):
         new_dc[:] = 0
         for _ in range(mcus_per_row):
             if old_interval > 0 and mcu > 0 and mcu % old_interval == 0:
                 old_dc[:] = 0
-                bit = (bit + 7) & ~7
+                _copy(output, state, plain, copied, bit)
+                bit = copied = (bit + 7) & ~7
+                word = bit >> 5
+                held = 32 - (bit & 31)
+                buffer = words[word]
+                word += 1
             mcu += 1
             for b in range(len(blocks)):
                 component, dc_table, ac_table = blocks[b, 0], blocks[b, 1], blocks[b, 2]
-                entry = lookups[dc_table, _peek(plain, bit)]
+                if held < 32:
+                    buffer = (buffer & ((1 << held) - 1)) << 32 | words[word]
+                    word += 1
+                    held += 32
+                entry = lookups[dc_table, buffer >> (held - 16) & 0xFFFF]
                 length, count = np.int64(entry & 31), np.int64(entry >> 5)
                 if length == 0 or count > 11:
                     return -1
-                bit += length
+                held -= length + count
+                difference = 0
                 if count > 0:
-                    extra = _peek(plain, bit) >> (16 - count)
-                    bit += count
-                    if extra < (1 << (count - 1)):
-                        extra -= (1 << count) - 1
-                    old_dc[component] += extra
-                difference = old_dc[component] - new_dc[component]
-                new_dc[component] = old_dc[component]
-                magnitude = abs(difference)
-                count = 0
-                while magnitude >> count:
-                    count += 1
-                if count > 11:
-                    return -1
-                _put(output, state, codes[dc_table, count, 0], codes[dc_table, count, 1])
-                if difference < 0:
-                    difference += (1 << count) - 1
-                _put(output, state, difference, count)
-                first = bit
+                    difference = buffer >> held & ((1 << count) - 1)
+                    if difference < (1 << (count - 1)):
+                        difference -= (1 << count) - 1
+                value = old_dc[component] + difference
+                new_difference = value - new_dc[component]
+                old_dc[component] = new_dc[component] = value
+                if new_difference != difference or is_new[dc_table]:
+                    _copy(output, state, plain, copied, bit)
+                    copied = 32 * word - held
+                    magnitude = abs(new_difference)
+                    count = 0
+                    while magnitude >> count:
+                        count += 1
+                    if count > 11:
+                        return -1
+                    _put(output, state, codes[dc_table, count, 0], codes[dc_table, count, 1])
+                    if new_difference < 0:
+                        new_difference += (1 << count) - 1
+                    _put(output, state, new_difference, count)
                 k = 1
                 while k < 64:
-                    entry = lookups[4 + ac_table, _peek(plain, bit)]
+                    if held < 32:
+                        buffer = (buffer & ((1 << held) - 1)) << 32 | words[word]
+                        word += 1
+                        held += 32
+                    stride = np.int64(strides[ac_table, buffer >> (held - _WINDOW) & _IN_WINDOW])
+                    taken, coefficients, ends = stride & 15, stride >> 4 & 127, stride >> 11
+                    if taken > 0 and k + coefficients + ends <= 64:
+                        held -= taken
+                        if ends:
+                            break
+                        k += coefficients
+                        continue
+                    entry = lookups[4 + ac_table, buffer >> (held - 16) & 0xFFFF]
                     length, symbol = np.int64(entry & 31), np.int64(entry >> 5)
                     if length == 0:
                         return -1
-                    bit += length + (symbol & 15)
-                    if symbol & 15 == 0:
-                        if symbol != 0xF0:
-                            break
-                        k += 16
-                    else:
-                        k += (symbol >> 4) + 1
-                    if bit > 8 * size:
-                        return -1
+                    held -= length + (symbol & 15)
+                    if symbol & 15 == 0 and symbol != 0xF0:
+                        break
+                    k += (symbol >> 4) + 1
+                bit = 32 * word - held
                 if bit > 8 * size:
                     return -1
-                while first < bit:
-                    count = min(16, bit - first)
-                    _put(output, state, _peek(plain, first) >> (16 - count), count)
-                    first += count
+        _copy(output, state, plain, copied, bit)
+        copied = bit
         if state[2] > 0:
             _put(output, state, (1 << (8 - state[2])) - 1, 8 - state[2])
         if row < rows - 1:
