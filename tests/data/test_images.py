@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
 from kdcache.data.images import store_image, to_rgb
+from kdcache.data.restart import add_restart_markers
 
 
 def noise(*shape, top=256, dtype=np.uint8):
@@ -476,3 +477,14 @@ def test_channel_sums_are_sums_and_sums_of_squares():
     values = RGB.reshape(-1, 3).astype(np.int64)
     expected = np.stack([values.sum(axis=0), (values**2).sum(axis=0)], axis=1)
     assert np.array_equal(stored.channel_sums, expected)
+
+
+def test_a_jpeg_whose_table_has_more_codes_than_symbols_gets_no_markers():
+    content = encode(photo(80, 60), "JPEG")
+    assert add_restart_markers(content) is not None
+    table = content.rindex(b"\xff\xc4")
+    length_16 = table + 5 + 15  # after the marker, the length and the table's name
+    more = content[length_16] + 5
+    assert (
+        add_restart_markers(content[:length_16] + bytes([more]) + content[length_16 + 1 :]) is None
+    )
