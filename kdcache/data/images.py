@@ -44,7 +44,8 @@ class StoredImage(NamedTuple):
     digest: bytes
     """16 bytes: blake2b of `content`."""
     channel_sums: npt.NDArray[np.int64]
-    """(3, 2): sum and sum of squares of the uint8 values of each channel."""
+    """(3, 2): sum and sum of squares of the uint8 values of each channel, as the reader decodes them;
+    before encoding where it is encoded here."""
 
 
 def store_image(
