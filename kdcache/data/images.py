@@ -44,8 +44,8 @@ class StoredImage(NamedTuple):
     digest: bytes
     """16 bytes: blake2b of `content`."""
     channel_sums: npt.NDArray[np.int64]
-    """(3, 2): sum and sum of squares of the uint8 values of each channel; of a JPEG that is kept, as
-    the reader decodes it, and else as they were encoded."""
+    """(3, 2): sum and sum of squares of the uint8 values of each channel: as the reader decodes
+    them where a JPEG is kept, else before encoding."""
 
 
 def store_image(
