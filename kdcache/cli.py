@@ -100,7 +100,11 @@ def _summary(result: dict[str, Any]) -> str:
     for key, value in result.items():
         if isinstance(value, dict) and _is_of_things(value):
             for name, item in value.items():
-                said = [_readable(part) for part in item.values() if part is not None]
+                said = [
+                    f"{about.replace('_', ' ')} {_readable(part)}"
+                    for about, part in item.items()
+                    if part is not None
+                ]
                 lines.append(f"{key.replace('_', ' '):<20} {name}: {', '.join(said)}")
             continue
         if isinstance(value, list) and all(isinstance(item, dict) for item in value):

@@ -77,7 +77,13 @@ def image_folder(root: Path) -> Source:
                     left_out.append(str(folder / file))
                     continue
                 files.append(file)
-                stat = os.stat(folder / file)  # noqa: PTH116
+                try:
+                    stat = os.stat(folder / file)  # noqa: PTH116
+                except FileNotFoundError as error:
+                    raise DatasetError(
+                        f"{folder / file} is a link to a file that is not there, expected an "
+                        "image. Mount or bring what it leads to, or remove the link"
+                    ) from error
                 listing.update(f"{split}/{file}:{stat.st_size}:{stat.st_mtime_ns}\n".encode())
             if split == "train" and len(files) == before:
                 raise DatasetError(
@@ -105,9 +111,13 @@ def _class_folders(folder: Path) -> list[str]:
 
 
 def _files_below(root: Path, folder: str) -> Iterator[str]:
-    """Yield the files below `root/folder` relative to `root`, sorted folder by folder."""
+    """Yield the files below `root/folder` relative to `root`, sorted folder by folder.
+
+    Links to folders are yielded too, and not followed: they may lead in circles.
+    """
     found = []
-    for path, _, names in os.walk(root / folder):
+    for path, folders, names in os.walk(root / folder):
         below = os.path.relpath(path, root)
-        found += [f"{below}/{name}" for name in names]
+        links = [name for name in folders if os.path.islink(f"{path}/{name}")]  # noqa: PTH114
+        found += [f"{below}/{name}" for name in names + links]
     yield from sorted(found, key=lambda file: file.split("/"))

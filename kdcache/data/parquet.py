@@ -64,7 +64,9 @@ def parquet(root: Path, label_key: str | None = None) -> Source:
         root: the file or folder; a lone file is the training split.
         label_key: the column of labels; `label` when None.
     """
-    paths = [root] if root.is_file() else sorted(root.rglob("*.parquet"))
+    paths = [root]
+    if root.is_dir():
+        paths = sorted(file for file in root.rglob("*") if file.suffix.lower() == ".parquet")
     found = {"train": paths} if root.is_file() else files_of_splits(paths, root)
     shards, passed_over = choose_splits(found)
     splits: dict[str, Split] = {}

@@ -22,9 +22,7 @@ from kdcache.rng import generator
 EVALUATION_NAMES = ("val", "valid", "validation", "dev", "eval", "test")
 """What an evaluation split may be called; the first that is there is taken."""
 
-_SPLIT_IN_NAME = re.compile(
-    rf"(?<![a-z0-9])(train|{'|'.join(sorted(EVALUATION_NAMES, key=len, reverse=True))})(?![a-z])"
-)
+_SPLIT_IN_NAME = re.compile(rf"(?<![a-z0-9])(train|{'|'.join(EVALUATION_NAMES)})(?![a-z])")
 
 Found = TypeVar("Found")
 

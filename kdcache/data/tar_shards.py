@@ -106,9 +106,11 @@ def _find(source: str) -> list[Path]:
 
     path = Path(source)
     if path.is_dir():
-        return sorted(path.rglob("*.tar"))
+        return sorted(file for file in path.rglob("*") if file.suffix.lower() == ".tar")
+    if path.is_file():  # whatever its name: `photos[1].tar` is no pattern then
+        return [path.resolve()]
     try:
-        names = [source] if path.exists() else list(braceexpand(source))
+        names = list(braceexpand(source))
     except ValueError as error:
         raise ConfigError(
             f"SOURCE is {source}, expected braces such as shards-{{000..012}}.tar: {error}"

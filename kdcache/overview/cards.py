@@ -187,10 +187,10 @@ def run_card(path: Path) -> Card:
     }
     unfinished = None
     if done < epochs:
-        unfinished = (
-            f"{done} of {epochs} epochs are done. Run kdcache train with the same arguments and "
-            f"--resume --out {path}"
-        )
+        goes_on = f"train with the same arguments and --resume --out {path}"
+        if "samples" not in config:
+            goes_on = "train-teacher again with the same arguments; it continues"
+        unfinished = f"{done} of {epochs} epochs are done. Run kdcache {goes_on}"
     reached = f", top-1 {top1[-1]:.2f} %" if top1 else ""
     kind = "" if config.get("kd", True) else ", no KD"
     on = f"{config['samples']:,} samples{kind}" if "samples" in config else "all data, a teacher"

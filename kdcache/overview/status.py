@@ -129,6 +129,9 @@ def next_step(items: list[Item], workspace: Workspace) -> str:
         found = (item for item in items if item.kind == kind and item.wrong)
         return [item for item in found if str(item.wrong).startswith("unfinished")]
 
+    begun_runs = unfinished("run")
+    teachers_begun = [item for item in begun_runs if _is_of_teacher(item)]
+    students = [item for item in usable("run") if not _is_of_teacher(item)]
     if not workspace.beton("train").exists():
         return "kdcache pack SOURCE: nothing is packed yet; digits needs no file"
     if not usable("store"):
@@ -137,14 +140,24 @@ def next_step(items: list[Item], workspace: Workspace) -> str:
         if teachers := usable("teacher"):
             name = Path(teachers[0].name).stem
             return f"kdcache build-logits --teacher {name}: there is a teacher and no store"
+        if teachers_begun:
+            name = teachers_begun[0].name
+            return f"kdcache train-teacher, with the arguments that {name} was begun with"
         return (
             "kdcache train-teacher --model resnet50, or kdcache build-logits with a teacher of "
             "your own: there is none here"
         )
-    if not usable("subset") and not usable("run"):
+    if not usable("subset") and not students:
         return "kdcache select --method medium --keep 0.7: nothing is selected"
-    if begun := unfinished("run"):
-        return f"kdcache train --resume --out {workspace.root / begun[0].name}"
-    if not usable("run"):
+    if begun := [item for item in begun_runs if item not in teachers_begun]:
+        return (
+            f"kdcache train --resume --out {workspace.root / begun[0].name}, with the arguments "
+            "that it was begun with"
+        )
+    if not students:
         return "kdcache train: a store and a subset are there"
     return "kdcache train with another subset, student or seed, or kdcache evaluate"
+
+
+def _is_of_teacher(item: Item) -> bool:
+    return item.name.startswith("runs/teacher-")

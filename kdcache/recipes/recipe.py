@@ -24,6 +24,9 @@ from kdcache.options import CommonOptions
 
 COMMANDS = ("pack", "train-teacher", "build-logits", "select", "train")
 
+_RECIPE = "[[stage]] tables alone, each with run = COMMAND"
+_OF_THE_WHOLE = frozenset({"workspace", "json", "quiet", "help", "version"})
+
 _PACKAGE = Path(__file__).parents[1]
 _FOLDERS = (_PACKAGE / "pipelines", _PACKAGE.parent / "pipelines")
 """Where our own recipes lie: inside an installed package, beside it in a checkout."""
@@ -71,11 +74,14 @@ def read_recipe(path: Path, *, workspace: Path, quiet: bool, source: str | None)
     """
     try:
         with path.open("rb") as file:
-            tables = tomllib.load(file)["stage"]
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, KeyError) as error:
+            content = tomllib.load(file)
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is no recipe ({error!r}), expected {_RECIPE}") from error
+    tables = _tables(path, content)
+    if source is not None and not any(table.get("run") == "pack" for table in tables):
         raise ConfigError(
-            f"{path} is no recipe ({error!r}), expected [[stage]] tables, each with run = COMMAND"
-        ) from error
+            f"--source is {source}, but {path} has no stage that packs. Leave the option out"
+        )
     common = [f"--workspace={workspace}", *(["--quiet"] if quiet else [])]
     stages: list[Stage] = []
     for number, table in enumerate(tables, 1):
@@ -84,8 +90,18 @@ def read_recipe(path: Path, *, workspace: Path, quiet: bool, source: str | None)
         if command not in COMMANDS:
             raise ConfigError(f"run of {about} is {command!r}, expected {', '.join(COMMANDS)}")
         given = {key: value for key, value in table.items() if key not in {"run", "name"}}
+        if refused := sorted(_OF_THE_WHOLE & given.keys()):
+            raise ConfigError(
+                f"{about} has {refused[0]} = {given[refused[0]]!r}, expected options of {command}. "
+                f"Say it of all stages: kdcache run RECIPE --{refused[0]}"
+            )
         if command == "pack" and source is not None:
             given["source"] = source
+        if command == "pack" and not given.keys() & {"source", "subset"}:
+            raise ConfigError(
+                f"{about}, pack: --source is not given, expected where the images are. Run: "
+                "kdcache run RECIPE --source SOURCE"
+            )
         try:
             options = parse([command, *_words(given), *common])
         except (CycloptsError, ConfigError) as error:
@@ -94,6 +110,16 @@ def read_recipe(path: Path, *, workspace: Path, quiet: bool, source: str | None)
         assert options is not None  # noqa: S101  (no --help among the words)
         stages.append(Stage(_name(table, stages), command, options))
     return stages
+
+
+def _tables(path: Path, content: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the stages of a TOML file, if it holds these and nothing else."""
+    tables = content.get("stage")
+    if other := sorted(content.keys() - {"stage"}):
+        raise ConfigError(f"{path} is no recipe: it holds {other[0]}, expected {_RECIPE}")
+    if not (isinstance(tables, list) and tables and all(isinstance(t, dict) for t in tables)):
+        raise ConfigError(f"{path} is no recipe: stage is {tables!r}, expected {_RECIPE}")
+    return tables
 
 
 def _name(table: Mapping[str, Any], before: list[Stage]) -> str:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import time
+from contextlib import nullcontext
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
 from kdcache import __version__
 from kdcache.commands import function_for
+from kdcache.data.beton import digests_path, manifest_path
 from kdcache.errors import CacheMismatchError
+from kdcache.files import file_lock
 from kdcache.options import CommonOptions, PackOptions, RunOptions, TrainOptions
 from kdcache.progress import logger
 from kdcache.recipes.recipe import Stage, find_recipe, read_recipe
@@ -40,14 +43,26 @@ def run(options: RunOptions) -> dict[str, Any]:
 
     Raises:
         ConfigError: if there is no such recipe, or one of its options is wrong.
-        KDCacheError: what the stages raise; those before it are done, and are not done again.
+        KDCacheError: if another process runs the recipe in this workspace; what the stages raise:
+            those before it are done, and are not done again.
     """
     path = find_recipe(options.recipe)
     workspace = Workspace(options.workspace)
     stages = read_recipe(
         path, workspace=options.workspace, quiet=options.quiet, source=options.source
     )
-    records = Records(options.workspace / "recipes" / f"{path.stem}.json")
+    folder = options.workspace / "recipes"
+    lock = file_lock(folder / f".{path.stem}.lock", purpose="run of a recipe")
+    with nullcontext() if options.dry_run else lock:
+        done, students = _run_stages(stages, folder / f"{path.stem}.json", options, workspace)
+    return {"recipe": str(path), "stages": done, "students": students}
+
+
+def _run_stages(
+    stages: list[Stage], record: Path, options: RunOptions, workspace: Workspace
+) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
+    """Return what each stage did, and what each student came to."""
+    records = Records(record)
     done: dict[str, dict[str, Any]] = {}
     students: dict[str, dict[str, Any]] = {}
     for stage in stages:
@@ -70,7 +85,7 @@ def run(options: RunOptions) -> dict[str, Any]:
         }
         if stage.command == "train":
             students[stage.name] = {name: result.get(name) for name in _STUDENT}
-    return {"recipe": str(path), "stages": done, "students": students}
+    return done, students
 
 
 def made_with(stage: Stage, workspace: Workspace) -> dict[str, Any]:
@@ -114,7 +129,8 @@ def outputs_of(options: CommonOptions, result: dict[str, Any]) -> dict[str, Any]
     paths = [Path(result["path"])] if "path" in result else []
     if isinstance(options, PackOptions):
         splits = [result[split] for split in ("train", "val") if result.get(split)]
-        paths = [Path(about["path"]) for about in splits] or paths
+        betons = [Path(about["path"]) for about in splits] or paths
+        paths = [of(path) for path in betons for of in (Path, manifest_path, digests_path)]
     return {str(path): signature(path) for path in paths}
 
 

@@ -1,12 +1,24 @@
-"""Whether files are those of last time: size and time of change, never their content."""
+"""Whether files are those of last time.
+
+Of what kdcache made and a later stage reads, the content tells: a manifest, which holds digests of
+what it describes, or a small file. So where a stage is made again and comes to the same, no stage
+after it runs. Of a user's images and of weights, size and time of change tell: reading them takes
+minutes.
+"""
 
 from __future__ import annotations
 
+import glob
 import hashlib
+import json
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from kdcache.data.beton import manifest_path
 from kdcache.errors import KDCacheError
+from kdcache.files import read_json, sha256_of
 from kdcache.options import (
     BuildLogitsOptions,
     CommonOptions,
@@ -16,16 +28,22 @@ from kdcache.options import (
 )
 from kdcache.workspace import Workspace
 
-_TELLING = ("zarr.json", "codec.npz", "views/*/complete", "config.json", "last.safetensors")
+HUGGING_FACE_PREFIX = "hf:"
+
+_TELLING_OF_STORE = ("zarr.json", "codec.npz", "views/*/complete")
+"""These say what is in a store: its manifest, what the codec was decided as, and its views."""
+
+_TELLING = (*_TELLING_OF_STORE, "config.json", "last.safetensors")
 """Of a store and of a run: these files are replaced when anything in it is."""
 
 
 def inputs_of(options: CommonOptions, workspace: Workspace) -> dict[str, Any]:
-    """Return the signature of every file that a stage reads, by path; None where there is none."""
+    """Return what tells of every file that a stage reads, by path; None where there is none."""
     paths: list[Path | str] = []
     if isinstance(options, PackOptions):
         if options.source is not None:
-            return {options.source: signature_of_images(Path(options.source))}
+            sources = [s for s in (options.source, options.val_source) if s is not None]
+            return {source: signature_of_images(source) for source in sources}
         paths += _subset(options.subset, workspace)
     paths += [workspace.beton("train"), workspace.beton("val")]
     if isinstance(options, BuildLogitsOptions):
@@ -41,7 +59,28 @@ def inputs_of(options: CommonOptions, workspace: Workspace) -> dict[str, Any]:
         paths += _store(options.teacher, options.store, workspace)
         paths += _subset(options.subset, workspace)
         paths += _teacher(options.live_teacher, workspace) if options.live_teacher else []
-    return {str(path): signature(path) for path in paths}
+    return {str(path): _content(path) for path in paths}
+
+
+def _content(path: Path | str) -> Any:
+    """Return what tells the content of a beton, a store or a file, as JSON content."""
+    if isinstance(path, str) or path.suffix == ".safetensors":
+        return signature(path)
+    if path.suffix == ".beton":
+        return _content_of_beton(manifest_path(path))
+    if path.is_dir():
+        files = sorted(file for pattern in _TELLING_OF_STORE for file in path.glob(pattern))
+        return {str(file.relative_to(path)): sha256_of(file) for file in files}
+    return sha256_of(path) if path.is_file() else None
+
+
+def _content_of_beton(manifest: Path) -> Any:
+    """Return a digest of what a manifest says but where the images came from, and when."""
+    if not manifest.is_file():
+        return None
+    about = read_json(manifest)
+    about.pop("made_from", None)
+    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
 
 
 def signature(path: Path | str) -> Any:
@@ -54,19 +93,47 @@ def signature(path: Path | str) -> Any:
     return _stamp(path) if path.is_file() else None
 
 
-def signature_of_images(path: Path) -> Any:
-    """Return the signature of a source: of every file in a folder."""
-    if not path.is_dir():
+def signature_of_images(source: str) -> Any:
+    """Return the signature of a source: of every file in a folder, or of a pattern.
+
+    None where it is no file of this machine, such as a data set that comes with a package.
+    """
+    path = Path(source.removeprefix(HUGGING_FACE_PREFIX))
+    if path.is_file():
         return signature(path)
+    files = _files_below(path) if path.is_dir() else _files_of_pattern(source)
     content = hashlib.sha256()
-    for file in sorted(path.rglob("*")):
-        if file.is_file():
-            content.update(f"{file.relative_to(path)} {_stamp(file)}\n".encode(errors="replace"))
-    return content.hexdigest()
+    found = 0
+    for found, file in enumerate(files, 1):  # noqa: B007  (how many is asked after the loop)
+        stamp = _stamp(file) if os.path.isfile(file) else None  # noqa: PTH113  (a million)
+        content.update(f"{file} {stamp}\n".encode(errors="surrogateescape"))
+    return content.hexdigest() if found else None
 
 
-def _stamp(path: Path) -> list[int]:
-    found = path.stat()
+def _files_below(folder: Path) -> Iterator[str]:
+    """Yield what is below a folder, in a fixed order; what links lead to is there too, once."""
+    seen: set[str] = set()
+    for below, folders, names in os.walk(folder, followlinks=True):
+        folders.sort()
+        yield from (f"{below}/{name}" for name in sorted(folders + names))
+        if (real := os.path.realpath(below)) in seen:
+            folders.clear()
+        seen.add(real)
+
+
+def _files_of_pattern(source: str) -> Iterator[str]:
+    from braceexpand import braceexpand
+
+    try:
+        names = list(braceexpand(source))
+    except ValueError:  # `pack` says what is wrong with it
+        return
+    for name in names:
+        yield from sorted(glob.glob(name))  # noqa: PTH207  (a pattern is no Path)
+
+
+def _stamp(path: Path | str) -> list[int]:
+    found = os.stat(path)  # noqa: PTH116  (a million)
     return [found.st_size, found.st_mtime_ns]
 
 

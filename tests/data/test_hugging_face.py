@@ -60,6 +60,30 @@ def test_what_save_to_disk_wrote_is_read(tmp_path):
         assert reds(opened.splits["val"]) == [100, 101, 102]
 
 
+def test_evaluation_splits_beside_the_one_that_is_taken_are_told(tmp_path):
+    names = ("train", "validation", "test")
+    data = {name: dataset(2, first=10 * number) for number, name in enumerate(names)}
+    datasets.DatasetDict(data).save_to_disk(tmp_path / "saved")
+    source = open_source(str(tmp_path / "saved"))
+    assert reds(source.splits["val"]) == [10, 11]
+    assert source.passed_over == ["test"]
+
+
+def test_a_data_set_of_one_row_is_read(tmp_path):
+    dataset(1).save_to_disk(tmp_path / "one")
+    assert reds(open_source(str(tmp_path / "one")).splits["train"]) == [0]
+
+
+def test_a_row_without_an_image_is_refused_when_it_is_read(tmp_path):
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
+    content = {"image": [*images(1), None], "label": [0, 0]}
+    datasets.Dataset.from_dict(content, features=features).save_to_disk(tmp_path / "saved")
+    split = open_source(str(tmp_path / "saved")).splits["train"]
+    assert split.read(0)
+    with pytest.raises(DatasetError, match="the row holds no image"):
+        split.read(1)
+
+
 def test_one_split_saved_alone_is_to_be_divided(tmp_path):
     dataset(12).save_to_disk(tmp_path / "saved")
     result = pack(

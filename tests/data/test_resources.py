@@ -22,7 +22,9 @@ PHOTOS = Need(samples=1000, stored=100_000, decoded=600_000, split=50_000, queue
 
 def test_memory_grows_with_samples_and_workers():
     one, two = PHOTOS.memory(1), PHOTOS.memory(2)
-    assert two - one > WORKER_BYTES + 4_000_000 + 50_000
+    # Four copies of the largest image, the list of images, the queue.
+    assert two - one == WORKER_BYTES + 4 * 600_000 + 50_000 + 4_000_000
+    assert PHOTOS.memory(0) == 1000 * 160 + 50_000
     assert PHOTOS._replace(samples=10**6).memory(1) - one == (10**6 - 1000) * 160
 
 
@@ -60,6 +62,8 @@ def test_the_memory_that_is_free_is_the_machines_or_the_containers(tmp_path):
     (tmp_path / "memory.current").write_text("2500000\n")
     (tmp_path / "memory.stat").write_text("anon 9\ninactive_file 400000\n")
     assert available_memory(meminfo, tmp_path) == 900_000
+    (tmp_path / "memory.max").write_text("9000000000\n")
+    assert available_memory(meminfo, tmp_path) == 5000 << 10
 
 
 def test_this_machine_has_room_for_little(tmp_path):
@@ -68,3 +72,5 @@ def test_this_machine_has_room_for_little(tmp_path):
     free = shutil.disk_usage(tmp_path).free
     with pytest.raises(DatasetError, match="the beton takes about"):
         require_room(Need(2, free, 1, 1, 1), 1, tmp_path)
+    with pytest.raises(DatasetError, match="packing with 1 workers takes about"):
+        require_room(Need(1, 1, 2**60, 1, 1), 1, tmp_path)

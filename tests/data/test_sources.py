@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import pickle
 
 import numpy as np
@@ -137,6 +138,12 @@ def test_other_files_are_left_out_and_told(tmp_path):
     assert source.left_out == [str(tmp_path / "ant" / "README.txt")]
 
 
+def test_a_folder_may_be_called_what_looks_like_a_pattern(tmp_path):
+    write_pngs(tmp_path / "photos[1]" / "ant", 1)
+    source = open_source(str(tmp_path / "photos[1]"))
+    assert contents(source.splits["train"]) == [(1, 0)]
+
+
 def test_a_class_of_the_other_split_alone_is_refused(tmp_path):
     write_pngs(tmp_path / "train" / "ant", 1)
     write_pngs(tmp_path / "val" / "zebra", 2)
@@ -180,6 +187,15 @@ def test_evaluation_folders_without_a_training_one_are_refused(tmp_path):
         open_source(str(tmp_path))
 
 
+def test_beside_other_classes_the_name_of_a_split_is_a_class(tmp_path):
+    for value, name in enumerate(("ant", "test", "val")):
+        write_pngs(tmp_path / name, value)
+    source = open_source(str(tmp_path))
+    assert source.class_names == ["ant", "test", "val"]
+    assert contents(source.splits["train"]) == [(0, 0), (1, 1), (2, 2)]
+    assert source.passed_over == []
+
+
 def test_a_flat_evaluation_folder_is_told_from_an_empty_one(tmp_path):
     # As ILSVRC2012_img_val.tar unpacks.
     write_pngs(tmp_path / "train" / "n01440764", 1)
@@ -216,18 +232,29 @@ def test_the_shape_of_imagenet_is_read_as_torchvision_reads_it(tmp_path):
     assert source.splits["val"].read(995) == photos[199]["image"]["bytes"]
 
 
-@pytest.mark.parametrize("change", ["another file", "another size", "another class"])
+@pytest.mark.parametrize(
+    "change", ["another file", "another size", "another time", "another class", "another split"]
+)
 def test_the_identity_of_a_folder_tells_of_changes(tmp_path, change):
-    write_pngs(tmp_path / "ant", 1, 2)
-    write_pngs(tmp_path / "cat", 3)
+    train, val = tmp_path / "train", tmp_path / "val"
+    write_pngs(train / "ant", 1, 2)
+    write_pngs(train / "cat", 3, 4)
+    write_pngs(val / "cat", 5)
     before = open_source(str(tmp_path)).identity
     assert open_source(str(tmp_path)).identity == before
+    file = train / "ant" / "001.png"
+    time = file.stat().st_mtime_ns
     if change == "another file":
-        write_pngs(tmp_path / "ant", 5)
+        write_pngs(train / "ant", 5)
     elif change == "another size":
-        (tmp_path / "ant" / "001.png").write_bytes(png(1) + b"more")
-    else:
-        (tmp_path / "ant" / "001.png").rename(tmp_path / "cat" / "001.png")
+        file.write_bytes(png(1) + b"more")
+        os.utime(file, ns=(time, time))
+    elif change == "another time":
+        os.utime(file, ns=(time, time + 1))
+    elif change == "another class":
+        file.rename(train / "cat" / "001.png")
+    else:  # all files are listed in the same order
+        (train / "cat" / "004.png").rename(val / "cat" / "004.png")
     assert open_source(str(tmp_path)).identity != before
 
 
@@ -275,11 +302,20 @@ def test_labels_without_names_are_named_by_their_number(tmp_path):
     assert open_source(str(path)).class_names == ["0", "1", "2", "3"]
 
 
+def test_the_case_of_a_suffix_does_not_count(tmp_path):
+    write_parquet(tmp_path / "train-0.parquet", [(1, 0)])
+    write_parquet(tmp_path / "train-1.PARQUET", [(2, 1)])
+    assert contents(open_source(str(tmp_path)).splits["train"]) == [(1, 0), (2, 1)]
+    (tmp_path / "train-0.parquet").unlink()
+    assert contents(open_source(str(tmp_path)).splits["train"]) == [(2, 1)]
+
+
 def test_shards_of_a_split_are_read_in_the_order_of_their_names(tmp_path):
     names = ["ant", "bee"]
     write_parquet(tmp_path / "data" / "train-00001.parquet", [(3, 1), (4, 0), (5, 1)], names=names)
     write_parquet(tmp_path / "data" / "train-00000.parquet", [(1, 0), (2, 1)], names=names)
     write_parquet(tmp_path / "data" / "test-00000.parquet", [(9, 1)], names=names)
+    (tmp_path / "README.md").write_text("as the hub has one")
     source = open_source(str(tmp_path))
     train = source.splits["train"]
     assert contents(train) == [(1, 0), (2, 1), (3, 1), (4, 0), (5, 1)]
@@ -404,6 +440,20 @@ def test_another_source_may_be_the_evaluation_split(tmp_path):
     assert open_source(str(tmp_path / "a"), val_source=str(tmp_path / "b")).identity != before
 
 
+def test_the_column_of_labels_is_that_of_both_sources(tmp_path):
+    for name, labels in (("a", [0, 1]), ("b", [1, 0])):
+        images = [{"bytes": png(value), "path": ""} for value in (1, 2)]
+        other = [1 - label for label in labels]
+        pq.write_table(
+            pa.table({"image": images, "label": other, "fine": labels}),
+            tmp_path / f"{name}.parquet",
+        )
+    train, val = (str(tmp_path / f"{name}.parquet") for name in ("a", "b"))
+    source = open_source(train, val_source=val, label_key="fine")
+    assert contents(source.splits["train"]) == [(1, 0), (2, 1)]
+    assert contents(source.splits["val"]) == [(1, 1), (2, 0)]
+
+
 def test_sources_of_two_kinds_go_together_by_the_names_of_their_classes(tmp_path):
     write_pngs(tmp_path / "a" / "ant", 1)
     write_pngs(tmp_path / "a" / "bee", 2)
@@ -422,6 +472,9 @@ def test_an_evaluation_source_that_does_not_fit_is_refused(tmp_path):
     a, b, both = (str(tmp_path / name) for name in ("a", "b", "both"))
     with pytest.raises(DatasetError, match=f"{b} has the class zebra, expected one of the 1 "):
         open_source(a, val_source=b)
+    numbered = write_parquet(tmp_path / "numbered.parquet", [(1, 0), (2, 1)])
+    with pytest.raises(DatasetError, match=f"{numbered} has the class 0, expected one of the 1 "):
+        open_source(a, val_source=str(numbered))
     with pytest.raises(ConfigError, match=f"--val-source is {both}, which has a training split"):
         open_source(a, val_source=both)
     with pytest.raises(ConfigError, match=f"--val-source is {a}, but {both} has an evaluation"):
@@ -449,6 +502,26 @@ def test_other_columns_are_refused_and_named(tmp_path, table):
     pq.write_table(table, tmp_path / "a.parquet")
     with pytest.raises(DatasetError, match=f"has the columns {', '.join(table.column_names)}"):
         open_source(str(tmp_path / "a.parquet"))
+
+
+@pytest.mark.parametrize("content", [pa.binary(), pa.large_binary()], ids=str)
+def test_of_several_images_the_one_of_that_name_is_taken(tmp_path, content):
+    kind = pa.struct({"path": pa.string(), "bytes": content})
+    columns = {
+        name: pa.array([{"path": "", "bytes": png(value)}], type=kind)
+        for name, value in (("thumbnail", 1), ("image", 2))
+    }
+    pq.write_table(pa.table(columns | {"label": [0]}), tmp_path / "a.parquet")
+    assert contents(open_source(str(tmp_path / "a.parquet")).splits["train"]) == [(2, 0)]
+
+
+def test_shards_with_their_images_in_other_columns_are_refused(tmp_path):
+    for name, column in (("0.parquet", "image"), ("1.parquet", "photo")):
+        pq.write_table(
+            pa.table({column: [{"bytes": png(1), "path": ""}], "label": [0]}), tmp_path / name
+        )
+    with pytest.raises(DatasetError, match=r"1\.parquet has its images in photo, expected image"):
+        open_source(str(tmp_path))
 
 
 def test_a_file_without_rows_is_refused(tmp_path):
@@ -596,3 +669,18 @@ def test_a_share_of_zero_leaves_one_split():
 def test_a_share_too_small_for_one_image_is_refused():
     with pytest.raises(ConfigError, match=r"--val-fraction is 0\.01, .* of 12"):
         divide(np.arange(12) % 3, 0.01)
+
+
+def test_a_link_to_a_file_that_is_not_there_is_named(tmp_path):
+    write_pngs(tmp_path / "ant", 1)
+    (tmp_path / "ant" / "gone.png").symlink_to(tmp_path / "nothing.png")
+    with pytest.raises(DatasetError, match=r"gone\.png is a link to a file that is not there"):
+        open_source(str(tmp_path))
+
+
+def test_a_link_to_a_folder_below_a_class_is_told_and_not_followed(tmp_path):
+    write_pngs(tmp_path / "ant", 1)
+    (tmp_path / "ant" / "circle").symlink_to(tmp_path)
+    source = open_source(str(tmp_path))
+    assert contents(source.splits["train"]) == [(1, 0)]
+    assert source.left_out == [str(tmp_path / "ant" / "circle")]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import os
 import pickle
 import tarfile
 
@@ -136,6 +137,18 @@ def test_braces_give_the_order_and_names_do_elsewhere(tmp_path):
         assert [value for value, _ in contents(split)] == expected
 
 
+def test_a_shard_may_be_called_what_looks_like_a_pattern(tmp_path):
+    write_greys(tmp_path / "a[1].tar", 5)
+    write_greys(tmp_path / "a1.tar", 8)
+    assert contents(open_source(str(tmp_path / "a[1].tar")).splits["train"]) == [(5, 1)]
+
+
+def test_the_case_of_a_suffix_does_not_count(tmp_path):
+    path = write_greys(tmp_path / "a.TAR", 5)
+    for source in (path, tmp_path):
+        assert contents(open_source(str(source)).splits["train"]) == [(5, 1)]
+
+
 def test_a_label_stands_in_cls_or_in_json(tmp_path):
     about = {"label": 2, "fine": 5, "text": "a cat"}
     write_shard(
@@ -171,6 +184,10 @@ def test_a_list_beside_the_shards_names_the_classes(tmp_path, name):
     (tmp_path / "train" / name).write_text("ant\n")
     with pytest.raises(DatasetError, match="has the label 1, expected labels below 1"):
         open_source(str(tmp_path))
+    (tmp_path / "train" / name).unlink()
+    write_greys(tmp_path / "val" / "0.tar", 0)
+    (tmp_path / name).write_text("bee\ncat\n")
+    assert open_source(str(tmp_path)).class_names == ["bee", "cat"]
 
 
 def test_members_of_a_sample_need_not_stand_side_by_side(tmp_path):
@@ -178,7 +195,9 @@ def test_members_of_a_sample_need_not_stand_side_by_side(tmp_path):
         (f"{n}.cls", b"%d" % n) for n in range(3)
     ]
     path = write_members(tmp_path / "a.tar", *members)
-    assert contents(open_source(str(path)).splits["train"]) == [(0, 0), (1, 1), (2, 2)]
+    split = open_source(str(path)).splits["train"]
+    assert contents(split) == [(0, 0), (1, 1), (2, 2)]
+    assert split.read(1) == encoded(1)
 
 
 def test_samples_of_one_name_in_two_folders_are_two(tmp_path):
@@ -199,10 +218,11 @@ def test_what_is_no_sample_is_left_out_and_told(tmp_path):
         ("0.depth.png", encoded(9)),
         ("README.md", b"about"),
         ("._0.png", b"macOS"),
+        ("0", b"no extension"),
     )
     source = open_source(str(path))
     assert contents(source.splits["train"]) == [(5, 0)]
-    assert source.left_out == [f"{path}, ._0.png", f"{path}, README.md"]
+    assert source.left_out == [f"{path}, ._0.png", f"{path}, 0", f"{path}, README.md"]
 
 
 class Bomb:
@@ -243,8 +263,12 @@ def test_a_link_is_not_followed(tmp_path, kind):
 @pytest.mark.parametrize(
     ("members", "message"),
     [
-        ([("0.png", b"")], r"sample 0 in .* has no label \(png\), expected 0|NAME"),
+        (
+            [("0.png", b"")],
+            r"sample 0 in .* has no label \(png\), expected NAME\.cls or NAME\.json",
+        ),
         ([("0.cls", b"1")], "sample 0 in .* has 0 images"),
+        ([("0.json", b'{"label": 1}')], "sample 0 in .* has 0 images"),
         ([("0.png", b""), ("0.jpg", b""), ("0.cls", b"1")], "sample 0 in .* has 2 images"),
         ([("0.png", b""), ("0.cls", b"cat")], r"0\.cls is 'cat', expected a label"),
         ([("0.png", b""), ("0.cls", b"-1")], r"0\.cls is '-1', expected a label"),
@@ -296,15 +320,34 @@ def test_shards_that_are_not_there_are_asked_wrongly(tmp_path, pattern):
         open_source(source)
 
 
-def test_the_identity_of_shards_tells_of_changes(tmp_path):
+def test_the_identity_of_shards_tells_of_changes(tmp_path, monkeypatch):
     path = write_greys(tmp_path / "a-0.tar", 1, 2)
     pattern = str(tmp_path / "a-{0..0}.tar")
     before = open_source(pattern).identity
     assert before == json.loads(json.dumps(before))
     assert (before["kind"], before["path"]) == ("webdataset", pattern)
     assert open_source(pattern).identity == before
+    monkeypatch.chdir(tmp_path)
+    assert open_source("a-{0..0}.tar").identity == before
     path.write_bytes(path.read_bytes() + bytes(512))
     assert open_source(pattern).identity != before
+
+
+@pytest.mark.parametrize("change", ["another size", "another time", "another split"])
+def test_the_identity_of_shards_tells_of_each_change_alone(tmp_path, change):
+    paths = [tmp_path / name for name in ("train/0.tar", "train/1.tar", "val/2.tar")]
+    for value, path in enumerate(paths):
+        write_greys(path, value)
+    before = open_source(str(tmp_path)).identity
+    time = paths[1].stat().st_mtime_ns
+    if change == "another size":
+        paths[1].write_bytes(paths[1].read_bytes() + bytes(512))
+        os.utime(paths[1], ns=(time, time))
+    elif change == "another time":
+        os.utime(paths[1], ns=(time, time + 1))
+    else:  # and all shards in the same order
+        paths[1].rename(tmp_path / "val" / "1.tar")
+    assert open_source(str(tmp_path)).identity != before
 
 
 def test_the_splits_of_shards_pickle(tmp_path):

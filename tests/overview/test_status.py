@@ -75,7 +75,8 @@ def test_the_next_step_is_the_first_that_is_missing(workspace):
 def test_what_was_begun_comes_first(workspace):
     metrics = run_of(workspace) / "metrics.jsonl"
     metrics.write_text(metrics.read_text().splitlines(keepends=True)[0])
-    assert state(workspace)["next"] == f"kdcache train --resume --out {run_of(workspace)}"
+    goes_on = f"kdcache train --resume --out {run_of(workspace)}, with the arguments that"
+    assert state(workspace)["next"].startswith(goes_on)
     assert wrong(workspace)[f"runs/{run_of(workspace).name}"].startswith("unfinished: 1 of 2 epoch")
     (workspace / "stores/resnet8.zarr" / complete_key(0)).unlink()
     assert "stores/resnet8.zarr was begun with" in state(workspace)["next"]
@@ -137,3 +138,22 @@ def test_what_lies_elsewhere_is_listed_too(workspace, tmp_path):
     assert (found[str(elsewhere)]["wrong"], found[url]["wrong"]) == (None, None)
     elsewhere.unlink()
     assert wrong(workspace) == {str(elsewhere): "damaged: it does not exist any more"}
+
+
+def test_the_run_of_a_teacher_is_no_student(workspace):
+    shutil.rmtree(run_of(workspace))
+    assert state(workspace)["next"].startswith("kdcache train: ")
+    shutil.rmtree(workspace / "subsets")
+    assert state(workspace)["next"].startswith("kdcache select")
+
+
+def test_a_teacher_that_was_begun_goes_on_as_one(workspace):
+    shutil.rmtree(run_of(workspace))
+    shutil.rmtree(workspace / "stores")
+    shutil.rmtree(workspace / "teachers")
+    (workspace / "workspace.json").unlink()
+    (workspace / "runs/teacher-resnet8/metrics.jsonl").write_text("")
+    name = "runs/teacher-resnet8"
+    assert "Run kdcache train-teacher again with the same arguments" in wrong(workspace)[name]
+    expected = f"kdcache train-teacher, with the arguments that {name} was begun with"
+    assert state(workspace)["next"] == expected

@@ -88,7 +88,7 @@ def test_stages_of_one_name_are_told_apart(recipe):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", r"own\.toml is no recipe .*stage.*\[\[stage\]\]"),
+        ("", r"own\.toml is no recipe: stage is None, .*\[\[stage\]\]"),
         ("stage = ", r"own\.toml is no recipe"),
         ('[[stage]]\nrun = "fly"', r"run of stage 1 of .* is 'fly', expected pack, train-teacher"),
         ("[[stage]]\nkeep = 1", r"run of stage 1 of .* is None"),
@@ -97,7 +97,14 @@ def test_stages_of_one_name_are_told_apart(recipe):
         ('[[stage]]\nrun = "select"\nkep = 0.3', r"stage 1 of .*, select: .*--kep"),
         ('[[stage]]\nrun = "select"\nkeep = "most"', r"select: .*--keep.*most"),
         ('[[stage]]\nrun = "select"\noverwrite = false', r"select: .*--no-overwrite"),
-        ('[[stage]]\nrun = "pack"', r"pack: --source is not given"),
+        ('[[stage]]\nrun = "pack"', r"pack: --source is not given.* kdcache run RECIPE --source"),
+        ("stage = 3", r"is no recipe: stage is 3, expected \[\[stage\]\]"),
+        ("stage = [1]", r"is no recipe: stage is \[1\]"),
+        ("stage = []", r"is no recipe: stage is \[\]"),
+        ('[stage]\nrun = "select"', r"is no recipe: stage is \{'run': 'select'\}"),
+        ('epochs = 3\n[[stage]]\nrun = "select"', r"is no recipe: it holds epochs"),
+        ('[[stage]]\nrun = "select"\nhelp = true', r"stage 1 of .* has help = True"),
+        ('[[stage]]\nrun = "select"\nworkspace = "w"', r"has workspace = 'w', .*--workspace"),
     ],
 )
 def test_what_is_no_recipe_is_refused_with_its_place(recipe, text, message):
@@ -110,3 +117,8 @@ def test_a_recipe_that_is_not_there_is_named_with_ours(tmp_path):
         find_recipe("digit")
     with pytest.raises(ConfigError, match=r"none\.toml does not exist"):
         find_recipe(str(tmp_path / "none.toml"))
+
+
+def test_a_source_for_a_recipe_that_packs_nothing_is_refused(recipe):
+    with pytest.raises(ConfigError, match=r"--source is images, but .* no stage that packs"):
+        read(recipe('[[stage]]\nrun = "select"'), source="images")

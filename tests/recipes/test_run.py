@@ -14,7 +14,9 @@ from typing import Any
 
 import pytest
 
-from kdcache.errors import CacheMismatchError
+from kdcache.data.beton import manifest_path
+from kdcache.errors import CacheMismatchError, KDCacheError
+from kdcache.files import file_lock
 from kdcache.options import RunOptions, SelectOptions
 from kdcache.recipes.run import run
 from kdcache.selection.select import select
@@ -173,7 +175,7 @@ def test_what_the_recipe_made_is_replaced_and_nothing_else(folder):
 
 def test_what_is_gone_is_made_again(folder):
     (folder / "workspace/subsets/medium-0.5.npz").unlink()
-    assert ran(folder) == ["select", "KD"]
+    assert ran(folder) == ["select"]  # to the same bytes, so nothing follows
     weights = next((folder / "workspace/runs").glob("resnet8-full*/last.safetensors"))
     weights.write_bytes(b"")
     assert ran(folder) == ["all, no KD"]
@@ -188,6 +190,21 @@ def test_a_changed_image_reruns_everything(folder, tmp_path, finished):
     other = next(path for path in images.rglob("*.png") if path != image)
     image.write_bytes(other.read_bytes())
     assert ran(folder) == STAGES
+
+
+def test_a_touched_image_is_packed_again_and_nothing_follows(folder, finished):
+    """The pack comes to the same bytes, so all that was made of them stands."""
+    images = finished[0] / "images"
+    image = next(path for path in sorted(images.rglob("*")) if path.is_file())
+    about = image.stat()
+    os.utime(image, ns=(about.st_atime_ns, about.st_mtime_ns + 1))
+    try:
+        assert ran(folder) == ["pack"]
+        (folder / "workspace/train.json").unlink()
+        assert ran(folder) == ["pack"]  # written anew
+        assert ran(folder) == []
+    finally:
+        os.utime(image, ns=(about.st_atime_ns, about.st_mtime_ns))
 
 
 def test_what_ran_in_between_is_not_taken_for_a_stage(folder):
@@ -221,3 +238,19 @@ def test_a_run_that_was_killed_goes_on_where_it_was(folder):
     assert result["stages"]["KD"]["why"] == "it was begun and not finished"
     assert [line["epoch"] for line in metrics(run_dir)] == list(range(1, 13))
     assert not run_dir.with_name("resnet8-medium-0.5-s0-3").exists()
+
+
+def test_what_a_pack_wrote_beside_its_beton_is_made_again(folder):
+    beton = folder / "workspace/train.beton"
+    manifest_path(beton).unlink()
+    assert ran(folder)[0] == "pack"
+    assert manifest_path(beton).exists()
+
+
+def test_a_recipe_runs_once_at_a_time(folder):
+    with (
+        file_lock(folder / "workspace/recipes/.own.lock", purpose="run of a recipe"),
+        pytest.raises(KDCacheError, match=rf"own\.lock is held by process {os.getpid()}"),
+    ):
+        ran(folder)
+    assert ran(folder) == []

@@ -48,6 +48,23 @@ def test_it_is_the_moving_average_of_weights_and_running_statistics(decay):
     assert average.steps == 30
 
 
+def test_an_average_that_is_taken_up_goes_on_bit_for_bit():
+    present = model()
+    whole, taken_up = WeightAverage(present, 0.9), WeightAverage(present, 0.9)
+    taken_up.update(present)  # whatever it was before
+    for step in range(6):
+        moved(present, step)
+        whole.update(present)
+        if step == 2:
+            taken_up.model.load_state_dict(whole.model.state_dict())
+            taken_up.take_up(3)
+        elif step > 2:
+            taken_up.update(present)
+    assert taken_up.steps == whole.steps == 6
+    for name, value in taken_up.model.state_dict().items():
+        assert torch.equal(value, whole.model.state_dict()[name]), name
+
+
 def test_the_model_itself_stays_as_it_is():
     present, untouched = model(), model()
     average = WeightAverage(present, 0.9)

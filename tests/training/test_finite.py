@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+
 import pytest
 import torch
 
@@ -23,10 +25,11 @@ def test_on_a_cpu_the_batch_is_named_at_once(value):
         note(watch, 2, value, [30, 10, 20])
 
 
-def test_of_many_samples_some_are_named_and_the_others_counted():
+@pytest.mark.parametrize(("count", "more"), [(8, ""), (9, " and 1 more"), (10, " and 2 more")])
+def test_of_many_samples_some_are_named_and_the_others_counted(count, more):
     watch = FiniteWatch(torch.device("cpu"), "")
-    with pytest.raises(TrainingError, match=r"samples are 0, 1, 2, 3, 4, 5, 6, 7 and 2 more\."):
-        note(watch, 9, NAN, list(range(10)))
+    with pytest.raises(TrainingError, match=rf"samples are 0, 1, 2, 3, 4, 5, 6, 7{more}\."):
+        note(watch, 9, NAN, list(range(count)))
 
 
 def test_elsewhere_it_is_looked_at_now_and_then_and_the_first_is_named():
@@ -36,6 +39,29 @@ def test_elsewhere_it_is_looked_at_now_and_then_and_the_first_is_named():
         note(watch, step, NAN if step in (7, 9) else 1.0, [step])
     with pytest.raises(TrainingError, match=r"step 7 is nan.* are 7\."):
         note(watch, CHECK_EVERY, 1.0, [0])
+
+
+class Held(torch.autograd.Function):
+    """Keeps a tensor for its gradient, as every layer does."""
+
+    @staticmethod
+    def forward(ctx, values, kept):
+        ctx.kept = kept
+        return values.sum()
+
+    @staticmethod
+    def backward(_, grad):
+        return grad.expand(2), None
+
+
+def test_a_loss_that_waits_does_not_hold_what_its_gradient_needed():
+    watch = FiniteWatch(torch.device("cuda"), "")
+    activations = torch.zeros(4)
+    gone = weakref.ref(activations)
+    loss = Held.apply(torch.ones(2, requires_grad=True), activations)
+    watch.note(1, loss, torch.tensor([0]))
+    del loss, activations
+    assert gone() is None
 
 
 def test_what_is_left_at_the_end_of_an_epoch_is_looked_at_too():

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from kdcache.errors import ConfigError
-from kdcache.training.losses.form import parse_form
+from kdcache.training.losses.form import parse_form, written
 
 AUTO_RULE = "1 - keep / 2"
 """What `auto` stands for until it is measured: a placeholder. That the weight of the teacher grows
@@ -64,10 +64,10 @@ class Alpha:
     def __str__(self) -> str:
         match self.kind:
             case "constant":
-                return f"{self.start:g}"
+                return written(self.start)
             case "auto":
                 return "auto"
-        return f"{self.kind}({self.start:g}, {self.end:g})"
+        return f"{self.kind}({written(self.start)}, {written(self.end)})"
 
     def for_keep(self, keep: float) -> Alpha:
         """Return what `auto` comes to for a share of samples in (0, 1]; any other stays."""

@@ -19,8 +19,8 @@ class Form(NamedTuple):
 
     def __str__(self) -> str:
         if not self.name:
-            return f"{self.numbers['value']:g}"
-        words = ", ".join(f"{name}={number:g}" for name, number in self.numbers.items())
+            return written(self.numbers["value"])
+        words = ", ".join(f"{name}={written(number)}" for name, number in self.numbers.items())
         return f"{self.name}({words})" if words else self.name
 
 
@@ -42,6 +42,12 @@ def parse_form(text: str, forms: Mapping[str, Mapping[str, float | None]], *, op
         known = ", ".join(_written(name, form) for name, form in forms.items())
         raise ConfigError(f"{option} is {text!r}, {error}. It takes: {known}") from error
     return Form(call.name, numbers)
+
+
+def written(number: float) -> str:
+    """Write a number so that it is read again as the same one, in few digits where they do."""
+    short = f"{number:g}"
+    return short if float(short) == number else repr(number)
 
 
 def _numbers(call: Call, form: Mapping[str, float | None]) -> dict[str, float]:

@@ -20,4 +20,5 @@ class LossParts(NamedTuple):
     """(B,) what each sample gives to the total, which is its mean; None where the loss compares
     samples with each other (DIST)."""
     alpha: float | None = None
-    """Weight of the distillation in this step; None without a teacher."""
+    """Weight of the distillation in this step, before a method's own warm-up; None without a
+    teacher."""

@@ -72,6 +72,13 @@ def test_a_weight_outside_0_and_1_is_refused(text, value):
         Alpha.parse(text)
 
 
+@given(start=SHARES, end=SHARES)
+@pytest.mark.parametrize("kind", ["linear", "cosine"])
+def test_a_weight_is_written_with_all_its_digits(kind, start, end):
+    for alpha in (Alpha(kind, start, end), Alpha("constant", start, start)):
+        assert Alpha.parse(str(alpha)) == alpha
+
+
 @given(start=SHARES, end=SHARES, progress=SHARES)
 @pytest.mark.parametrize("kind", ["linear", "cosine"])
 def test_a_way_leads_from_the_first_to_the_second(kind, start, end, progress):

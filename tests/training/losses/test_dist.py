@@ -74,6 +74,8 @@ def test_a_class_that_is_next_to_impossible_still_correlates_in_float32():
     logits = torch.tensor([[0.0, 1.0, -60.0], [0.5, 0.0, -59.0], [0.0, 2.0, -61.0]])
     teacher, student = logits.double(), torch.flip(logits, dims=[0]).double()
     labels = torch.tensor([0, 0, 1])
-    exact = parts_of(student, teacher, labels, loss="dist(0, 1)", temperature=1.0)
+    p_s, p_t = softmax(student.numpy()), softmax(teacher.numpy())
+    expected = (1 - correlations(p_s.T, p_t.T)).mean()
     found = parts_of(student.float(), teacher.float(), labels, loss="dist(0, 1)", temperature=1.0)
-    torch.testing.assert_close(found.distillation.double(), exact.distillation, rtol=1e-4, atol=0)
+    # Softmax of float32 logits near 60 has errors of 4e-6, which the three deviations keep.
+    assert_matches(found.distillation.double(), expected, rtol=1e-4)

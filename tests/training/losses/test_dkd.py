@@ -108,6 +108,7 @@ def test_its_weight_grows_over_the_warm_up(progress, share):
     expected = 0.6 * parts.cross_entropy + 0.4 * share * parts.distillation
     torch.testing.assert_close(parts.total, expected, rtol=1e-12, atol=0)
     torch.testing.assert_close(parts.of_each.mean(), expected, rtol=1e-12, atol=0)
+    assert parts.alpha == 0.4
 
 
 def test_without_a_warm_up_it_has_all_its_weight_at_once():

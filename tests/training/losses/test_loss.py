@@ -101,6 +101,15 @@ def test_with_alpha_1_the_labels_do_not_count(student, teacher, loss):
     assert torch.equal(*gradients)
 
 
+def test_where_no_gradient_is_asked_for_none_is_prepared(student, teacher):
+    student.requires_grad_()
+    with torch.no_grad():
+        for rows in (None, exact_rows(teacher)):
+            parts = loss_of()(student, rows, LABELS, progress=0.0)
+            assert not parts.total.requires_grad
+            assert not parts.of_each.requires_grad
+
+
 def test_with_alpha_1_an_infinite_cross_entropy_does_no_harm():
     student = torch.tensor([[0.0, 0.0, -torch.inf]])
     labels = torch.tensor([2])
@@ -109,6 +118,18 @@ def test_with_alpha_1_an_infinite_cross_entropy_does_no_harm():
     )
     assert parts.cross_entropy == torch.inf
     assert not parts.total.isnan()
+
+
+def test_with_alpha_0_an_infinite_distillation_does_no_harm():
+    student = torch.tensor([[0.0, 0.0, -torch.inf]], requires_grad=True)
+    parts = Loss(LossSettings(alpha=Alpha.parse(0)))(
+        student, exact_rows(torch.zeros(1, 3)), torch.tensor([1]), progress=0.0
+    )
+    assert parts.distillation == torch.inf
+    assert parts.total == parts.cross_entropy
+    assert torch.equal(parts.of_each, parts.total[None])
+    parts.total.backward()
+    assert student.grad.isfinite().all()
 
 
 def test_a_student_that_answers_as_its_teacher_has_no_distillation_loss(teacher):
@@ -236,6 +257,14 @@ def test_half_precision_logits_are_widened_first(dtype):
 
 def test_float64_logits_stay_float64(student, teacher):
     assert parts_of(student, teacher.float(), LABELS).total.dtype == torch.float64
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+def test_the_teachers_logits_are_compared_in_the_students_precision(student, teacher, dtype):
+    given = teacher.to(dtype)
+    parts = parts_of(student.float(), given, LABELS)
+    assert parts.total.dtype == torch.float32
+    assert torch.equal(parts.of_each, parts_of(student.float(), given.float(), LABELS).of_each)
 
 
 @pytest.mark.parametrize("options", [{}, {"loss": "dkd"}, {"loss": "dist"}, {"standardise": True}])

@@ -29,6 +29,8 @@ def settings_of(**options: object) -> LossSettings:
         ("dkd(0.5, warm_up=0.1)", Dkd(0.5, 8.0, 0.1)),
         ("dist", Dist(2.0, 2.0)),
         ("dist(gamma=0)", Dist(2.0, 0.0)),
+        ("dkd(1e6, 1000001)", Dkd(1e6, 1_000_001.0)),
+        ("dist(0.12345678, 0.1)", Dist(0.12345678, 0.1)),
     ],
 )
 def test_a_method_is_read(text, expected):

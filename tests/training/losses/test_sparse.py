@@ -14,6 +14,9 @@ from kdcache.store.codecs.codec import Codec
 from kdcache.store.codecs.sampled import Sampled
 from kdcache.store.codecs.topk import TopK
 from kdcache.training.losses import loss as loss_module
+from kdcache.training.losses.loss import Loss
+from kdcache.training.losses.mix import Mix
+from kdcache.training.losses.settings import LossSettings
 from kdcache.training.losses.sparse import LEAST_CLASSES, sparse_divergence
 from tests.store.codecs import KINDS, drawn_logits, encoded, hard_logits, make_codec, softmax
 from tests.training.losses.reference import (
@@ -170,6 +173,20 @@ def test_the_sparse_form_is_taken_for_many_classes_where_the_loss_has_one(
         rows, student = rows_of(codec, drawn_logits(2, classes)), student_of(2, classes)
         loss_of(**options)(student, rows, torch.tensor([0, 1]), progress=1.0)
     assert decoded == [LEAST_CLASSES - 1, LEAST_CLASSES][: 1 if is_sparse else 2]
+
+
+@pytest.mark.parametrize("changed", ["mixed", "reshaped"])
+def test_answers_that_the_loss_changes_are_decoded_however_many_classes_there_are(
+    monkeypatch, changed
+):
+    rows, student = rows_of(TopK(20, 3), drawn_logits(6, 20)), student_of(6, 20)
+    mix = Mix(0.3, torch.tensor([3, 0, 2, 5, 1, 4]), None) if changed == "mixed" else None
+    loss = Loss(LossSettings(reshape=changed == "reshaped"), torch.linspace(0.5, 3.0, 20))
+    found = []
+    for least_classes in (0, 10**9):
+        monkeypatch.setattr(loss_module, "LEAST_CLASSES", least_classes)
+        found.append(loss(student, rows, torch.arange(6), progress=1.0, mix=mix).of_each)
+    assert torch.equal(*found)
 
 
 def test_rows_with_infinite_logits_are_refused_before_they_are_encoded():
