@@ -181,6 +181,26 @@ def test_an_archive_is_downloaded_from_a_server_once(tmp_path, served):
     assert [entry.is_dir() for entry in downloads().iterdir()] == [True]
 
 
+def test_a_download_of_other_bytes_is_refused_now_and_later(tmp_path, served):
+    path, archive = write_archive(tmp_path / "server", "cifar10")
+    stated = "0" * 32
+    archive = dataclasses.replace(archive, url=f"{served(path.parent)}/{path.name}", md5=stated)
+    for _ in range(2):  # downloaded, and found
+        with pytest.raises(DatasetError, match=f"expected {stated} as its publisher states"):
+            cifar(archive)
+    assert [entry.name for entry in downloads().iterdir()] == [path.name]  # nothing is unpacked
+
+
+def test_records_of_another_length_are_refused(tmp_path):
+    path, archive = write_archive(tmp_path, "cifar10")
+    cifar(archive, path)
+    (folder,) = downloads().iterdir()
+    records = next(folder.rglob("data_batch_3.bin"))
+    records.write_bytes(records.read_bytes()[:-1])
+    with pytest.raises(DatasetError, match=r"data_batch_3\.bin has .* expected records of 3,073"):
+        cifar(archive, path)
+
+
 def test_torchvisions_folder_of_pickles_is_not_opened(tmp_path):
     torchvisions("cifar10", tmp_path, train=True)
     for source in (tmp_path, tmp_path / "cifar-10-batches-py"):
