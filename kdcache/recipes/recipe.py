@@ -13,11 +13,13 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from cyclopts import CycloptsError
 
+from kdcache.commands import COMMANDS as EVERY_COMMAND
 from kdcache.commands import parse
 from kdcache.errors import ConfigError
 from kdcache.options import CommonOptions
@@ -103,7 +105,7 @@ def read_recipe(path: Path, *, workspace: Path, quiet: bool, source: str | None)
                 "kdcache run RECIPE --source SOURCE"
             )
         try:
-            options = parse([command, *_words(given), *common])
+            options = parse([command, *_words(given, command), *common])
         except (CycloptsError, ConfigError) as error:
             said = " ".join(str(error).split())
             raise ConfigError(f"{about}, {command}: {said}") from error
@@ -132,13 +134,17 @@ def _name(table: Mapping[str, Any], before: list[Stage]) -> str:
     )
 
 
-def _words(table: Mapping[str, Any]) -> list[str]:
+def _words(table: Mapping[str, Any], command: str) -> list[str]:
     """Return a table as the command line says it."""
+    kind, _ = EVERY_COMMAND[command]
+    is_off = {field.name for field in fields(kind) if field.default is False}
     words = []
     for key, value in table.items():
         option = key.replace("_", "-")
         if value is True:
             words.append(f"--{option}")
+        elif value is False and option.replace("-", "_") in is_off:
+            continue  # the command line has no word for what is so anyway
         elif value is False:
             words.append(f"--no-{option}")
         else:

@@ -85,6 +85,13 @@ def test_stages_of_one_name_are_told_apart(recipe):
     assert [stage.name for stage in read(path)] == ["train", "train 2", "train 3", "train 2 2"]
 
 
+def test_what_is_off_may_be_said_to_be_off(recipe):
+    text = '[[stage]]\nrun = "train"\nsubset = "full"\nreshape = false\nkd = false\n'
+    (stage,) = read(recipe(text))
+    expected = {"subset": "full", "reshape": False, "kd": False}
+    assert stage.options == TrainOptions(**expected, workspace=Path("w"), quiet=True)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -96,7 +103,7 @@ def test_stages_of_one_name_are_told_apart(recipe):
         ('[[stage]]\nrun = "select"\nkeep = 3', r"stage 1 of .*, select: --keep is 3\.0"),
         ('[[stage]]\nrun = "select"\nkep = 0.3', r"stage 1 of .*, select: .*--kep"),
         ('[[stage]]\nrun = "select"\nkeep = "most"', r"select: .*--keep.*most"),
-        ('[[stage]]\nrun = "select"\noverwrite = false', r"select: .*--no-overwrite"),
+        ('[[stage]]\nrun = "select"\noverwrit = false', r"select: .*--no-overwrit"),
         ('[[stage]]\nrun = "pack"', r"pack: --source is not given.* kdcache run RECIPE --source"),
         ("stage = 3", r"is no recipe: stage is 3, expected \[\[stage\]\]"),
         ("stage = [1]", r"is no recipe: stage is \[1\]"),
