@@ -288,6 +288,7 @@ def main() -> None:
         print(f"{name:52}{ratio:>8.3f}")
     if arguments.record:
         options = {key: str(value) for key, value in vars(arguments).items()}
+        options["workspace"] = "given" if arguments.workspace else "digits"  # no path of a machine
         arms = {name: arm._asdict() for name, arm in measured.items()}
         classes = arguments.classes or about.classes
         name = f"epoch_throughput-{arguments.student}-{about.image_size}px-c{classes}"

@@ -273,7 +273,8 @@ def main() -> None:
         print(f"share of the pass in which the GPU computed nothing: {idle:.1%}")
     if arguments.record:
         content = {
-            "arguments": {key: str(value) for key, value in vars(arguments).items()},
+            "arguments": {key: str(value) for key, value in vars(arguments).items()}
+            | {"source": Path(arguments.source).name},  # no path of this machine
             "image_size": size,
             "write_mode": mode,
             "p6": whole / alone,
