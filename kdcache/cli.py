@@ -101,7 +101,9 @@ def _summary(result: dict[str, Any]) -> str:
         if isinstance(value, dict) and _is_of_things(value):
             for name, item in value.items():
                 said = [
-                    f"{about.replace('_', ' ')} {_readable(part)}"
+                    part
+                    if isinstance(part, str)
+                    else f"{about.replace('_', ' ')} {_readable(part)}"
                     for about, part in item.items()
                     if part is not None
                 ]
