@@ -1,8 +1,9 @@
-"""numba's compiler, with its results kept on disk for exactly these sources.
+"""numba's compiler, with the compiled functions kept on disk.
 
-numba keeps a compiled function under a stamp of its own file alone: after a change in a function
-that it calls, or of a constant, in another file, it would run the old one. So the folder is named
-by a digest of the function's file and of all files of the package that it imports, directly or not.
+numba compares the age of one file before it loads a compiled function: the file in which the function
+stands. A change in another file, of a function that it calls or of a constant, would go unnoticed. So
+each file of the package has a cache folder of its own, and the folder's name is a digest of that
+file and of all files of the package that it imports, directly or not.
 """
 
 from __future__ import annotations
@@ -11,7 +12,10 @@ import ast
 import hashlib
 import inspect
 import os
+import shutil
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,18 +24,30 @@ import numba
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
-_ROOT = Path(__file__).parent
+_PACKAGE = Path(__file__).parent
+
+MAX_CACHE_FOLDERS = 256
+"""One version of the package needs about 15 folders and 3 MB."""
+
+MIN_UNUSED_SECONDS = 7 * 24 * 3600.0
+"""A folder that was used more recently is never evicted: a running process may still write to it."""
 
 
 def compiled(**options: Any) -> Callable[[Function], Function]:
-    """Return a decorator: `numba.njit` with these options, compiled once per machine."""
+    """Return a decorator that applies `numba.njit` and keeps the compiled code on disk.
+
+    Without a writable cache folder, each process compiles for itself.
+
+    Args:
+        options: those of `numba.njit`, except `cache`.
+    """
 
     def decorate(function: Function) -> Function:
         before = numba.config.CACHE_DIR
-        numba.config.CACHE_DIR = str(_cache_dir(Path(inspect.getfile(function))))
+        numba.config.CACHE_DIR = str(_cache_folder(Path(inspect.getfile(function))))
         try:
             return numba.njit(cache=True, **options)(function)
-        except RuntimeError:  # no folder to write to: compile in each process
+        except RuntimeError:  # numba found no folder that it can write to
             return numba.njit(**options)(function)
         finally:
             numba.config.CACHE_DIR = before
@@ -39,33 +55,62 @@ def compiled(**options: Any) -> Callable[[Function], Function]:
     return decorate
 
 
+def evict(cache_home: Path, *, max_folders: int, min_unused_seconds: float) -> None:
+    """Remove the least recently used folders of the cache.
+
+    Args:
+        cache_home: the folder that holds one folder per source file and version of it.
+        max_folders: how many may stay.
+        min_unused_seconds: folders used within this time stay, however many there are.
+    """
+    last_used = {}
+    for folder in cache_home.iterdir():
+        with suppress(FileNotFoundError):  # another process evicts at the same time
+            last_used[folder] = folder.stat().st_mtime
+    newest_first = sorted(last_used, key=lambda folder: last_used[folder], reverse=True)
+    latest_to_evict = time.time() - min_unused_seconds
+    for folder in newest_first[max_folders:]:
+        if last_used[folder] < latest_to_evict:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
 @cache
-def _cache_dir(path: Path) -> Path:
-    content = hashlib.sha256()
+def _cache_folder(path: Path) -> Path:
+    """Return the cache folder of one file of the package; make it, and mark it as used."""
+    content = hashlib.sha256(str(_PACKAGE).encode())
     for source in sorted(_with_imported(path, set())):
-        content.update(f"{source.relative_to(_ROOT)}\n".encode() + source.read_bytes())
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(home) / "kdcache" / content.hexdigest()[:16]
+        content.update(f"{source.relative_to(_PACKAGE)}\n".encode() + source.read_bytes())
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kdcache"
+    folder = home / content.hexdigest()[:16]
+    with suppress(OSError):  # numba finds out for itself whether it can write there
+        if not folder.exists():
+            folder.mkdir(parents=True)
+            evict(home, max_folders=MAX_CACHE_FOLDERS, min_unused_seconds=MIN_UNUSED_SECONDS)
+        os.utime(folder)
+    return folder
 
 
 def _with_imported(path: Path, known: set[Path]) -> set[Path]:
-    """Return a file of the package and all that it imports of it, added to those that are known."""
+    """Add a file of the package, and every file of the package that it imports, to `known`."""
     if path not in known:
         known.add(path)
-        for module in _modules_imported(path):
-            imported = _ROOT.parent.joinpath(*module.split(".")).with_suffix(".py")
+        for module in _imported_modules(path):
+            imported = _PACKAGE.parent.joinpath(*module.split(".")).with_suffix(".py")
             if imported.is_file():
                 _with_imported(imported, known)
     return known
 
 
 @cache
-def _modules_imported(path: Path) -> list[str]:
-    """Return every name that may be a module: `a.b` and `a.b.c` for `from a.b import c`."""
+def _imported_modules(path: Path) -> list[str]:
+    """Return the names that may be modules of the package: `a.b` and `a.b.c` for `from a.b import c`.
+
+    Other packages are left out: beside an installed kdcache their files lie in the same folder.
+    """
     modules = []
     for node in ast.walk(ast.parse(path.read_bytes())):
         if isinstance(node, ast.Import):
             modules += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module:
             modules += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-    return modules
+    return [name for name in modules if name.split(".")[0] == _PACKAGE.name]
