@@ -49,5 +49,5 @@ format: .venv/dev
 # uv downloads and unpacks beside each other: 50 s where pip needs 160.
 define install
 eval "$$($(PYTHON) packaging/prerequisites.py environment $(SYSTEM))" && \
-    VIRTUAL_ENV=$(CURDIR)/.venv $(BIN)/uv pip install --quiet $(1)
+    VIRTUAL_ENV=$(CURDIR)/.venv $(BIN)/uv pip install --quiet $(1) opencv-python-headless
 endef

@@ -37,38 +37,50 @@ int main() {
     return tjDestroy(tjInitDecompress());
 }
 """
-"""What FFCV needs of the libraries."""
+"""It uses what FFCV uses."""
 
 
 def problem(environment: dict[str, str]) -> str | None:
-    """Compile and link what FFCV needs; return what is missing, or None.
+    """Return what is missing to compile FFCV, or None.
 
     Args:
         environment: of the compiler and of pkg-config.
     """
-    compiler = shlex.split(environment.get("CXX", "g++"))
-    for tool, meaning in ((compiler[0], "a C++ compiler"), ("pkg-config", "pkg-config")):
+    return missing_tool(environment) or missing_library(environment)
+
+
+def missing_tool(environment: dict[str, str]) -> str | None:
+    """Return which of the compiler, pkg-config and Python's headers is missing, or None."""
+    compiler = _compiler(environment)[0]
+    for tool, meaning in ((compiler, "a C++ compiler"), ("pkg-config", "pkg-config")):
         if shutil.which(tool, path=environment.get("PATH")) is None:
             return f"{meaning} ({tool} is not on the PATH)"
+    header = Path(sysconfig.get_path("include"), "Python.h")
+    return None if header.is_file() else f"Python's header file ({header})"
+
+
+def missing_library(environment: dict[str, str]) -> str | None:
+    """Compile and link what FFCV uses; return what that lacks, or None."""
     flags = []
     for module in ("opencv4", "libturbojpeg"):
-        asked = _run(["pkg-config", "--cflags", "--libs", module], environment)
-        if asked.returncode != 0:
+        answer = _run(["pkg-config", "--cflags", "--libs", module], environment)
+        if answer.returncode != 0:
             return f"{module}.pc (pkg-config does not find it)"
-        flags += shlex.split(asked.stdout)
+        flags += shlex.split(answer.stdout)
     with tempfile.TemporaryDirectory() as folder:
-        source = Path(folder, "needs.cpp")
+        source = Path(folder, "uses.cpp")
         source.write_text(SOURCE, encoding="ascii")
         headers = f"-I{sysconfig.get_path('include')}"
         link = [*shlex.split(environment.get("LDFLAGS", "")), *flags]
         built = _run(
-            [*compiler, headers, *flags, str(source), "-o", str(Path(folder, "needs")), *link],
+            [*_compiler(environment), headers, *flags, str(source), "-o", f"{folder}/uses", *link],
             environment,
         )
     if built.returncode == 0:
         return None
-    errors = [line for line in built.stderr.splitlines() if "error" in line or "cannot find" in line]
-    return (errors or built.stderr.splitlines() or ["the compiler failed"])[0].strip()
+    lines = built.stderr.splitlines() or ["the compiler's output is empty"]
+    errors = [line for line in lines if "error" in line or "cannot find" in line]
+    return (errors or lines)[0].strip()
 
 
 def environment(prefix: Path) -> dict[str, str]:
@@ -129,6 +141,9 @@ def install(prefix: Path) -> str | None:
         for command in (["apt-get", "--quiet=2", "update"], [*get, "install", *TOOLS, *LIBRARIES]):
             subprocess.run(command, env=settings, stdout=subprocess.DEVNULL, check=True)
     else:
+        tool = missing_tool(dict(os.environ))
+        if tool is not None:
+            return advice(tool)
         print(f"Unpacking Debian packages into {prefix}", file=sys.stderr)
         unpack(prefix)
     missing = problem(environment(prefix))
@@ -155,6 +170,10 @@ def unpack(prefix: Path) -> None:
         prefix.mkdir(parents=True, exist_ok=True)
         for package in sorted(Path(folder).glob("*.deb")):
             _must(["dpkg", "--extract", str(package), str(prefix)], folder)
+
+
+def _compiler(environment: dict[str, str]) -> list[str]:
+    return shlex.split(environment.get("CXX", "g++"))
 
 
 def _must(command: list[str], folder: str) -> str:

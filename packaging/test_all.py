@@ -107,8 +107,10 @@ def install(wheel: Path, folder: Path, python: str) -> Path:
     """Make an environment with the wheel and all that its tests need; return its interpreter."""
     run([uv(), "venv", "--quiet", "--no-python-downloads", "--python", python, folder])
     interpreter = folder / "bin" / "python"
+    wanted = [f"{wheel}[dev]", "opencv-python-headless"]  # as the Makefile does
     run(
-        [uv(), "pip", "install", "--quiet", "--python", interpreter, f"{wheel}[dev]"],
+        [uv(), "pip", "install", "--quiet", "--python", interpreter, *wanted],
+        cwd=CHECKOUT,  # for [tool.uv] in its pyproject.toml
         settings=settings(),
     )
     return interpreter
