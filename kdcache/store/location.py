@@ -13,7 +13,6 @@ from pathlib import Path
 
 from zarr.abc.store import ByteRequest, Store
 from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
-from zarr.core.common import AccessModeLiteral
 from zarr.core.sync import sync
 from zarr.storage import FsspecStore, LocalStore
 
@@ -38,11 +37,12 @@ def as_location(given: Path | str) -> Location:
 class DurableStore(LocalStore):
     """zarr's local store, with every file flushed to the disk before it gets its name."""
 
-    async def _open(self, *, mode: AccessModeLiteral | None = None) -> None:
-        """Make the folder; it survives a power cut as what lies in it does."""
-        if not self.read_only:
-            await asyncio.to_thread(make_directory, self.root)
-        await super()._open(mode=mode)
+    def __init__(self, root: Path | str, *, read_only: bool = False) -> None:
+        super().__init__(root, read_only=read_only)
+        # Made here, and flushed as what lies in it is, because zarr makes it without a flush when
+        # the store is first used, on a path that differs between its versions.
+        if not read_only:
+            make_directory(self.root)
 
     async def set(self, key: str, value: Buffer) -> None:
         """Write a key; it appears whole or not at all."""

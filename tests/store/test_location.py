@@ -208,7 +208,6 @@ def test_overwrite_keeps_what_lies_in_a_store_and_is_not_its_own(workspace, stor
 
 def test_a_write_that_fails_leaves_no_file_and_names_it(tmp_path):
     place = DurableStore(tmp_path / "s.zarr")
-    (tmp_path / "s.zarr").mkdir()
     (tmp_path / "s.zarr/labels").write_bytes(b"in the way")
     with pytest.raises(OSError, match=r"writing: .*labels/zarr\.json"):
         write_key(place, "labels/zarr.json", b"{}")
