@@ -20,6 +20,8 @@ from typing import Any, NamedTuple
 import psutil
 import torch
 
+from kdcache.cores import available_cores
+
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -108,7 +110,7 @@ def environment() -> dict[str, Any]:
         "commit": _git("rev-parse", "--short", "HEAD") or "unknown",
         "dirty": _git("status", "--porcelain", "--untracked-files=no") != "",
         "cpu": _cpu_model(),
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": available_cores(),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "python": platform.python_version(),

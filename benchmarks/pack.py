@@ -19,7 +19,6 @@ from __future__ import annotations
 import argparse
 import io
 import multiprocessing
-import os
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -29,6 +28,7 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
+from kdcache.cores import available_cores
 from kdcache.data.beton import LARGEST_SMALL_SIZE, open_beton
 from kdcache.data.images import JPEG_QUALITY
 from kdcache.data.pack import pack
@@ -63,7 +63,7 @@ def bare(split: Split, *, encode: bool) -> Work:
 
     count = len(split.labels)
     context = multiprocessing.get_context("spawn")
-    cores = len(os.sched_getaffinity(0))
+    cores = available_cores()
     with ProcessPoolExecutor(cores, context, start_worker, (split, encode)) as pool:
         return Work(count, sum(pool.map(pixels_of, range(0, count, IMAGES_PER_TASK))))
 
@@ -97,7 +97,7 @@ def arms(source: str, workspace: Path) -> dict[str, Callable[[], Work]]:
     from measure import Work
 
     split = open_source(source).splits["train"]
-    cores = len(os.sched_getaffinity(0))
+    cores = available_cores()
 
     def ours() -> Work:
         options = {"val_fraction": 0, "num_workers": cores, "overwrite": True}

@@ -22,6 +22,8 @@ from typing import Any, NamedTuple
 from measure import environment, record
 from walk import Walk
 
+from kdcache.cores import available_cores
+
 VIEWS = 8
 
 
@@ -163,7 +165,7 @@ def main() -> None:
     parser.add_argument("--record", action="store_true", help="train nothing, write the results")
     options = parser.parse_args()
     options.folder = options.folder.absolute()
-    options.threads = max(1, len(os.sched_getaffinity(0)) // options.jobs)
+    options.threads = max(1, available_cores() // options.jobs)
     os.environ["OMP_NUM_THREADS"] = str(options.threads)  # of each command
     store = options.folder / f"v{VIEWS}.zarr"
     if options.record:

@@ -15,16 +15,18 @@ from typing import Any
 
 from cyclopts import CycloptsError
 
-from kdcache.commands import function_for, parse
+from kdcache.commands import function_for, parse, require_one_process
 from kdcache.errors import ConfigError, KDCacheError
 from kdcache.options import (
     BuildLogitsOptions,
     CommonOptions,
+    DoctorOptions,
     MergeOptions,
     RunOptions,
     TrainOptions,
     TrainTeacherOptions,
 )
+from kdcache.processes import torchrun_world
 from kdcache.progress import logger
 
 # torch's threads, FFCV's and other processes share the cores. By default a thread of torch that
@@ -44,6 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     _set_up_messages(quiet=options.quiet)
     try:
+        require_one_process(options, os.environ)
         result = function_for(options)(options)
     except ConfigError as error:
         return _complain(error, 2)
@@ -53,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _complain(f"interrupted; {_how_to_go_on(options)}", 1)
     if _speaks(os.environ):
         sys.stdout.write((json.dumps(result) if options.json else _summary(result)) + "\n")
-    return 0
+    return 1 if isinstance(options, DoctorOptions) and result["error"] else 0
 
 
 def _how_to_go_on(options: CommonOptions) -> str:
@@ -77,7 +80,8 @@ def _how_to_go_on(options: CommonOptions) -> str:
 
 def _speaks(environment: Mapping[str, str]) -> bool:
     """Whether this process prints the result: of several processes of torchrun the first does."""
-    return "WORLD_SIZE" not in environment or environment.get("RANK", "0") == "0"
+    world = torchrun_world(environment)
+    return world is None or world.rank == 0
 
 
 def _set_up_messages(*, quiet: bool) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from importlib import import_module
 from typing import Any
@@ -14,6 +14,7 @@ from kdcache.errors import ConfigError
 from kdcache.options import (
     BuildLogitsOptions,
     CommonOptions,
+    DoctorOptions,
     EvaluateOptions,
     ExportOptions,
     MergeOptions,
@@ -26,6 +27,8 @@ from kdcache.options import (
     TrainTeacherOptions,
     VerifyOptions,
 )
+from kdcache.processes import srun_tasks, torchrun_world
+from kdcache.progress import logger
 
 COMMANDS: dict[str, tuple[type[CommonOptions], str]] = {
     "pack": (PackOptions, "kdcache.data.pack:pack"),
@@ -39,10 +42,15 @@ COMMANDS: dict[str, tuple[type[CommonOptions], str]] = {
     "export": (ExportOptions, "kdcache.store.export:export"),
     "show": (ShowOptions, "kdcache.overview.cards:show"),
     "run": (RunOptions, "kdcache.recipes.run:run"),
+    "doctor": (DoctorOptions, "kdcache.checkup.doctor:doctor"),
 }
 """Command -> its options and the function that does it, in the order of the walk."""
 
 WITHOUT_COMMAND = (StatusOptions, "kdcache.overview.status:status")
+
+_ONLY_READING = (DoctorOptions, ShowOptions, StatusOptions)
+_SHARING_WORK = (BuildLogitsOptions,)
+"""Commands that several processes may run at once, by their options."""
 
 app = App(
     name="kdcache",
@@ -74,6 +82,37 @@ def function_for(options: CommonOptions) -> Callable[[CommonOptions], dict[str, 
     module, _, name = home.partition(":")
     function: Callable[[CommonOptions], dict[str, Any]] = getattr(import_module(module), name)
     return function
+
+
+def require_one_process(options: CommonOptions, environment: Mapping[str, str]) -> None:
+    """Check that no other process was started together with this one to do the same again.
+
+    Under torchrun the user expects the processes to share the work, which only a build does. What
+    srun starts may differ in its options, such as --seed, and is warned about.
+
+    Raises:
+        ConfigError: if torchrun started several processes and the command does not share its work.
+    """
+    if type(options) in _ONLY_READING:
+        return
+    name = next(name for name, (kind, _) in COMMANDS.items() if kind is type(options))
+    if (world := torchrun_world(environment)) is not None:
+        if world.world_size > 1 and type(options) not in _SHARING_WORK:
+            raise ConfigError(
+                f"WORLD_SIZE is {world.world_size}, expected 1: {name} runs in one process, and each "
+                f"that torchrun started would do all of it. Run it alone: kdcache {name}"
+            )
+        return
+    tasks = srun_tasks(environment)
+    if tasks > 1 and getattr(options, "part", None) is None:
+        logger.warning(
+            "srun started %d tasks, and each does all of kdcache %s. %s",
+            tasks,
+            name,
+            f"Give each its part: --part $((SLURM_PROCID + 1))/{tasks}"
+            if type(options) in _SHARING_WORK
+            else "Start one (srun --ntasks 1), unless each has other options",
+        )
 
 
 def _require_command(arguments: Sequence[str]) -> None:

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
 from pathlib import Path
 
-_LIMITS = (
-    Path("/sys/fs/cgroup/memory.max"),
-    Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
-)
-"""Where a container's limit stands, of version 2 and 1 of control groups."""
+from kdcache.cgroups import MEMBERSHIP, MOUNT, group_folders, read_limit
+
+_LIMITS = ("memory.max", "memory.limit_in_bytes")
+"""Where a control group's limit stands, of version 2 and 1."""
 
 
-def available_bytes(limits: Iterable[Path] = _LIMITS) -> int:
-    """Return this machine's memory, or what a container allows, whichever is less."""
+def available_bytes(*, mount: Path = MOUNT, membership: Path = MEMBERSHIP) -> int:
+    """Return this machine's memory, or what its control groups allow, whichever is less.
+
+    Args:
+        mount: where control groups are mounted.
+        membership: the file that says which groups this process is in.
+    """
     found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
-    for path in limits:
-        # "max" where there is none; unreadable where there are no control groups.
-        text = path.read_text(encoding="ascii").strip() if path.is_file() else "max"
-        found += [int(text)] if text.isdigit() else []
+    for folder in group_folders("memory", mount=mount, membership=membership):
+        texts = [read_limit(folder / name) for name in _LIMITS]
+        found += [int(text) for text in texts if text.isdigit()]  # "max" where there is no limit
     return min(found)
 
 

@@ -119,6 +119,11 @@ class ShowOptions(CommonOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
+class DoctorOptions(CommonOptions):
+    """Try out what kdcache needs of this machine, and say what to do about what is missing."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunOptions(CommonOptions):
     """Run all stages of a recipe, but those whose inputs and options have not changed."""
 

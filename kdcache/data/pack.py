@@ -24,6 +24,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from kdcache.cores import available_cores
 from kdcache.data.beton import (
     FORMAT_VERSION,
     LARGEST_SMALL_SIZE,
@@ -366,7 +367,7 @@ def _plan(
 ) -> _Workload:
     count = len(split.labels)
     stored_bytes = max(probe.raw_bytes if write_mode == "raw" else probe.file_bytes, 1)
-    cores = len(os.sched_getaffinity(0))
+    cores = available_cores()
     enough = count * (_IMAGE_COST_BYTES + probe.raw_bytes) // _WORTH_A_WORKER_BYTES
     workers = options.num_workers or min(cores, max(1, enough))
     images_per_task = min(

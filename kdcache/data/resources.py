@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import NamedTuple
 
+from kdcache.cgroups import MEMBERSHIP, MOUNT, group_folders
 from kdcache.errors import DatasetError
 
 WORKER_BYTES = 350 << 20
@@ -20,7 +21,6 @@ SAMPLE_BYTES = 160
 """Of one sample in the tables that are written at the end."""
 
 _SHARED_BYTES = 1 << 20
-_CGROUP = Path("/sys/fs/cgroup")
 _DISK_TOLERANCE = 0.8
 """Share of the estimate that must be free: it comes from a few images."""
 
@@ -97,18 +97,22 @@ def require_disk(need: Need, folder: Path, free: int) -> None:
         )
 
 
-def available_memory(meminfo: Path = Path("/proc/meminfo"), cgroup: Path = _CGROUP) -> int:
+def available_memory(
+    meminfo: Path = Path("/proc/meminfo"), cgroup: Path = MOUNT, membership: Path = MEMBERSHIP
+) -> int:
     """Return the bytes of memory that this process may still take, in a container or not."""
     lines = dict(line.split(":", 1) for line in meminfo.read_text(encoding="ascii").splitlines())
     available = int(lines["MemAvailable"].split()[0]) << 10
-    try:
-        limit = int((cgroup / "memory.max").read_text(encoding="ascii"))
-        used = int((cgroup / "memory.current").read_text(encoding="ascii"))
-        stat = (cgroup / "memory.stat").read_text(encoding="ascii").split()
-    except (OSError, ValueError):  # no container, or one without a limit
-        return available
-    cached = int(stat[stat.index("inactive_file") + 1])  # given back when it is asked for
-    return min(available, limit - used + cached)
+    for folder in group_folders("memory", mount=cgroup, membership=membership):
+        try:
+            limit = int((folder / "memory.max").read_text(encoding="ascii"))
+            used = int((folder / "memory.current").read_text(encoding="ascii"))
+            stat = (folder / "memory.stat").read_text(encoding="ascii").split()
+        except (OSError, ValueError):  # no group of version 2, or one without a limit
+            continue
+        cached = int(stat[stat.index("inactive_file") + 1])  # given back when it is asked for
+        available = min(available, limit - used + cached)
+    return available
 
 
 def _gigabytes(count: int) -> str:

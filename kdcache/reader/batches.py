@@ -21,6 +21,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from kdcache.cores import available_cores
 from kdcache.data.beton import Beton, open_beton, pack_again
 from kdcache.data.policy import CLEAN_SHARE, Policy
 from kdcache.data.views import Views
@@ -282,7 +283,7 @@ def pixels(
 
 def clamp_workers(num_workers: int | None) -> int:
     """Return a number of threads that numba accepts here; all it may use for None."""
-    available = min(len(os.sched_getaffinity(0)), numba.config.NUMBA_NUM_THREADS)
+    available = min(available_cores(), numba.config.NUMBA_NUM_THREADS)
     return available if num_workers is None else max(1, min(num_workers, available))
 
 

@@ -15,6 +15,7 @@ from kdcache.data.beton import Beton
 from kdcache.data.policy import Policy
 from kdcache.errors import ConfigError
 from kdcache.options import BuildLogitsOptions
+from kdcache.processes import torchrun_world
 from kdcache.selection.subset import Subset
 from kdcache.store.choice import require_fits
 from kdcache.store.codecs.request import CodecRequest
@@ -65,14 +66,14 @@ class Part(NamedTuple):
         Raises:
             ConfigError: if it is no such text, or beside torchrun.
         """
-        rank, world_size = environment.get("RANK"), environment.get("WORLD_SIZE")
-        if rank is not None and world_size is not None:
+        world = torchrun_world(environment)
+        if world is not None:
             if text is not None:
                 raise ConfigError(
                     f"--part is {text}, but torchrun already makes this process part "
-                    f"{int(rank) + 1}/{world_size}. Leave the option out"
+                    f"{world.rank + 1}/{world.world_size}. Leave the option out"
                 )
-            return cls(int(rank), int(world_size), others_run=True)
+            return cls(world.rank, world.world_size, others_run=True)
         if text is None:
             return cls()
         match = re.fullmatch(r"(\d+)/(\d+)", text)

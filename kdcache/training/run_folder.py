@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 from importlib.metadata import version
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from kdcache.cores import available_cores
 from kdcache.errors import CacheMismatchError, ConfigError
 from kdcache.files import differences, read_json, write_json
 from kdcache.options import TrainOptions
@@ -108,7 +108,7 @@ def as_json(config: dict[str, Any]) -> dict[str, Any]:
 def _environment(device: torch.device) -> dict[str, Any]:
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": available_cores(),
         "threads": torch.get_num_threads(),
         "platform": platform.platform(),
         "python": platform.python_version(),

@@ -1,0 +1,1 @@
+"""`kdcache doctor`: does this machine run kdcache; each group of checks is a file here."""

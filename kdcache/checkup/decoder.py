@@ -1,0 +1,60 @@
+"""A JPEG is packed and read back through FFCV's libraries, as training does it."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from kdcache.checkup.finding import Finding, error, ok
+from kdcache.data.pack import pack
+from kdcache.options import PackOptions
+from kdcache.reader.batches import pixels
+
+SIDE = 96
+"""Height and width in pixels: large enough to be stored as JPEG."""
+
+MAX_MEAN_DIFFERENCE = 4.0
+"""Mean over pixels, in levels of 255, that two decoders may differ on a smooth image."""
+
+
+def check_decoder(_workspace: Path) -> Iterator[Finding]:
+    """Compare the pixels of the clean view with those that Pillow decodes."""
+    with tempfile.TemporaryDirectory(prefix="kdcache-doctor-") as folder:
+        source, workspace = Path(folder, "source"), Path(folder, "workspace")
+        for name, image in (("a", _gradient()), ("b", _gradient().transpose(1, 0, 2))):
+            (source / name).mkdir(parents=True)
+            Image.fromarray(image).save(source / name / "image.jpg", quality=95)
+        options = PackOptions(
+            str(source),
+            workspace=workspace,
+            write_mode="jpg",
+            val_fraction=0,
+            num_workers=1,
+            quiet=True,
+        )
+        pack(options)
+        beton = workspace / "train.beton"
+        decoded = pixels(beton, "clean", 0, 0, np.arange(2), image_size=SIDE, clean_share=1.0)
+        expected = np.stack(
+            [np.asarray(Image.open(source / name / "image.jpg")) for name in ("a", "b")]
+        )
+    difference = float(np.abs(decoded.astype(float) - expected).mean())
+    if difference > MAX_MEAN_DIFFERENCE:
+        found = f"FFCV's pixels differ from Pillow's by {difference:.1f} levels in the mean"
+        remedy = "pip install --force-reinstall --no-cache-dir --no-binary ffcv ffcv"
+        yield error("decoder", found, remedy)
+    else:
+        found = f"FFCV {version('ffcv')} decoded 2 JPEGs, {difference:.1f} levels from Pillow"
+        yield ok("decoder", found)
+
+
+def _gradient() -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+    """Return (S, S, 3): a colour that changes slowly, and differently in both directions."""
+    rising = np.linspace(0, 255, SIDE)
+    rows, columns = np.meshgrid(rising, rising, indexing="ij")
+    return np.stack([rows, columns, 255 - rows], axis=-1).astype(np.uint8)
