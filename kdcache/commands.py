@@ -99,8 +99,8 @@ def require_one_process(options: CommonOptions, environment: Mapping[str, str]) 
     if (world := torchrun_world(environment)) is not None:
         if world.world_size > 1 and type(options) not in _SHARING_WORK:
             raise ConfigError(
-                f"WORLD_SIZE is {world.world_size}, expected 1: {name} runs in one process, and each "
-                f"that torchrun started would do all of it. Run it alone: kdcache {name}"
+                f"WORLD_SIZE is {world.world_size}, expected 1: {name} runs in one process, and "
+                f"each of torchrun's would do all of it. Run it alone: kdcache {name}"
             )
         return
     tasks = srun_tasks(environment)

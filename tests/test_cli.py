@@ -451,7 +451,7 @@ def test_what_is_asked_wrongly_is_refused(ask, tmp_path, monkeypatch, arguments,
         ["train"],
         ["evaluate"],
     ],
-    ids=" ".join,
+    ids=str,
 )
 def test_where_nothing_is_packed_pack_is_named(ask, tmp_path, command):
     answer = ask(*command, "--workspace", tmp_path / "empty")
@@ -653,7 +653,7 @@ def test_the_refusal_under_torchrun_loads_nothing_heavy():
         (["build-logits", "--part", "2/4"], None),
         (["show", "x"], None),
     ],
-    ids=" ".join,
+    ids=str,
 )
 def test_tasks_of_srun_that_do_the_same_are_warned_about(
     ask, tmp_path, monkeypatch, command, remedy
