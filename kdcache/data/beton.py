@@ -20,6 +20,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from kdcache.data import ffcv_format
 from kdcache.data.images import StoredImage
 from kdcache.errors import CacheCorruptError, DatasetError
 from kdcache.files import read_json, replace_atomically
@@ -203,22 +204,15 @@ def write_beton(
     Returns:
         Bytes of the file.
     """
-    from kdcache.ffcv_names import (
-        ALLOC_TABLE_TYPE,
-        CURRENT_VERSION,
-        HeaderType,
-        get_metadata_type,
-    )
-
-    descriptors = _descriptors()
-    metadata = np.zeros(capacity, dtype=get_metadata_type(list(_fields().values())))
-    allocations = np.zeros(capacity, dtype=ALLOC_TABLE_TYPE)
-    header = np.zeros(1, dtype=HeaderType)
-    header["version"] = CURRENT_VERSION
-    header["num_fields"] = len(descriptors)
+    field_records = ffcv_format.field_table()
+    metadata = np.zeros(capacity, dtype=ffcv_format.SAMPLE)
+    allocations = np.zeros(capacity, dtype=ffcv_format.PLACE)
+    header = np.zeros(1, dtype=ffcv_format.HEADER)
+    header["version"] = ffcv_format.VERSION
+    header["num_fields"] = len(field_records)
     header["page_size"] = PAGE_SIZE_BYTES
 
-    before_data = header.nbytes + descriptors.nbytes + metadata.nbytes
+    before_data = header.nbytes + field_records.nbytes + metadata.nbytes
     pointer = -(-before_data // PAGE_SIZE_BYTES) * PAGE_SIZE_BYTES
     with replace_atomically(path) as partial, partial.open("wb") as file:
         num_samples = 0
@@ -235,7 +229,7 @@ def write_beton(
             file.seek(pointer)
             file.write(image.content)
             stored = metadata["f0"][position : position + 1]
-            stored["mode"] = 0 if image.is_jpeg else 1
+            stored["mode"] = ffcv_format.JPEG_MODE if image.is_jpeg else ffcv_format.RAW_MODE
             stored["height"], stored["width"] = image.height, image.width
             stored["data_ptr"] = pointer
             metadata["f1"][position], metadata["f2"][position] = label, sample_id
@@ -247,7 +241,7 @@ def write_beton(
         file.seek(int(header["alloc_table_ptr"][0]))
         file.write(allocations[:num_samples].tobytes())
         file.seek(0)
-        for part in (header, descriptors, metadata[:num_samples]):
+        for part in (header, field_records, metadata[:num_samples]):
             file.write(part.tobytes())
         file.seek(0, os.SEEK_END)
         return file.tell()
@@ -305,25 +299,6 @@ class Beton:
             yield position, stored, digest == digests[position].tobytes()
 
 
-def _descriptors() -> npt.NDArray[Any]:
-    """Return what a beton says of its fields, in their order."""
-    from kdcache.ffcv_names import TYPE_ID_HANDLER, FieldDescType
-
-    type_ids = {handler: number for number, handler in TYPE_ID_HANDLER.items()}
-    descriptors = np.zeros(len(_fields()), dtype=FieldDescType)
-    for descriptor, (name, kind) in zip(descriptors, _fields().items(), strict=True):
-        descriptor["type_id"] = type_ids[type(kind)]
-        descriptor["name"][: len(name)] = np.frombuffer(name.encode("ascii"), dtype=np.uint8)
-        descriptor["arguments"] = kind.to_binary()[0]
-    return descriptors
-
-
-def _fields() -> dict[str, Any]:
-    from kdcache.ffcv_names import IntField, RGBImageField
-
-    return {"image": RGBImageField(), "label": IntField(), "sample_id": IntField()}
-
-
 def open_beton(path: Path | str) -> Beton:
     """Open a packed beton and check that its tables are whole and are its manifest's.
 
@@ -334,8 +309,6 @@ def open_beton(path: Path | str) -> Beton:
         FileNotFoundError: if there is no such file.
         DatasetError: if the file is not a finished beton of kdcache.
     """
-    from kdcache.ffcv_names import ALLOC_TABLE_TYPE, CURRENT_VERSION, HeaderType, Reader
-
     path = Path(path)
     manifest = BetonManifest.load(path) if path.exists() else None
     if manifest is None:
@@ -347,41 +320,43 @@ def open_beton(path: Path | str) -> Beton:
             f"{path} has {size:,} bytes, expected {manifest.beton_bytes:,} as its manifest says. "
             f"{remedy}"
         )
-    header = np.fromfile(path, dtype=HeaderType, count=1)[0]
+    header = np.fromfile(path, dtype=ffcv_format.HEADER, count=1)[0]
     found = (int(header["version"]), int(header["num_samples"]), int(header["num_fields"]))
-    expected = (CURRENT_VERSION, manifest.samples, 3)
+    field_records = ffcv_format.field_table()
+    expected = (ffcv_format.VERSION, manifest.samples, len(field_records))
     table = int(header["alloc_table_ptr"])
-    if found != expected or size - table != manifest.samples * ALLOC_TABLE_TYPE.itemsize:
+    if found != expected or size - table != manifest.samples * ffcv_format.PLACE.itemsize:
         raise DatasetError(
             f"{path} has a header with (version, samples, fields) {found} and its table at byte "
             f"{table:,} of {size:,}, expected {expected} and a whole table. {remedy}"
         )
     # FFCV looks field types up, and decodes names, without a check.
-    descriptors = _descriptors()
-    stored = np.fromfile(path, descriptors.dtype, count=len(descriptors), offset=header.nbytes)
-    if stored.tobytes() != descriptors.tobytes():
+    stored = np.fromfile(path, ffcv_format.FIELD, count=len(field_records), offset=header.nbytes)
+    if stored.tobytes() != field_records.tobytes():
         raise DatasetError(
             f"{path} describes other fields than image, label and sample_id. {remedy}"
         )
-    reader = Reader(str(path))
-    images = reader.metadata["f0"]
+    before = header.nbytes + stored.nbytes
+    metadata = np.fromfile(path, ffcv_format.SAMPLE, count=manifest.samples, offset=before)
+    allocations = np.fromfile(path, ffcv_format.PLACE, offset=table)
+    images = metadata["f0"]
     sizes = np.stack([images["height"], images["width"]], axis=1).astype(np.int32)
     pointers = images["data_ptr"].astype(np.int64)
-    lengths = reader.alloc_table["size"].astype(np.int64)
-    is_raw = images["mode"] == 1
+    lengths = allocations["size"].astype(np.int64)
+    is_raw = images["mode"] == ffcv_format.RAW_MODE
     whole = (
         int(header["page_size"]) == PAGE_SIZE_BYTES
-        and (reader.alloc_table["ptr"] == images["data_ptr"]).all()
+        and (allocations["ptr"] == images["data_ptr"]).all()
         and (is_raw == (manifest.write_mode == "raw")).all()
-        and (reader.alloc_table["sample_id"] == np.arange(manifest.samples)).all()
+        and (allocations["sample_id"] == np.arange(manifest.samples)).all()
         and (pointers + lengths <= table).all()
         and (sizes > 0).all()
         and (lengths[is_raw] == 3 * sizes[is_raw].astype(np.int64).prod(axis=1)).all()
     )
     if not whole:
         raise DatasetError(f"{path} has a table that does not fit its images. {remedy}")
-    labels = reader.metadata["f1"].astype(np.int64)
-    sample_ids = reader.metadata["f2"].astype(np.int64)
+    labels = metadata["f1"].astype(np.int64)
+    sample_ids = metadata["f2"].astype(np.int64)
     found_content = fingerprint(manifest.class_names, sample_ids, labels, load_digests(path))
     if found_content != manifest.fingerprint:
         raise DatasetError(

@@ -9,17 +9,15 @@ and stored images carry none. What a file holds decides, not its name.
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 import io
-from functools import cache
-from importlib.machinery import PathFinder
-from importlib.util import find_spec
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
+
+from kdcache.data.ffcv_library import ffcv_library
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
 """That are decoded, whatever a file is called. Pillow knows more; for EPS it runs a program."""
@@ -165,27 +163,10 @@ def _decoded_by_reader(content: bytes, size: tuple[int, int]) -> Image.Image | N
     pixels = np.empty((height, width, 3), dtype=np.uint8)
     sides = (height, width)
     options = (0, 0, 1, 1, False, False)
-    status: int = _reader_decoder()(
+    status: int = ffcv_library().imdecode(
         content, len(content), *sides, pixels.ctypes.data, *sides, *options
     )
     return None if status else Image.frombuffer("RGB", size, pixels, "raw", "RGB", 0, 1)
-
-
-@cache
-def _reader_decoder() -> Any:
-    """Return FFCV's JPEG decoder. `import ffcv` would load torch in every pack worker."""
-    package = find_spec("ffcv")
-    library = package and PathFinder.find_spec("_libffcv", package.submodule_search_locations)
-    if library is None:
-        raise ImportError("ffcv is not installed, expected its library _libffcv")
-    decoder = ctypes.CDLL(library.origin).imdecode
-    number, flag = ctypes.c_uint32, ctypes.c_bool
-    decoder.argtypes = [
-        *(ctypes.c_void_p, ctypes.c_uint64, number, number),
-        *(ctypes.c_void_p, number, number),
-        *(number, number, number, number, flag, flag),
-    ]
-    return decoder
 
 
 def _channel_sums(rgb: Image.Image) -> npt.NDArray[np.int64]:

@@ -1,9 +1,8 @@
-"""Batches of pixels: FFCV's pipeline, driven by an epoch thread of our own.
+"""Batches of pixels, decoded ahead by a thread of our own.
 
-FFCV's own epoch thread waits for ever when anything in the pipeline raises, keeps running when the
-loop that reads from it is left, hands out buffers that it soon fills again without saying so, and
-drops the last batch. `PixelReader` keeps FFCV's file reader, compiler and threads, and replaces
-that loop.
+FFCV's loader is not used: its epoch thread waits for ever when anything in the pipeline raises,
+keeps running when the loop that reads from it is left, hands out buffers that it soon fills again
+without saying so, and drops the last batch; and importing it takes longer than most commands.
 """
 
 from __future__ import annotations
@@ -26,9 +25,7 @@ from kdcache.data.beton import Beton, open_beton, pack_again
 from kdcache.data.policy import CLEAN_SHARE, Policy
 from kdcache.data.views import Views
 from kdcache.errors import ConfigError, DatasetError
-from kdcache.ffcv_names import Loader, OrderOption, PipelineSpec
 from kdcache.memory import default_budget_bytes
-from kdcache.reader.containment import ffcv_contained
 from kdcache.reader.decode import ViewDecoder
 
 
@@ -86,23 +83,11 @@ class PixelReader:
         self._slots = batches_ahead + 1
         given = memory_budget_bytes
         self._require_memory(default_budget_bytes() if given is None else given)
-        with ffcv_contained():
-            self._loader = Loader(
-                str(self.beton.path),
-                batch_size=batch_size,
-                num_workers=self.num_workers,
-                os_cache=True,
-                order=OrderOption.SEQUENTIAL,
-                pipelines={
-                    "image": PipelineSpec("image", decoder=self._decoder, transforms=[]),
-                    "label": None,
-                    "sample_id": None,
-                },
-                drop_last=False,
-            )
-            memory = self._loader.graph.allocate_memory(batch_size, self._slots)
-        (self._buffers,) = memory["operation"].values()
-        (((self._stage, _),), _) = self._loader.code
+        size = views.image_size
+        shape = (self._slots, batch_size, views_per_sample, size, size, 3)
+        # From pinned memory a copy to the GPU runs beside its work.
+        buffers = torch.empty(shape, dtype=torch.uint8, pin_memory=torch.cuda.is_available())
+        self._buffers: npt.NDArray[np.uint8] = buffers.numpy()
         self._in_use = threading.Lock()
 
     @property
@@ -198,28 +183,14 @@ class PixelReader:
         """Decode batch after batch; runs in a thread of its own and ends with the epoch."""
         try:
             numba.set_num_threads(self.num_workers)
-            context = self._loader.memory_manager.schedule_epoch(batches)
-            with context:
-                for positions in batches:
-                    slot = free.get()
-                    if slot is None:
-                        return
-                    self._decode(positions, slot, context.state)
-                    ready.put(slot)
+            for positions in batches:
+                slot = free.get()
+                if slot is None:
+                    return
+                self._decoder.decode(positions, self._buffers[slot])
+                ready.put(slot)
         except BaseException as error:  # noqa: BLE001  (it is raised again in the consumer)
             ready.put(error)
-
-    def _decode(self, positions: npt.NDArray[np.int64], slot: int, storage: Any) -> None:
-        loader = self._loader
-        (node,) = loader.graph.nodes
-        arguments: dict[str, Any] = {
-            "batch_indices": positions.astype(np.uint64),
-            "metadata": loader.reader.metadata,
-            "storage_state": storage,
-            f"memory_{node.id}": self._buffers[slot],
-            f"shared_memory_{node.id}": None,
-        }
-        self._stage(**arguments)
 
     def _check(self, positions: npt.NDArray[np.int64]) -> None:
         if not 0 < len(positions) <= self.batch_size:

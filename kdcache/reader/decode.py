@@ -1,18 +1,13 @@
-"""The decoder operation: one stored image and a view number in, final pixels out.
+"""The decoder: one stored image and a view number in, final pixels out.
 
-It runs inside FFCV's compiled, multi-threaded pipeline, for teacher pass, student and evaluation
-alike. A pixel depends on stored bytes, box and output size alone.
-
-The loop over a batch is compiled once per machine and kept on disk; FFCV's own compiler, which
-starts anew in each process and for each loader, is not asked.
+Teacher pass, student and evaluation share it. A pixel depends on stored bytes, box and output size
+alone. The loop over a batch is compiled once per machine and kept on disk, runs in numba's threads,
+and calls FFCV's C functions to decode and to resize.
 """
 
 from __future__ import annotations
 
-import ctypes
-from collections.abc import Callable, Sequence
-from dataclasses import replace
-from typing import Any
+from collections.abc import Sequence
 
 import numba
 import numpy as np
@@ -20,18 +15,15 @@ import numpy.typing as npt
 
 from kdcache.compiled import compiled
 from kdcache.data.beton import Beton
+from kdcache.data.ffcv_library import address_of
 from kdcache.data.policy import PolicyNumbers
 from kdcache.data.views import Views, checked_seed, checked_view, view_box
-from kdcache.ffcv_names import AllocationQuery, Operation, State, libffcv
 from kdcache.reader.photometric import change_batch
 from kdcache.reader.render import U8, render, render_jpeg
 
-_JPEG = 0
-"""FFCV's number of that write mode."""
 
-
-class ViewDecoder(Operation):
-    """FFCV decoder of the images' views.
+class ViewDecoder:
+    """Decodes views of a beton's images, batch by batch.
 
     Args:
         views: policy, seed and image size.
@@ -46,16 +38,13 @@ class ViewDecoder(Operation):
         *,
         views_per_sample: int = 1,
     ) -> None:
-        super().__init__()
         self._views = views
+        self._file = np.memmap(beton.path, dtype=np.uint8, mode="r")
+        self._is_jpeg = beton.manifest.write_mode == "jpg"
+        self._sizes = beton.sizes.astype(np.int64)
+        self._pointers = beton.pointers.copy()
         self._sample_ids = beton.sample_ids.astype(np.uint64)
-        self._functions = np.array(
-            [
-                ctypes.cast(function, ctypes.c_void_p).value
-                for function in (libffcv.lib.imdecode, libffcv.lib.resize)
-            ],
-            dtype=np.int64,
-        )
+        self._functions = np.array([address_of("imdecode"), address_of("resize")])
         self._numbers = np.array(views.policy.numbers(views.clean_share), dtype=np.float64)
         self._changes = np.array(views.policy.photometric_numbers(), dtype=np.float64)
         self._seed = checked_seed(views.seed)
@@ -80,54 +69,48 @@ class ViewDecoder(Operation):
         """Decode these views from now on; no batch may be under way."""
         self._shown = np.array([checked_view(view) for view in views])
 
-    def declare_state_and_memory(self, previous_state: State) -> tuple[State, AllocationQuery]:
-        """Say what one sample takes: (views, S, S, 3) uint8."""
-        shape = (self._boxes.shape[1], self._views.image_size, self._views.image_size, 3)
-        dtype = np.dtype("<u1")
-        state = replace(previous_state, jit_mode=True, shape=shape, dtype=dtype)
-        return state, AllocationQuery(shape, dtype)
+    def decode(self, positions: npt.NDArray[np.int64], out: U8) -> None:
+        """Decode the views that are shown of some samples.
 
-    def generate_code(self) -> Callable[..., Any]:
-        """Return the function that FFCV calls for each batch."""
-
-        def decode(
-            positions: npt.NDArray[np.uint64],
-            destination: U8,
-            metadata: npt.NDArray[Any],
-            storage: tuple[U8, ...],
-        ) -> U8:
-            decode_batch(
-                positions,
-                metadata,
-                storage[0],
-                self._sample_ids,
-                self._lengths,
-                self.status,
-                self._numbers,
-                self._seed,
-                self._shown,
-                self._decoded,
-                self._padded,
-                self._cut,
-                self._boxes,
-                self._functions,
-                destination,
-            )
-            if self._views.policy.changes_pixels:
-                ids = self._sample_ids[positions]
-                change_batch(self._changes, self._seed, self._shown, ids, destination)
-            return destination[: len(positions)]
-
-        return decode
+        Args:
+            positions: (B,) in the beton; trusted.
+            out: (at least B, V, S, S, 3), written.
+        """
+        # A copy of one type and layout: for any other numba would compile anew.
+        positions = np.array(positions, dtype=np.int64)
+        decode_batch(
+            positions,
+            self._file,
+            self._sizes,
+            self._pointers,
+            self._lengths,
+            self._is_jpeg,
+            self._sample_ids,
+            self.status,
+            self._numbers,
+            self._seed,
+            self._shown,
+            self._decoded,
+            self._padded,
+            self._cut,
+            self._boxes,
+            self._functions,
+            out,
+        )
+        if self._views.policy.changes_pixels:
+            ids = self._sample_ids[positions]
+            change_batch(self._changes, self._seed, self._shown, ids, out)
 
 
 @compiled(parallel=True, nogil=True)
 def decode_batch(
-    positions: npt.NDArray[np.uint64],
-    metadata: npt.NDArray[Any],
+    positions: npt.NDArray[np.int64],
     file: U8,
-    ids: npt.NDArray[np.uint64],
+    sizes: npt.NDArray[np.int64],
+    pointers: npt.NDArray[np.int64],
     lengths: npt.NDArray[np.int64],
+    is_jpeg: bool,
+    ids: npt.NDArray[np.uint64],
     status: npt.NDArray[np.int32],
     numbers: npt.NDArray[np.float64],
     seed: np.uint64,
@@ -145,10 +128,12 @@ def decode_batch(
 
     Args:
         positions: (B,) in the beton; trusted, they were checked before.
-        metadata: (N,) FFCV's records of the images.
         file: the beton's bytes.
-        ids: (N,) sample id by position.
+        sizes: (N, 2) height and width of each stored image.
+        pointers: (N,) first byte of each stored image.
         lengths: (N,) bytes of each stored image.
+        is_jpeg: whether the images are JPEG files, or pixels.
+        ids: (N,) sample id by position.
         status: (N,) decoder status, written.
         numbers: a PolicyNumbers as one row.
         seed: of the views.
@@ -165,13 +150,12 @@ def decode_batch(
     for place in numba.prange(len(positions)):
         thread = numba.get_thread_id()
         position = positions[place]
-        stored = metadata[position]
-        height, width = np.int64(stored["height"]), np.int64(stored["width"])
-        start = np.int64(stored["data_ptr"])
+        height, width = sizes[position]
+        start = pointers[position]
         content = file[start : start + lengths[position]]
         drawn = boxes[thread, : len(shown)]
         draw_boxes(numbers, seed, shown, ids[position], height, width, drawn)
-        if stored["mode"] == _JPEG:
+        if is_jpeg:
             status[position] = render_jpeg(
                 content,
                 height,

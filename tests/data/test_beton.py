@@ -7,16 +7,26 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from ffcv.fields import IntField, RGBImageField
 from ffcv.fields.decoders import IntDecoder, SimpleRGBImageDecoder
+from ffcv.fields.rgb_image import IMAGE_MODES
 from ffcv.libffcv import imdecode
 from ffcv.loader import Loader, OrderOption
 from ffcv.reader import Reader
 from ffcv.transforms import ToTensor
-from ffcv.types import ALLOC_TABLE_TYPE, HeaderType
+from ffcv.types import (
+    ALLOC_TABLE_TYPE,
+    CURRENT_VERSION,
+    TYPE_ID_HANDLER,
+    FieldDescType,
+    HeaderType,
+    get_metadata_type,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from kdcache.data import ffcv_format
 from kdcache.data.beton import (
     PAGE_SIZE_BYTES,
     BetonManifest,
@@ -32,6 +42,24 @@ from kdcache.data.pack import pack
 from kdcache.errors import DatasetError
 from kdcache.options import PackOptions
 from tests.conftest import write_images
+
+
+def test_the_layout_is_that_of_ffcv():
+    fields = [RGBImageField(), IntField(), IntField()]
+    assert ffcv_format.VERSION == CURRENT_VERSION
+    for ours, theirs in (
+        (ffcv_format.HEADER, HeaderType),
+        (ffcv_format.FIELD, FieldDescType),
+        (ffcv_format.PLACE, ALLOC_TABLE_TYPE),
+        (ffcv_format.SAMPLE, get_metadata_type(fields)),
+    ):
+        assert (ours, ours.itemsize, ours.fields) == (theirs, theirs.itemsize, theirs.fields)
+    table = ffcv_format.field_table()
+    for record, field in zip(table, fields, strict=True):
+        assert TYPE_ID_HANDLER[int(record["type_id"])] is type(field)
+        assert record["arguments"].tobytes() == field.to_binary().tobytes()
+    modes = (ffcv_format.JPEG_MODE, ffcv_format.RAW_MODE)
+    assert modes == (IMAGE_MODES["jpg"], IMAGE_MODES["raw"])
 
 
 def pixels_of_files(folder):

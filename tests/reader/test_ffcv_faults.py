@@ -95,6 +95,7 @@ DOES_NOT_APPLY = {
     "F23": "building FFCV: README names the Debian packages, make installs them",
     "F24": "distutils is gone from Python 3.12: setuptools is a dependency, which brings it",
     "F25": "numpy 2: nothing breaks",
+    "F30": "pages in Python dicts: a reader maps the file, and keeps two arrays of places",
     "F31": "no append: a data set is packed whole, a subset is sample ids or its own beton",
     "F32": "no remote files: betons are local",
 }
@@ -139,13 +140,12 @@ def copy_into(folder, beton):
 
 
 @pytest.mark.timeout(60)
-def test_f1_an_error_in_the_thread_arrives_in_the_loop(tiny_beton, tmp_path, bare):
+def test_f1_an_error_in_the_thread_arrives_in_the_loop(tiny_beton, bare):
     assert bare["F1"]["waits for a dead thread"]
-    path = copy_into(tmp_path, tiny_beton)
     views = Views(Policy.parse("pad-crop(4, flip)"), 5, 32)
-    reader = PixelReader(path, views, batch_size=8, num_workers=1)
-    path.unlink()  # it is mapped when the first epoch begins
-    with pytest.raises(FileNotFoundError, match=r"train\.beton"):
+    reader = PixelReader(tiny_beton, views, batch_size=8, num_workers=1)
+    reader.num_workers = 1 << 20  # numba refuses it, where the thread begins
+    with pytest.raises(ValueError, match="number of threads"):
         next(reader.read([np.arange(8)], 1))
     assert reader_threads() == []
 
@@ -437,16 +437,6 @@ def test_f28_scratch_images_are_one_for_each_thread(photo_beton, photo_reader, b
     large = PixelReader(photo_beton, photo_reader.views, batch_size=24, num_workers=1)
     more = 3 * (24 - photo_reader.batch_size) * 3 * 12**2
     assert large.memory_bytes - photo_reader.memory_bytes == more
-
-
-# --- F30: every page is put into Python dicts ---
-
-
-def test_f30_a_reader_keeps_no_table_of_pages(crop_reader):
-    # FFCV fills dicts with every page: 3 s and 119 MB for a million samples.
-    manager = crop_reader._loader.memory_manager  # noqa: SLF001  (nothing else shows it)
-    sizes = [len(value) for value in vars(manager).values() if hasattr(value, "__len__")]
-    assert max(sizes) == 0
 
 
 # --- F33: what changes with an epoch needs another compilation ---
