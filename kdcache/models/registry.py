@@ -1,4 +1,7 @@
-"""Every model that goes by a name: one function that makes it for C classes and an image size."""
+"""Every model that goes by a name: one function that makes it for C classes and an image size.
+
+torchvision is loaded for a model of its own alone: it loads torch's compiler, which takes seconds.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import torchvision
 from torch import nn
 
 from kdcache.data.beton import LARGEST_SMALL_SIZE
@@ -66,20 +68,17 @@ TIMM_PREFIX = "timm:"
 
 _WITH_AUXILIARY_LOGITS = frozenset({"googlenet", "inception_v3"})
 
-_OTHER_TASKS = (
-    torchvision.models.detection,
-    torchvision.models.optical_flow,
-    torchvision.models.quantization,
-    torchvision.models.segmentation,
-    torchvision.models.video,
-)
+_OTHER_TASKS = ("detection", "optical_flow", "quantization", "segmentation", "video")
+"""Modules of `torchvision.models` whose models are no classifiers of images."""
 
 
 def torchvision_classifiers() -> set[str]:
     """Return the names of torchvision's models for classification, registered ones included."""
-    list_models = torchvision.models.list_models
-    others = {name for module in _OTHER_TASKS for name in list_models(module=module)}
-    return set(list_models()) - others
+    from torchvision import models
+
+    modules = (getattr(models, task) for task in _OTHER_TASKS)
+    others = {name for module in modules for name in models.list_models(module=module)}
+    return set(models.list_models()) - others
 
 
 def import_timm(option: str, value: str) -> Any:
@@ -140,6 +139,8 @@ def make_model(name: str, *, num_classes: int, image_size: int) -> nn.Module:
             f"model is {name!r}, expected one of {', '.join(MODELS)}, another classifier of "
             f"torchvision, or {TIMM_PREFIX}NAME"
         )
+    from torchvision import models
+
     sized: dict[str, Any] = {}
     if name.startswith("vit_"):
         sized = {"image_size": image_size}
@@ -148,7 +149,7 @@ def make_model(name: str, *, num_classes: int, image_size: int) -> nn.Module:
     elif name in _WITH_AUXILIARY_LOGITS:
         sized = {"init_weights": False}  # they are replaced, and drawing them takes a minute
     try:
-        model: nn.Module = torchvision.models.get_model(name, num_classes=num_classes, **sized)
+        model: nn.Module = models.get_model(name, num_classes=num_classes, **sized)
     except (AssertionError, ValueError) as error:
         raise ConfigError(
             f"model is {name!r} for images of {image_size} px, expected a size that it can be made "

@@ -11,8 +11,6 @@ import re
 from collections.abc import Sequence
 from functools import cache
 
-from torchvision import models
-
 from kdcache.errors import TeacherError
 from kdcache.progress import logger
 from kdcache.teacher.published import ClassNames, Published
@@ -28,6 +26,8 @@ _WORDNET_ID = re.compile(r"n\d{8}")
 @cache
 def imagenet_names() -> tuple[ClassNames, ...]:
     """Return the words of each class of ImageNet, and its WordNet id where timm is installed."""
+    from torchvision import models
+
     words = models.get_model_weights("resnet18").DEFAULT.meta["categories"]
     try:
         from timm.data import ImageNetInfo

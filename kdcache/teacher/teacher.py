@@ -19,7 +19,6 @@ from kdcache.progress import logger
 from kdcache.teacher.class_names import require_same_classes
 from kdcache.teacher.published import Published
 from kdcache.teacher.timm_weights import find_timm
-from kdcache.teacher.torchvision_weights import find_torchvision
 from kdcache.teacher.weights import fill_model, load_weights
 from kdcache.workspace import Workspace, teacher_name
 
@@ -76,6 +75,8 @@ def find_teacher(spec: str, workspace: Workspace) -> TeacherSource:
             return ModuleCallable(spec)
         if named.is_file():
             return named
+        from kdcache.teacher.torchvision_weights import find_torchvision
+
         if published := find_torchvision(spec):
             return published
     missing = as_path if spec.endswith(".safetensors") else named
