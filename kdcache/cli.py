@@ -23,6 +23,7 @@ from kdcache.options import (
     DoctorOptions,
     MergeOptions,
     RunOptions,
+    StudyOptions,
     TrainOptions,
     TrainTeacherOptions,
 )
@@ -71,6 +72,7 @@ def _how_to_go_on(options: CommonOptions) -> str:
             | BuildLogitsOptions()
             | TrainTeacherOptions(overwrite=False)
             | RunOptions()
+            | StudyOptions()
         ):
             return f"{again} to continue"
         case MergeOptions(overwrite=False):

@@ -23,6 +23,7 @@ from kdcache.options import (
     SelectOptions,
     ShowOptions,
     StatusOptions,
+    StudyOptions,
     TrainOptions,
     TrainTeacherOptions,
     VerifyOptions,
@@ -43,6 +44,7 @@ COMMANDS: dict[str, tuple[type[CommonOptions], str]] = {
     "show": (ShowOptions, "kdcache.overview.cards:show"),
     "run": (RunOptions, "kdcache.recipes.run:run"),
     "doctor": (DoctorOptions, "kdcache.checkup.doctor:doctor"),
+    "study": (StudyOptions, "kdcache.studies.study:study"),
 }
 """Command -> its options and the function that does it, in the order of the walk."""
 

@@ -117,8 +117,10 @@ def sha256_of(path: Path) -> str:
 @contextmanager
 def file_lock(
     path: Path, *, purpose: str, shared: bool = False, wait: bool = False
-) -> Iterator[None]:
+) -> Iterator[int]:
     """Hold the lock file `path`; the kernel releases it when this process ends, however it ends.
+
+    Yields its file descriptor: a child process that inherits it holds the lock too.
 
     Args:
         path: of the lock file.
@@ -145,7 +147,7 @@ def file_lock(
         file.write(f"process {os.getpid()} ({purpose})")
         file.flush()
         # The file stays: unlinking it would let two processes lock two files of one name.
-        yield
+        yield file.fileno()
 
 
 def differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:

@@ -8,6 +8,7 @@ import torch, and because they inherit each other's fields.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -37,6 +38,9 @@ Weights = Literal["last", "best", "ema"]
 _FLAG = Parameter(negative="")
 _EACH = Parameter(negative="")
 _EXPORTS = (".parquet", ".npz")
+FIGURES = (".png", ".pdf", ".svg")
+"""Suffixes of figures."""
+
 SCORE_FILES = (".npy", ".csv", ".parquet")
 """Suffixes of files with a score for each sample."""
 
@@ -321,6 +325,13 @@ class TrainTeacherOptions(_ViewOptions, _LoopOptions):
     seed: int = 0
     """Seed of initialisation and order."""
 
+    name: str | None = None
+    """Name of the teacher in the workspace; the model's when left out."""
+
+    save_epochs: str | None = None
+    """Epochs whose weights are kept too, such as 2,5,10, as teachers NAME-epoch2, NAME-epoch5,
+    ..."""
+
     overwrite: Annotated[bool, _FLAG] = False
     """Replace a teacher that was trained otherwise."""
 
@@ -329,6 +340,29 @@ class TrainTeacherOptions(_ViewOptions, _LoopOptions):
         _ViewOptions.__post_init__(self)
         _LoopOptions.__post_init__(self)
         _require_non_negative(self, "seed")
+        if self.name is not None and not re.fullmatch(r"[\w.+-]+", self.name):
+            raise ConfigError(
+                f"--name is {self.name}, expected letters, digits, '.', '+', '-' and '_'"
+            )
+        _ = self.early_epochs
+
+    @property
+    def early_epochs(self) -> tuple[int, ...]:
+        """The epochs of --save-epochs, counted from 1, rising.
+
+        Raises:
+            ConfigError: if the text is no list of such epochs.
+        """
+        if self.save_epochs is None:
+            return ()
+        words = self.save_epochs.split(",")
+        epochs = tuple(int(word) for word in words if re.fullmatch(r"[1-9]\d*", word))
+        if len(epochs) != len(words) or list(epochs) != sorted(set(epochs)):
+            raise ConfigError(
+                f"--save-epochs is {self.save_epochs}, expected rising epochs from 1, such as "
+                "2,5,10"
+            )
+        return epochs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -753,3 +787,69 @@ class EvaluateOptions(CommonOptions):
     def __post_init__(self) -> None:
         """Check every range."""
         _require_positive(self, "num_workers")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyOptions(CommonOptions):
+    """Train a grid of students in the background, resumable at any point; or print its table."""
+
+    grid: str = field(kw_only=False)
+    """Path of a TOML file that lists teachers and blocks of settings; or digits, which is ours."""
+
+    source: Annotated[tuple[str, ...], _EACH] = ()
+    """NAME=SOURCE: what to pack for the grid's data set NAME; its name when left out. May be given
+    again."""
+
+    results: Path | None = None
+    """Parquet file with one row per student; studies/GRID.parquet in the workspace when left out.
+    What is in it is not trained again."""
+
+    block: Annotated[tuple[str, ...], _EACH] = ()
+    """Name of a block: run or show this one alone. May be given again."""
+
+    jobs: int = 1
+    """Students at once; each works with one thread."""
+
+    part: str | None = None
+    """Such as 2/8: train every eighth student from the second on, as on several machines."""
+
+    until: str | None = None
+    """Time of day, such as 02:30, local: stop then, and continue with the next call."""
+
+    tune_fraction: float | None = None
+    """Choose settings: every student is evaluated on this share of the training set, and the test
+    set is never read."""
+
+    retry: Annotated[bool, _FLAG] = False
+    """Train those again that failed."""
+
+    commit: str | None = None
+    """Commit that the package was built from, where it does not say; it is recorded."""
+
+    dry_run: Annotated[bool, _FLAG] = False
+    """Say what would be made and trained; do nothing."""
+
+    table: tuple[str, str] | None = None
+    """ROWS COLUMNS: print accuracies over these settings instead; several, such as method,kd, with
+    commas."""
+
+    where: Annotated[tuple[str, ...], _EACH] = ()
+    """SETTING=VALUE: show only such students. May be given again."""
+
+    plot: Path | None = None
+    """Also draw the table: NAME.png, NAME.pdf or NAME.svg; needs 'kdcache[plot]'."""
+
+    def __post_init__(self) -> None:
+        """Check every range, and that no option is given that the others make void."""
+        _require_positive(self, "jobs")
+        _require("tune_fraction", self.tune_fraction, lambda f: 0 < f < 1, "a number in (0, 1)")
+        _as_tuples(self, "source", "block", "where")
+        for name in ("source", "where"):
+            for text in getattr(self, name):
+                if not re.fullmatch(r"[^=]+=.+", text):
+                    raise ConfigError(f"--{name} is {text}, expected NAME=VALUE")
+        if self.until is not None and not re.fullmatch(r"([01]\d|2[0-3]):[0-5]\d", self.until):
+            raise ConfigError(f"--until is {self.until}, expected a time of day such as 02:30")
+        require_suffix("plot", self.plot, FIGURES)
+        require_suffix("results", self.results, (".parquet",))
+        _require_unset(self, ["where", "plot"], "--table", unless=self.table is not None)

@@ -38,6 +38,7 @@ STAGES = [
     "overview",
     "recipes",
     "checkup",
+    "studies",
     "cli",
     "__main__",
 ]

@@ -71,16 +71,18 @@ def parquet(root: Path, label_key: str | None = None) -> Source:
     shards, passed_over = choose_splits(found)
     splits: dict[str, Split] = {}
     stated_names: list[str] | None = None
+    policy: str | None = None
     for split, files in shards.items():
         splits[split], columns = _open_shards(files, label_key)
         stated_names = stated_names or columns.class_names
+        policy = policy or columns.view_policy
     class_names = names_for(root, [split.labels for split in splits.values()], stated_names)
     identity = {
         "kind": "parquet",
         "path": str(root.resolve()),
         "content": digest_of_files(shards),
     }
-    return Source(splits, class_names, identity, passed_over=passed_over)
+    return Source(splits, class_names, identity, default_policy=policy, passed_over=passed_over)
 
 
 def _open_shards(files: list[Path], label_key: str | None) -> tuple[ParquetSplit, Columns]:

@@ -15,6 +15,9 @@ import numpy.typing as npt
 
 from kdcache.errors import ConfigError, DatasetError
 
+VIEW_POLICY = b"view_policy"
+"""Key of a schema's metadata."""
+
 
 class Columns(NamedTuple):
     """What is read of a table."""
@@ -23,6 +26,8 @@ class Columns(NamedTuple):
     label: str
     class_names: list[str] | None
     """Where the table states them."""
+    view_policy: str | None
+    """Likewise, the view policy that suits the images."""
 
 
 def choose_columns(where: Path | str, schema: Any, label_key: str | None) -> Columns:
@@ -55,7 +60,8 @@ def choose_columns(where: Path | str, schema: Any, label_key: str | None) -> Col
             f"{where} has the columns {', '.join(names)}, expected an image (struct of bytes and "
             f"path; `image` where there are several) and `label` (integer){remedy}"
         )
-    return Columns(image, label, _class_names(schema, label))
+    policy = (schema.metadata or {}).get(VIEW_POLICY)
+    return Columns(image, label, _class_names(schema, label), policy and policy.decode())
 
 
 def checked_labels(where: Path | str, column: Any) -> npt.NDArray[np.int64]:

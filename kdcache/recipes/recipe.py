@@ -105,7 +105,7 @@ def read_recipe(path: Path, *, workspace: Path, quiet: bool, source: str | None)
                 "kdcache run RECIPE --source SOURCE"
             )
         try:
-            options = parse([command, *_words(given, command), *common])
+            options = parse([command, *command_words(given, command), *common])
         except (CycloptsError, ConfigError) as error:
             said = " ".join(str(error).split())
             raise ConfigError(f"{about}, {command}: {said}") from error
@@ -134,7 +134,7 @@ def _name(table: Mapping[str, Any], before: list[Stage]) -> str:
     )
 
 
-def _words(table: Mapping[str, Any], command: str) -> list[str]:
+def command_words(table: Mapping[str, Any], command: str) -> list[str]:
     """Return a table as the command line says it."""
     kind, _ = EVERY_COMMAND[command]
     is_off = {field.name for field in fields(kind) if field.default is False}

@@ -15,6 +15,9 @@ from kdcache.teacher.weights import fill_model, load_weights, save_weights
 from kdcache.training.averaging import WeightAverage
 from kdcache.training.schedule import load_schedule, schedule_state
 
+CHECKPOINT = "resume.safetensors"
+"""In a run folder."""
+
 
 class Progress(NamedTuple):
     """How far a run is."""

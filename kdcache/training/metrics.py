@@ -16,6 +16,9 @@ from typing import Any, Self
 from kdcache.errors import ConfigError
 from kdcache.files import replace_atomically
 
+METRICS = "metrics.jsonl"
+"""In a run folder."""
+
 
 def require_tensorboard() -> None:
     """Check that TensorBoard's events can be written, before a run starts.
@@ -30,6 +33,12 @@ def require_tensorboard() -> None:
         )
 
 
+def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
+    """Return the line of every epoch of a run, in order."""
+    lines = (run_dir / METRICS).read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines]
+
+
 class MetricsLog:
     """`metrics.jsonl` of a run folder, and `tensorboard/`.
 
@@ -40,7 +49,7 @@ class MetricsLog:
     """
 
     def __init__(self, run_dir: Path, *, epochs_done: int, tensorboard: bool) -> None:
-        self._path = run_dir / "metrics.jsonl"
+        self._path = run_dir / METRICS
         self._keep_epochs(epochs_done)
         self._events = None
         if tensorboard:

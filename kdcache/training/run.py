@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,7 @@ def run_training(
     run_dir: Path,
     *,
     resume: bool,
+    save_epochs: Sequence[int] = (),
 ) -> dict[str, Any]:
     """Train a model on a loader's batches and evaluate it after each epoch.
 
@@ -110,10 +112,11 @@ def run_training(
         options: for the seed of initialisation, the reader's threads and TensorBoard.
         run_dir: existing folder that receives weights and metrics.
         resume: go on from the run's last checkpoint.
+        save_epochs: counted from 1; their weights are kept too.
 
     Returns:
         `top1`, `top1_best`, `top5`, `top1_ema` (percent, or None), `teacher_forwards`,
-        `images_per_second`, `resumed_from_epoch`.
+        `student_forwards`, `steps`, `images_per_second`, `resumed_from_epoch`.
     """
     data = loader.beton.manifest
     torch.manual_seed(torch_seed(options.seed, "initialisation"))
@@ -151,6 +154,7 @@ def run_training(
         run_dir=run_dir,
         about=about,
         tensorboard=options.tensorboard,
+        save_epochs=save_epochs,
     )
     try:
         result = trainer.run(resume=resume)
@@ -162,6 +166,8 @@ def run_training(
         "top5": result.last.top5 if result.last else None,
         "top1_ema": result.ema.top1 if result.ema else None,
         "teacher_forwards": result.teacher_forwards,
+        "student_forwards": result.student_forwards,
+        "steps": result.steps,
         "images_per_second": round(result.images_per_second, 1),
         "resumed_from_epoch": result.resumed_from_epoch,
     }

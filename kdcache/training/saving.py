@@ -15,12 +15,18 @@ from kdcache.teacher.weights import save_weights
 from kdcache.training.averaging import WeightAverage
 
 
+def early_weights(run_dir: Path, epoch: int) -> Path:
+    """Return the file of the weights that are kept of an epoch, counted from 1."""
+    return run_dir / f"epoch{epoch}.safetensors"
+
+
 def save_epoch(
     run_dir: Path,
     model: nn.Module,
     average: WeightAverage | None,
     *,
     is_best: bool,
+    keep_as: Path | None = None,
     about: dict[str, Any],
 ) -> None:
     """Replace `last.safetensors`, and `best` and `ema` where there are new ones.
@@ -30,12 +36,15 @@ def save_epoch(
         model: with the weights after an epoch.
         average: of its weights.
         is_best: no epoch before was as good.
+        keep_as: file that receives these weights too, the averaged ones where there are any.
         about: what the files say of themselves.
     """
     weights = model.state_dict()
     save_weights(run_dir / "last.safetensors", weights, about)
     if is_best:
         save_weights(run_dir / "best.safetensors", weights, about)
+    if keep_as is not None:
+        save_weights(keep_as, average.model.state_dict() if average else weights, about)
     if average:
         save_weights(run_dir / "ema.safetensors", average.model.state_dict(), about)
 

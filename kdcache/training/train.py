@@ -43,8 +43,9 @@ def train(options: TrainOptions) -> dict[str, Any]:
 
     Returns:
         Of one student `top1`, `top1_best`, `top5`, `top1_ema` (percent; None without an evaluation
-        split or an average), `samples`, `teacher_forwards` (measured), `images_per_second`,
-        `seconds`, `resumed_from_epoch`, `path`; of several what `over_seeds` says.
+        split or an average), `samples`, `teacher_forwards` (measured), `student_forwards`,
+        `steps`, `images_per_second`, `seconds`, `resumed_from_epoch`, `path`; of several what
+        `over_seeds` says.
 
     Raises:
         ConfigError: if a setting is outside its range, nothing is selected, or the run folder is

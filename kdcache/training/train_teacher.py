@@ -9,7 +9,7 @@ from typing import Any
 
 from kdcache.data.beton import open_beton
 from kdcache.data.views import default_views
-from kdcache.errors import CacheMismatchError
+from kdcache.errors import CacheMismatchError, ConfigError
 from kdcache.files import differences
 from kdcache.loader.distill import DistillLoader
 from kdcache.models.registry import make_model
@@ -18,9 +18,12 @@ from kdcache.progress import logger
 from kdcache.teacher.forward import resolve_device
 from kdcache.teacher.teacher import tensor_digest
 from kdcache.teacher.weights import fill_model, load_weights, save_weights
+from kdcache.training.checkpoint import CHECKPOINT
+from kdcache.training.metrics import read_metrics
 from kdcache.training.optim import default_batch_size
 from kdcache.training.run import loop_settings, require_model, run_training
 from kdcache.training.run_folder import as_json, is_begun, write_config
+from kdcache.training.saving import early_weights
 from kdcache.workspace import Workspace, teacher_name
 
 LEAST_EPOCHS, LEAST_STEPS = 10, 450
@@ -31,7 +34,8 @@ def train_teacher(options: TrainTeacherOptions) -> dict[str, Any]:
     """Train a teacher on all data, with the labels alone; with --ema its averaged weights.
 
     Returns:
-        `top1` (percent; None without an evaluation split), `path` and `seconds`.
+        `top1` (percent; None without an evaluation split), `path` and `seconds`. With --save-epochs
+        the weights of these epochs are teachers NAME-epochE beside it.
 
     Raises:
         ConfigError: if a setting is outside its range.
@@ -68,14 +72,23 @@ def train_teacher(options: TrainTeacherOptions) -> dict[str, Any]:
         "batch_size": batch_size,
         **as_json(asdict(settings)),
     }
-    name = teacher_name(options.model)
+    name = options.name or teacher_name(options.model)
     path = workspace.teacher(name)
+    early = {epoch: workspace.teacher(f"{name}-epoch{epoch}") for epoch in options.early_epochs}
+    if early and max(early) > settings.epochs:
+        raise ConfigError(
+            f"--save-epochs is {options.save_epochs}, expected epochs up to the last, "
+            f"{settings.epochs}"
+        )
     if path.exists() and not options.overwrite:
-        top1 = _require_same_teacher(path, about)
+        top1 = _require_same_teacher(path, about, early)
         return {"top1": top1, "path": str(path.resolve()), "seconds": 0.0}
     run_dir = workspace.run(f"teacher-{name}")
     # One that was killed goes on; another one's folder is begun anew.
     is_begun_here = is_begun(run_dir, about) and not options.overwrite
+    if is_begun_here and (missing := _missing_early_weights(run_dir, options.early_epochs)):
+        logger.info("%s is past epoch %d, whose weights it lacks: begun anew", run_dir, missing[0])
+        is_begun_here = False
     if not is_begun_here:
         for stale in run_dir.glob("*.safetensors"):
             stale.unlink()
@@ -99,16 +112,24 @@ def train_teacher(options: TrainTeacherOptions) -> dict[str, Any]:
         views=views,
     )
     result = run_training(
-        options.model, loader, settings, workspace, options, run_dir, resume=is_begun_here
+        options.model,
+        loader,
+        settings,
+        workspace,
+        options,
+        run_dir,
+        resume=is_begun_here,
+        save_epochs=options.early_epochs,
     )
     kind, accuracy = ("ema", "top1_ema") if options.ema else ("last", "top1")
     trained = run_dir / f"{kind}.safetensors"
-    weights, _ = load_weights(trained)
-    model = make_model(options.model, num_classes=data.classes, image_size=views.image_size)
-    fill_model(model, weights, path=trained)
-    # A store names it, so that one of an older teacher is known.
-    said = {"top1": result[accuracy], "digest": tensor_digest(model)}
-    save_weights(path, weights, about | said)
+    top1_of = {line["epoch"]: line[accuracy] for line in read_metrics(run_dir)}
+    for epoch, target in early.items():
+        _save_teacher(
+            early_weights(run_dir, epoch), target, about | {"epoch": epoch}, top1=top1_of[epoch]
+        )
+    # Last: with it the teacher is there.
+    _save_teacher(trained, path, about, top1=result[accuracy])
     return {
         "top1": result[accuracy],
         "path": str(path.resolve()),
@@ -116,12 +137,38 @@ def train_teacher(options: TrainTeacherOptions) -> dict[str, Any]:
     }
 
 
-def _require_same_teacher(path: Path, about: dict[str, Any]) -> float | None:
+def _save_teacher(trained: Path, path: Path, about: dict[str, Any], *, top1: float | None) -> None:
+    """Write weights of the run folder as a teacher."""
+    weights, _ = load_weights(trained)
+    model = make_model(about["arch"], num_classes=about["classes"], image_size=about["image_size"])
+    fill_model(model, weights, path=trained)
+    # A store names the digest, so that one of an older teacher is known.
+    save_weights(path, weights, about | {"top1": top1, "digest": tensor_digest(model)})
+
+
+def _missing_early_weights(run_dir: Path, epochs: tuple[int, ...]) -> list[int]:
+    """Return the epochs that a begun run has finished without keeping their weights."""
+    checkpoint = run_dir / CHECKPOINT
+    if not epochs or not checkpoint.exists():
+        return []
+    _, about = load_weights(checkpoint)
+    done = about["progress"]["epochs_done"]
+    return [e for e in epochs if e <= done and not early_weights(run_dir, e).exists()]
+
+
+def _require_same_teacher(
+    path: Path, about: dict[str, Any], early: dict[int, Path]
+) -> float | None:
     _, found = load_weights(path)
     if differ := differences(found, about):
         raise CacheMismatchError(
             f"{path} was trained otherwise: {differ}. "
             "Use --overwrite to replace it, or another --workspace"
+        )
+    if missing := [file for file in early.values() if not file.exists()]:
+        raise CacheMismatchError(
+            f"{path} was trained without keeping {missing[0].name}. Use --overwrite to train it "
+            "again, to the same weights"
         )
     logger.info("up to date: %s", path)
     top1: float | None = found.get("top1")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
+from collections.abc import Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, field
 from itertools import islice
@@ -23,7 +24,7 @@ from kdcache.progress import logger, progress_bar
 from kdcache.teacher.forward import Normalise, autocast, matmul_precision
 from kdcache.teacher.quality import Quality
 from kdcache.training.averaging import WeightAverage
-from kdcache.training.checkpoint import Checkpoint, Progress
+from kdcache.training.checkpoint import CHECKPOINT, Checkpoint, Progress
 from kdcache.training.evaluator import Evaluator
 from kdcache.training.finite import FiniteWatch
 from kdcache.training.forwards import ForeignForwardCounter
@@ -32,7 +33,7 @@ from kdcache.training.losses.parts import LossParts
 from kdcache.training.losses.settings import LossSettings
 from kdcache.training.metrics import MetricsLog
 from kdcache.training.optim import OptimSettings, make_optimizer
-from kdcache.training.saving import save_epoch, told_where_it_stays
+from kdcache.training.saving import early_weights, save_epoch, told_where_it_stays
 from kdcache.training.schedule import make_schedule
 
 
@@ -76,6 +77,10 @@ class TrainResult(NamedTuple):
     images_per_second: float
     """Of the training steps alone, over the whole run."""
     teacher_forwards: int
+    student_forwards: int
+    """Images of the training steps, over the whole run; those of evaluations are not counted."""
+    steps: int
+    """Optimiser steps of the whole run."""
     resumed_from_epoch: int
 
 
@@ -95,6 +100,7 @@ class Trainer:
         run_dir: existing folder.
         about: what the weights files say of themselves.
         tensorboard: write TensorBoard's events to the run folder too.
+        save_epochs: counted from 1; their weights are kept, see `early_weights`.
     """
 
     def __init__(
@@ -108,7 +114,9 @@ class Trainer:
         run_dir: Path,
         about: dict[str, Any],
         tensorboard: bool = False,
+        save_epochs: Sequence[int] = (),
     ) -> None:
+        self._save_epochs = frozenset(save_epochs)
         self._model = model
         self._loader = loader
         self._evaluator = evaluator
@@ -135,7 +143,7 @@ class Trainer:
         self._scaler = torch.amp.GradScaler(self._device.type, enabled=settings.precision == "fp16")
         self._average = None if settings.ema is None else WeightAverage(model, settings.ema)
         self._checkpoint = Checkpoint(
-            run_dir / "resume.safetensors",
+            run_dir / CHECKPOINT,
             model,
             self._optimizer,
             self._schedule,
@@ -184,6 +192,9 @@ class Trainer:
                         self._model,
                         self._average,
                         is_best=is_best,
+                        keep_as=early_weights(self._run_dir, epoch + 1)
+                        if epoch + 1 in self._save_epochs
+                        else None,
                         about=self._about | {"epoch": epoch + 1},
                     )
                     # Last: with it the epoch is done; without it the line above is dropped.
@@ -196,6 +207,8 @@ class Trainer:
             ema=found.average,
             images_per_second=progress.images_seen / max(progress.train_seconds, 1e-9),
             teacher_forwards=progress.teacher_forwards,
+            student_forwards=progress.images_seen,
+            steps=self._steps,
             resumed_from_epoch=resumed_from,
         )
 

@@ -1,0 +1,79 @@
+"""Checks of every value of a grid, before anything runs: as the commands themselves check them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from cyclopts import CycloptsError
+
+from kdcache.commands import parse
+from kdcache.errors import ConfigError, KDCacheError
+from kdcache.options import CommonOptions, TrainOptions
+from kdcache.recipes.recipe import command_words
+from kdcache.studies.cells import Cell
+from kdcache.studies.needs import Plan
+
+_SAMPLES = 1_000
+"""Of a check: how many a cell keeps is not known before its data are packed."""
+
+
+def check_teachers(teachers: Mapping[str, Mapping[str, Any]]) -> None:
+    """Check the definition of every teacher of a grid.
+
+    Raises:
+        ConfigError: if a model or an option is unknown or outside its range; names it.
+    """
+    from kdcache.models.registry import require_trainable
+
+    for name, definition in teachers.items():
+        options = {key: value for key, value in definition.items() if key != "epoch"}
+        where = f"[teachers.{name}]"
+        reserved = ("workspace", "json", "quiet", "name", "save_epochs", "overwrite", "num_workers")
+        if refused := [key for key in reserved if key in options]:
+            raise ConfigError(f"{where} has {refused[0]}, which the study sets. Leave it out")
+        _parsed(["train-teacher", *command_words(options, "train-teacher")], where)
+        try:
+            require_trainable(definition["model"], option="model")
+        except KDCacheError as error:
+            raise ConfigError(f"{where}: {error}") from error
+
+
+def check_cells(cells: Sequence[Cell], plan: Plan) -> None:
+    """Check the settings of every cell.
+
+    Raises:
+        ConfigError: if a value is unknown or outside its range, or values mean nothing together;
+            names them and the block.
+    """
+    from kdcache.models.registry import require_trainable
+    from kdcache.training.losses.settings import LossSettings
+
+    checked: set[tuple[str, ...]] = set()
+    for cell in cells:
+        settings = dict(cell.settings) | {"seed": 0}
+        one = Cell(settings, cell.teachers, cell.block)
+        commands = [plan.train_words(one, samples=_SAMPLES)]
+        if settings["method"] != "all":
+            commands.append(plan.select_words(settings))
+        for words in commands:
+            if tuple(words) in checked:
+                continue
+            checked.add(tuple(words))
+            where = f"block {cell.block!r}"
+            options = _parsed(words, where)
+            if isinstance(options, TrainOptions):
+                try:
+                    require_trainable(settings["student"], option="student")
+                    LossSettings.of(options)
+                except KDCacheError as error:
+                    raise ConfigError(f"{where}: {error}") from error
+
+
+def _parsed(words: Sequence[str], where: str) -> CommonOptions:
+    try:
+        options = parse(words)
+    except (CycloptsError, ConfigError) as error:
+        raise ConfigError(f"{where}: {' '.join(str(error).split())}") from error
+    assert options is not None  # noqa: S101  (no --help among the words)
+    return options

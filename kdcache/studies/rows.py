@@ -1,0 +1,134 @@
+"""The row of a cell or a teacher, from its settings and what its run folder says."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from kdcache.files import read_json
+from kdcache.studies.cells import SELECT_OPTIONS, TRAIN_OPTIONS, Cell
+from kdcache.studies.processes import Ended
+from kdcache.studies.provenance import checkout_commit, package_about, processor
+from kdcache.studies.recipe import Recipe
+
+_AS_THEY_ARE = (
+    *("data", "label_noise", "tune_fraction", "student", "method", "keep", "kd", "loss"),
+    *("temperature", "reshape", "recipe", "batch_size", "evaluations", "seed"),
+)
+"""Settings that are columns of their own type."""
+
+
+def row_of_cell(cell: Cell, *, commit: str | None) -> dict[str, Any]:
+    """Return the settings of a cell and where its row comes from, without any outcome."""
+    settings = cell.settings
+    others = {
+        name: settings[name]
+        for name in (*SELECT_OPTIONS, *TRAIN_OPTIONS)
+        if settings[name] is not None
+    }
+    texts = {
+        name: None if settings[name] is None else str(settings[name]) for name in ("alpha", "views")
+    }
+    numbers = {name: settings[name] for name in _AS_THEY_ARE}
+    teachers = {role: settings[role] for role in ("teacher", "score_teacher")}
+    definitions = {
+        f"{role}_settings": name and json.dumps(cell.teachers[name], sort_keys=True)
+        for role, name in teachers.items()
+    }
+    return {
+        "cell": cell.id,
+        "kind": "student",
+        "block": cell.block,
+        **numbers,
+        **texts,
+        **teachers,
+        **definitions,
+        "arm": Recipe.parse(settings["recipe"]).arm,
+        "options": json.dumps(others, sort_keys=True),
+        **_origin(commit),
+    }
+
+
+def row_of_teacher(
+    settings: Mapping[str, Any],
+    teacher: str,
+    definition: Mapping[str, Any],
+    *,
+    block: str,
+    commit: str | None,
+) -> dict[str, Any]:
+    """Return the row of a teacher that a block makes.
+
+    Args:
+        settings: of its data: `data`, `label_noise` and `tune_fraction`.
+        teacher: its name in the grid.
+        definition: its model, options and epoch.
+        block: that makes it.
+        commit: of the package.
+    """
+    about = {name: settings.get(name) for name in ("data", "label_noise", "tune_fraction")}
+    text = json.dumps(definition, sort_keys=True)
+    identity = json.dumps([about, text], sort_keys=True)
+    return {
+        "cell": f"teacher-{hashlib.sha256(identity.encode()).hexdigest()[:16]}",
+        "kind": "teacher",
+        "block": block,
+        **about,
+        "teacher": teacher,
+        "teacher_settings": text,
+        **_origin(commit),
+    }
+
+
+def outcome_of_teacher(weights: Path) -> dict[str, Any]:
+    """Return what a teacher came to, from what its file says."""
+    from kdcache.teacher.weights import load_weights
+
+    _, about = load_weights(weights)
+    return {
+        "status": "ok",
+        "top1_last": about.get("top1"),
+        "data_digest": about["data_fingerprint"],
+        "teacher_digest": about["digest"],
+    }
+
+
+def outcome_of_cell(ended: Ended, folder: Path) -> dict[str, Any]:
+    """Return what a trained student came to.
+
+    Args:
+        ended: its process, which printed the result as JSON.
+        folder: its run folder.
+    """
+    result = json.loads(ended.output.strip().splitlines()[-1])
+    config = read_json(folder / "config.json")["config"]
+    is_whole = result["resumed_from_epoch"] == 0
+    return {
+        "status": "ok",
+        "top1_last": result["top1"],
+        "top1_best": result["top1_best"],
+        "top5_last": result["top5"],
+        **{name: result[name] for name in ("samples", "steps")},
+        **{name: result[name] for name in ("student_forwards", "teacher_forwards")},
+        "processor_seconds": ended.processor_seconds if is_whole else None,
+        "wall_seconds": ended.wall_seconds if is_whole and ended.was_alone else None,
+        "data_digest": config["data_fingerprint"],
+        "subset_digest": config["sample_ids_digest"],
+        "teacher_digest": config["teacher_digest"],
+        "store_digest": config["store_digest"],
+    }
+
+
+def _origin(commit: str | None) -> dict[str, Any]:
+    return {
+        **package_about(),
+        "commit": commit or checkout_commit(),
+        "processor": processor(),
+        "torch": version("torch"),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+    }

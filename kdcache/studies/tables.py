@@ -1,0 +1,255 @@
+"""Tables of a study: mean, standard error and n, and differences that are paired by seed.
+
+What a table pools must be one arm: rows that differ in nothing but their seed. So a difference in
+any other setting is an error that names it, unless it stands in the rows or columns.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from kdcache.errors import ConfigError
+from kdcache.options import StudyOptions
+from kdcache.progress import logger
+from kdcache.studies.cells import TYPES
+from kdcache.studies.grid import Grid
+from kdcache.studies.results import Results
+
+MIN_PAIRS = 2
+"""Of a standard error."""
+
+_SAME_IN_AN_ARM = tuple(name for name in TYPES if name != "seed")
+
+_SAME_ORIGIN = ("data_digest", "teacher_digest", "store_digest", "formats")
+"""Where these differ in one arm, its rows were not made from the same things."""
+
+_MAX_SHOWN = 4
+
+Place = tuple[str, str]
+"""Row and column."""
+
+
+class Summary(NamedTuple):
+    """Accuracies of some students, in percent."""
+
+    mean: float
+    standard_error: float | None
+    """None for a single one."""
+    n: int
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Summary:
+        """Summarise at least one value; the error has the divisor n - 1."""
+        error = None
+        if len(values) >= MIN_PAIRS:
+            error = statistics.stdev(values) / math.sqrt(len(values))
+        return cls(statistics.fmean(values), error, len(values))
+
+    def text(self, *, sign: bool = False) -> str:
+        """Return `62.10 ± 0.12 (5)`."""
+        mean = f"{self.mean:+.2f}" if sign else f"{self.mean:.2f}"
+        error = "" if self.standard_error is None else f" ± {self.standard_error:.2f}"
+        return f"{mean}{error} ({self.n})"
+
+
+class Table(NamedTuple):
+    """Accuracies after the last epoch over two groups of settings."""
+
+    rows: list[str]
+    columns: list[str]
+    values: dict[Place, dict[int, float]]
+    """Accuracy by seed."""
+
+    def summary(self, row: str, column: str) -> Summary | None:
+        """Return the summary of an arm; None where it has no student."""
+        values = self.values.get((row, column))
+        return Summary.of(list(values.values())) if values else None
+
+    def difference(self, row: str, column: str) -> Summary | None:
+        """Return an arm minus the one of the first row, over the seeds that both have."""
+        one, other = (self.values.get((name, column), {}) for name in (row, self.rows[0]))
+        seeds = sorted(one.keys() & other.keys())
+        return Summary.of([one[seed] - other[seed] for seed in seeds]) if seeds else None
+
+
+def show_table(results: Results, grid: Grid, options: StudyOptions) -> tuple[Table, dict[str, Any]]:
+    """Make the table that was asked for, of the cells of a grid.
+
+    Returns:
+        The table, and what is said of it: `table` and `difference` (texts), `arms` (a list of
+        `row`, `column`, `mean`, `standard_error`, `n`, `difference`, `difference_standard_error`,
+        `pairs`) and `failed` (number of students).
+
+    Raises:
+        ConfigError: if a setting is unknown, no student is left, or an arm pools unlike students.
+    """
+    assert options.table is not None  # noqa: S101  (the caller has looked)
+    ids = {cell.id: place for place, cell in enumerate(grid.cells)}
+    found = [row for row in results.rows() if row["cell"] in ids and _agrees(row, options.where)]
+    found.sort(key=lambda row: ids[row["cell"]])
+    done = [row for row in found if row["status"] == "ok"]
+    if not done:
+        raise ConfigError(
+            f"--table finds no trained student of this grid in {results.path}, expected some. "
+            "Run kdcache study without --table, or change --block and --where"
+        )
+    table = table_of(done, options.table[0].split(","), options.table[1].split(","))
+    _warn_of_origins(done, options.table[0].split(","), options.table[1].split(","))
+    shown = {
+        "table": "\n" + _text(table, differences=False),
+        "difference": f"to {table.rows[0]}, paired by seed\n" + _text(table, differences=True),
+        "arms": [_arm(table, row, column) for row in table.rows for column in table.columns],
+        "failed": len(found) - len(done),
+    }
+    if len(table.rows) == 1:
+        del shown["difference"]
+    return table, shown
+
+
+def table_of(
+    found: Sequence[Mapping[str, Any]], row_names: Sequence[str], column_names: Sequence[str]
+) -> Table:
+    """Sort rows of results into a table.
+
+    Args:
+        found: of students that were trained, in the order of the grid.
+        row_names: settings whose values are a row.
+        column_names: settings whose values are a column.
+
+    Raises:
+        ConfigError: if a setting is unknown, or an arm pools students that differ in more than
+            their seed; names what differs.
+    """
+    rows: dict[str, None] = {}
+    columns: dict[str, None] = {}
+    arms: dict[Place, list[Mapping[str, Any]]] = {}
+    for result in found:
+        place = _label(result, row_names), _label(result, column_names)
+        rows.setdefault(place[0])
+        columns.setdefault(place[1])
+        arms.setdefault(place, []).append(result)
+    for place, pooled in arms.items():
+        _require_one_arm(place, pooled)
+    values = {
+        place: {result["seed"]: result["top1_last"] for result in pooled}
+        for place, pooled in arms.items()
+    }
+    return Table(list(rows), list(columns), values)
+
+
+def _require_one_arm(place: Place, pooled: Sequence[Mapping[str, Any]]) -> None:
+    for name in (*_SAME_IN_AN_ARM, "options"):
+        several = list(dict.fromkeys(str(setting(row, name)) for row in pooled))
+        if len(several) > 1:
+            shown = ", ".join(several[:_MAX_SHOWN])
+            raise ConfigError(
+                f"--table pools students of {name} {shown} in ({place[0]}; {place[1]}), expected "
+                f"one arm. Add {name} to the rows or columns, or choose with --where or --block"
+            )
+
+
+def _warn_of_origins(
+    found: Sequence[Mapping[str, Any]], row_names: Sequence[str], column_names: Sequence[str]
+) -> None:
+    """Warn where students of one arm were made from different data, teachers, stores or formats."""
+    arms: dict[Place, list[Mapping[str, Any]]] = {}
+    for result in found:
+        place = _label(result, row_names), _label(result, column_names)
+        arms.setdefault(place, []).append(result)
+    for name in _SAME_ORIGIN:
+        mixed = [place for place, rows in arms.items() if len({row[name] for row in rows}) > 1]
+        if mixed:
+            logger.warning(
+                "%d arms pool students of different %s, the first is (%s): they were not made "
+                "from the same things",
+                len(mixed),
+                name,
+                "; ".join(mixed[0]),
+            )
+
+
+def setting(row: Mapping[str, Any], name: str) -> Any:
+    """Return a setting of a row of results by its name.
+
+    Raises:
+        ConfigError: if there is none of this name.
+    """
+    if name in row:
+        return row[name]
+    others = json.loads(row["options"] or "{}")
+    if name not in others and name not in _known_options():
+        known = ", ".join((*TYPES, "arm", *_known_options()))
+        raise ConfigError(f"{name} is no setting of a student, expected one of {known}")
+    return others.get(name)
+
+
+def _known_options() -> tuple[str, ...]:
+    from kdcache.studies.cells import SELECT_OPTIONS, TRAIN_OPTIONS
+
+    return (*SELECT_OPTIONS, *TRAIN_OPTIONS)
+
+
+def _agrees(row: Mapping[str, Any], conditions: Sequence[str]) -> bool:
+    return all(
+        _shown(setting(row, name)) in value.split(",")
+        for name, _, value in (condition.partition("=") for condition in conditions)
+    )
+
+
+def _label(row: Mapping[str, Any], names: Sequence[str]) -> str:
+    return ", ".join(_word(name, setting(row, name)) for name in names)
+
+
+def _word(name: str, value: Any) -> str:
+    """Return what a row or column is called: `random`, `no kd`, `keep 0.1`."""
+    if isinstance(value, bool):
+        return name if value else f"no {name}"
+    if isinstance(value, str) and not value[:1].isdigit():
+        return value
+    return f"{name} {_shown(value)}"
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _text(table: Table, *, differences: bool) -> str:
+    """Return aligned lines: a head, and a line for each row (but the first, of differences)."""
+    rows = table.rows[1:] if differences else table.rows
+    lines = [["", *table.columns]]
+    for row in rows:
+        line = [row]
+        for column in table.columns:
+            found = table.difference(row, column) if differences else table.summary(row, column)
+            line.append("-" if found is None else found.text(sign=differences))
+        lines.append(line)
+    widths = [max(len(line[place]) for line in lines) for place in range(len(lines[0]))]
+    return "\n".join(
+        "  " + "  ".join(word.ljust(width) for word, width in zip(line, widths, strict=True))
+        for line in lines
+    )
+
+
+def _arm(table: Table, row: str, column: str) -> dict[str, Any]:
+    found, difference = table.summary(row, column), table.difference(row, column)
+    is_first = row == table.rows[0]
+    return {
+        "row": row,
+        "column": column,
+        "mean": found and found.mean,
+        "standard_error": found and found.standard_error,
+        "n": found.n if found else 0,
+        "difference": None if is_first or difference is None else difference.mean,
+        "difference_standard_error": None
+        if is_first or difference is None
+        else difference.standard_error,
+        "pairs": 0 if is_first or difference is None else difference.n,
+    }
