@@ -150,16 +150,13 @@ def make_cell(
         raise ConfigError("data is not given, expected the name of a data set, such as digits")
     _require_range(settings)
     settings["recipe"] = str(Recipe.parse(settings["recipe"]))
+    known = get_args(Method)
+    if settings["method"] not in known:
+        raise ConfigError(f"method is {settings['method']!r}, expected one of {', '.join(known)}")
+    pruning = PruningOptions()
+    object.__setattr__(pruning, "method", settings["method"])
     if settings["keep"] == 1:
         settings["method"] = "all"
-    pruning = PruningOptions()
-    if settings["method"] != "all":
-        known = get_args(Method)
-        if settings["method"] not in known:
-            raise ConfigError(
-                f"method is {settings['method']!r}, expected one of {', '.join(known)}"
-            )
-        object.__setattr__(pruning, "method", settings["method"])
     reads_scores = settings["method"] != "all" and pruning.reads_scores
     is_selected_with = dict.fromkeys(SELECT_OPTIONS, settings["method"] != "all")
     is_selected_with["score"] = reads_scores

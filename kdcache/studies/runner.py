@@ -121,12 +121,9 @@ class Runner:
                 need = self._work[needs_failed[0]]
                 self._fail(piece, f"{need.what} could not be made: {self._failed[need.key]}")
                 return True
-            if piece.is_done():
-                self._done.add(piece.key)
-                return True
-            if len(self._running) >= self._jobs and piece.command is not None:
-                continue
             if any(key not in self._done for key in piece.after):
+                continue
+            if len(self._running) >= self._jobs and piece.command is not None:
                 continue
             claim = Claim.take(self._folder / "locks" / f"{piece.key}.lock")
             if claim is None:  # another process is at it
@@ -136,7 +133,7 @@ class Runner:
         return False
 
     def _begin(self, piece: Work, claim: Claim) -> bool:
-        if piece.is_done():  # by another process, between the look and the lock
+        if piece.is_done():  # before, or by another process meanwhile
             claim.release()
             self._done.add(piece.key)
             return True

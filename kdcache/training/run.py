@@ -17,6 +17,7 @@ from kdcache.rng import torch_seed
 from kdcache.teacher.forward import Normalise
 from kdcache.training.compiling import require_compiler
 from kdcache.training.evaluator import Evaluator
+from kdcache.training.freed_memory import keep_freed_memory
 from kdcache.training.metrics import require_tensorboard
 from kdcache.training.optim import MOMENTUM, WEIGHT_DECAY, default_epochs, default_lr
 from kdcache.training.trainer import Trainer, TrainSettings
@@ -118,6 +119,8 @@ def run_training(
         `top1`, `top1_best`, `top5`, `top1_ema` (percent, or None), `teacher_forwards`,
         `student_forwards`, `steps`, `images_per_second`, `resumed_from_epoch`.
     """
+    if loader.device.type == "cpu":
+        keep_freed_memory()
     data = loader.beton.manifest
     torch.manual_seed(torch_seed(options.seed, "initialisation"))
     model: nn.Module = make_model(
