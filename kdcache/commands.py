@@ -43,8 +43,8 @@ COMMANDS: dict[str, tuple[type[CommonOptions], str]] = {
     "export": (ExportOptions, "kdcache.store.export:export"),
     "show": (ShowOptions, "kdcache.overview.cards:show"),
     "run": (RunOptions, "kdcache.recipes.run:run"),
-    "doctor": (DoctorOptions, "kdcache.checkup.doctor:doctor"),
     "study": (StudyOptions, "kdcache.studies.study:study"),
+    "doctor": (DoctorOptions, "kdcache.checkup.doctor:doctor"),
 }
 """Command -> its options and the function that does it, in the order of the walk."""
 
