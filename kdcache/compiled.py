@@ -1,9 +1,9 @@
 """numba's compiler, with the compiled functions kept on disk.
 
-numba compares the age of one file before it loads a compiled function: the file in which the function
-stands. A change in another file, of a function that it calls or of a constant, would go unnoticed. So
-each file of the package has a cache folder of its own, and the folder's name is a digest of that
-file and of all files of the package that it imports, directly or not.
+Before numba loads a compiled function, it compares the age of one file: the one in which the
+function stands. It would not notice a change in another file, of a function that is called or of a
+constant. So each file of the package has a cache folder of its own, and the folder's name is a
+digest of that file and of all files of the package that it imports, directly or not.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ MAX_CACHE_FOLDERS = 256
 """One version of the package needs about 15 folders and 3 MB."""
 
 MIN_UNUSED_SECONDS = 7 * 24 * 3600.0
-"""A folder that was used more recently is never evicted: a running process may still write to it."""
+"""A folder that was used more recently stays: a running process may still write to it."""
 
 
 def compiled(**options: Any) -> Callable[[Function], Function]:
@@ -103,9 +103,9 @@ def _with_imported(path: Path, known: set[Path]) -> set[Path]:
 
 @cache
 def _imported_modules(path: Path) -> list[str]:
-    """Return the names that may be modules of the package: `a.b` and `a.b.c` for `from a.b import c`.
+    """Return the names that may be modules of the package.
 
-    Other packages are left out: beside an installed kdcache their files lie in the same folder.
+    For `from a.b import c` these are `a.b` and `a.b.c`. Other packages are left out: beside an installed kdcache their files lie in the same folder.
     """
     modules = []
     for node in ast.walk(ast.parse(path.read_bytes())):

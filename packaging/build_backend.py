@@ -1,7 +1,7 @@
 """setuptools' build backend, behind a check of what FFCV is compiled with.
 
-pip asks this backend before it builds any dependency. So a missing library is reported in four lines
-that say what to run, and not in a page of a compiler's output after a download of gigabytes.
+pip asks this backend before it builds any dependency. So a missing library is reported in a few
+lines that say what to run, and not in a page of compiler output after a download of gigabytes.
 """
 
 from __future__ import annotations
@@ -12,10 +12,9 @@ import sysconfig
 from importlib.metadata import distributions
 from typing import Any
 
+from prerequisites import advice, problem
 from setuptools import build_meta
 from setuptools.build_meta import *  # noqa: F403  (every hook that is not replaced below)
-
-from prerequisites import OPENCV, advice, problem
 
 SKIP = "KDCACHE_SKIP_BUILD_CHECK"
 

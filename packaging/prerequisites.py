@@ -1,11 +1,11 @@
 """What FFCV is compiled with: check it, and install it on Debian and Ubuntu, with or without root.
 
-FFCV has no wheels. pip compiles it, and where a library is missing pip's message is a page of compiler
-output. So this is checked before: by kdcache's build backend, and by the Makefile.
+FFCV has no wheels. pip compiles it, and where a library is missing its message is a page of compiler
+output. So kdcache's build backend and the Makefile check this first.
 
-    python packaging/prerequisites.py check             # exit status 0, or 1 and what to do
-    python packaging/prerequisites.py install PREFIX    # by apt-get as root; else unpacked into PREFIX
-    python packaging/prerequisites.py environment PREFIX    # the settings to compile with, for a shell
+    python packaging/prerequisites.py check              # exit status 0, or 1 and what to do
+    python packaging/prerequisites.py install PREFIX     # apt-get as root; else unpack into PREFIX
+    python packaging/prerequisites.py environment PREFIX # settings to compile with, for a shell
 
 Only the standard library is used, because nothing is installed yet when this runs.
 """
@@ -119,15 +119,15 @@ def advice(missing: str) -> str:
         f"                     export PKG_CONFIG_PATH={shlex.quote(str(OPENCV))}\n"
         "    conda:           conda install --yes --channel conda-forge cxx-compiler pkg-config"
         " libopencv libjpeg-turbo\n"
-        "    without root:    README.md, section \"Installation\""
+        '    without root:    README.md, section "Installation"'
     )
 
 
 def install(prefix: Path) -> str | None:
-    """Install what is missing from Debian's packages; return the message where that cannot be done.
+    """Install what is missing from Debian's packages; return a message where that is impossible.
 
-    Root gets the packages by apt-get. For others the libraries are unpacked into the prefix; compilers
-    are not, because they would not work there.
+    Root gets the packages by apt-get. For others the libraries are unpacked into the prefix; the
+    compiler is not, because it would not work there.
     """
     missing = problem(environment(prefix))
     if missing is None:
@@ -158,13 +158,21 @@ def unpack(prefix: Path) -> None:
         options = ["-o", f"Dir::State::Lists={state / 'lists'}", "-o", f"Dir::Cache={state}"]
         _must(["apt-get", "--quiet=2", *options, "update"], folder)
         depends = ["apt-cache", *options, "depends", "--recurse", "--no-recommends"]
-        depends += ["--no-suggests", "--no-conflicts", "--no-breaks", "--no-replaces", "--no-enhances"]
+        depends += [
+            "--no-suggests",
+            "--no-conflicts",
+            "--no-breaks",
+            "--no-replaces",
+            "--no-enhances",
+        ]
         names = {
             line
             for line in _must([*depends, *LIBRARIES], folder).splitlines()
             if line and not line.startswith((" ", "<", "|"))
         }
-        policy = _must(["dpkg-query", "--show", "--showformat=${Package} ${db:Status-Status}\n"], folder)
+        policy = _must(
+            ["dpkg-query", "--show", "--showformat=${Package} ${db:Status-Status}\n"], folder
+        )
         there = {line.split()[0] for line in policy.splitlines() if line.endswith(" installed")}
         _must(["apt-get", "--quiet=2", *options, "download", *sorted(names - there)], folder)
         prefix.mkdir(parents=True, exist_ok=True)
@@ -178,7 +186,12 @@ def _compiler(environment: dict[str, str]) -> list[str]:
 
 def _must(command: list[str], folder: str) -> str:
     process = subprocess.run(
-        command, cwd=folder, env=os.environ | {"LC_ALL": "C"}, capture_output=True, text=True, check=False
+        command,
+        cwd=folder,
+        env=os.environ | {"LC_ALL": "C"},
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if process.returncode != 0:
         sys.exit(f"{shlex.join(command)} failed:\n{process.stderr}")

@@ -3,9 +3,9 @@
     python packaging/test_all.py                  # everything
     python packaging/test_all.py default faults   # some parts: see PARTS
 
-The sdist is built from the checkout and the wheel from the sdist. The wheel and its dependencies are
-installed side by side into a new environment, as pip leaves them, and a copy of the tests runs there:
-an editable install hides what the wheel lacks, and what goes wrong beside other packages.
+The sdist is built from the checkout, and the wheel from the sdist. The wheel and its dependencies
+are installed side by side into a new environment, as pip does it, and a copy of the tests runs there.
+An editable install would hide what the wheel lacks, and what goes wrong beside other packages.
 """
 
 from __future__ import annotations
@@ -23,7 +23,14 @@ from typing import NamedTuple
 from prerequisites import environment
 
 CHECKOUT = Path(__file__).resolve().parents[1]
-BESIDE_THE_TESTS = ("benchmarks", "packaging", "pipelines", "pyproject.toml", "Makefile", "README.md")
+BESIDE_THE_TESTS = (
+    "benchmarks",
+    "packaging",
+    "pipelines",
+    "pyproject.toml",
+    "Makefile",
+    "README.md",
+)
 """What tests read of the checkout. The package itself stays behind."""
 
 SECOND_PYTHONS = ("3.13", "3.12", "3.11")
@@ -205,13 +212,15 @@ def main() -> None:
             if part.second_python:
                 other = second_python()
                 if other is None:
-                    outcomes.append(f"{name:14} no other Python of {', '.join(SECOND_PYTHONS)} here")
+                    outcomes.append(
+                        f"{name:14} no other Python of {', '.join(SECOND_PYTHONS)} here"
+                    )
                     continue
                 used = install(wheel, folder / "second-environment", other)
             status = test(used, copy, part)
             minutes = (time.monotonic() - started) / 60
             outcomes.append(
-                f"{name:14} {'FAILED' if status else 'passed'}  {minutes:5.1f} of {part.minutes} minutes"
+                f"{name:14} {'FAILED' if status else 'passed'} in {minutes:.1f} of {part.minutes} min"
             )
     print("\n".join(["", *outcomes]))
     sys.exit(any("FAILED" in outcome for outcome in outcomes))
