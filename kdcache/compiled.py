@@ -105,7 +105,8 @@ def _with_imported(path: Path, known: set[Path]) -> set[Path]:
 def _imported_modules(path: Path) -> list[str]:
     """Return the names that may be modules of the package.
 
-    For `from a.b import c` these are `a.b` and `a.b.c`. Other packages are left out: beside an installed kdcache their files lie in the same folder.
+    For `from a.b import c` these are `a.b` and `a.b.c`. Other packages are left out: beside an
+    installed kdcache their files lie in the same folder.
     """
     modules = []
     for node in ast.walk(ast.parse(path.read_bytes())):

@@ -1,7 +1,7 @@
 """What FFCV is compiled with: check it, and install it on Debian and Ubuntu, with or without root.
 
-FFCV has no wheels. pip compiles it, and where a library is missing its message is a page of compiler
-output. So kdcache's build backend and the Makefile check this first.
+FFCV has no wheels. pip compiles it, and where a library is missing its message is a page of
+compiler output. So kdcache's build backend and the Makefile check this first.
 
     python packaging/prerequisites.py check              # exit status 0, or 1 and what to do
     python packaging/prerequisites.py install PREFIX     # apt-get as root; else unpack into PREFIX

@@ -4,7 +4,7 @@
     python packaging/test_all.py default faults   # some parts: see PARTS
 
 The sdist is built from the checkout, and the wheel from the sdist. The wheel and its dependencies
-are installed side by side into a new environment, as pip does it, and a copy of the tests runs there.
+are installed side by side into a new environment, as pip does it. A copy of the tests runs there.
 An editable install would hide what the wheel lacks, and what goes wrong beside other packages.
 """
 
@@ -219,9 +219,8 @@ def main() -> None:
                 used = install(wheel, folder / "second-environment", other)
             status = test(used, copy, part)
             minutes = (time.monotonic() - started) / 60
-            outcomes.append(
-                f"{name:14} {'FAILED' if status else 'passed'} in {minutes:.1f} of {part.minutes} min"
-            )
+            outcome = "FAILED" if status else "passed"
+            outcomes.append(f"{name:14} {outcome} in {minutes:.1f} of {part.minutes} minutes")
     print("\n".join(["", *outcomes]))
     sys.exit(any("FAILED" in outcome for outcome in outcomes))
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -46,9 +44,9 @@ def test_every_command_stands_in_the_readme():
 
 
 def test_the_make_targets_exist():
-    targets = re.findall(r"^make (\w+)", "\n".join(blocks("sh")), flags=re.MULTILINE)
+    targets = re.findall(r"^make ([\w-]+)", "\n".join(blocks("sh")), flags=re.MULTILINE)
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    assert targets == ["demo", "test"]
+    assert targets == ["demo", "test", "test-all", "check"]
     assert all(re.search(rf"^{target}:", makefile, flags=re.MULTILINE) for target in targets)
 
 
@@ -61,30 +59,3 @@ def test_the_file_tree_names_what_is_there():
 @pytest.mark.parametrize("script", re.findall(r"^python (benchmarks/\S+)", README, re.MULTILINE))
 def test_the_benchmarks_exist(script):
     assert (ROOT / script).exists()
-
-
-def test_epoch_throughput_runs_tiny():
-    process = subprocess.run(
-        [sys.executable, "benchmarks/epoch_throughput.py", "--tiny"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert process.returncode == 0, process.stderr
-    rates = re.findall(r"^(\D+?)\s+([\d,.]+)\s+[\d.]+%", process.stdout, flags=re.MULTILINE)
-    assert len(rates) == 6
-    assert all(float(rate.replace(",", "")) > 0 for _, rate in rates)
-
-
-@pytest.mark.parametrize("script", ["store", "codecs", "losses", "selection", "teacher_pass"])
-def test_a_benchmark_runs_tiny(script):
-    process = subprocess.run(
-        [sys.executable, f"benchmarks/{script}.py", "--tiny"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert process.returncode == 0, process.stderr
-    assert re.search(r"[\d,.]+", process.stdout)

@@ -18,6 +18,8 @@ from kdcache.data.views import Views
 from kdcache.loader.distill import DistillLoader
 from tests.spelled import write_spelled_store
 
+pytestmark = pytest.mark.long
+
 EPOCHS = 20
 VIEW = 2
 SUBSETS = {"all": np.arange(72), "a third": np.arange(1, 72, 3)}

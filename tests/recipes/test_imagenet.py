@@ -25,6 +25,8 @@ from tests.conftest import real_data
 from tests.teacher.published_models import TinyNet, TinyNet_Weights, publish
 from tests.teacher.server import serving
 
+pytestmark = pytest.mark.long
+
 SMALLER = {
     'teacher = "resnet50.IMAGENET1K_V1"': 'teacher = "kdcache_tiny.IMAGENET"',
     'teacher = "resnet34.IMAGENET1K_V1"': 'teacher = "kdcache_tiny.IMAGENET"',

@@ -24,6 +24,8 @@ from tests.conftest import ROOT
 from tests.store.builds import NUM_SAMPLES, PROJECTION, SLOW, build
 from tests.store.conftest import fresh_workspace, snapshot
 
+pytestmark = pytest.mark.faults
+
 KEPT = np.arange(0, NUM_SAMPLES, 3, dtype=np.int64)
 
 

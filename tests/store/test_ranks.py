@@ -20,6 +20,8 @@ from tests.conftest import ROOT, kdcache
 from tests.store.conftest import fresh_workspace, snapshot
 from tests.store.teachers import DELAY
 
+pytestmark = pytest.mark.processes
+
 # int8 is decided from the clean view, so that the ranks have to wait for each other once.
 ARGUMENTS = [
     *("build-logits", "--teacher", "tests.store.teachers:slow", "--views", "2"),
