@@ -645,6 +645,20 @@ def test_the_refusal_under_torchrun_loads_nothing_heavy():
     assert "WORLD_SIZE is 2" in done.stderr
 
 
+def test_torchrun_itself_starts_no_training(workspace):
+    runs = sorted((workspace / "runs").iterdir())
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    done = subprocess.run(
+        [*launcher, "-m", "kdcache", "train", "--epochs", "1", "--workspace", workspace],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode != 0
+    assert "kdcache: WORLD_SIZE is 2, expected 1: train runs in one process" in done.stderr
+    assert sorted((workspace / "runs").iterdir()) == runs
+
+
 @pytest.mark.parametrize(
     ("command", "remedy"),
     [
