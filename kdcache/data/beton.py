@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kdcache.data import ffcv_format
-from kdcache.data.images import StoredImage
+from kdcache.data.stored_image import StoredImage
 from kdcache.errors import CacheCorruptError, DatasetError
 from kdcache.files import read_json, replace_atomically
 

@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import hashlib
 import io
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from kdcache.data.ffcv_library import ffcv_library
+from kdcache.data.stored_image import StoredImage
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
 """That are decoded, whatever a file is called. Pillow knows more; for EPS it runs a program."""
@@ -29,21 +30,6 @@ MAX_SIDE = 2**16 - 1
 """The beton format holds sides as 16-bit numbers."""
 
 _EXIF_ORIENTATION = 0x0112
-
-
-class StoredImage(NamedTuple):
-    """One image as the beton holds it."""
-
-    content: bytes
-    """JPEG file, or (height, width, 3) uint8 pixels."""
-    is_jpeg: bool
-    height: int
-    width: int
-    digest: bytes
-    """16 bytes: blake2b of `content`."""
-    channel_sums: npt.NDArray[np.int64]
-    """(3, 2): sum and sum of squares of the uint8 values of each channel: as the reader decodes
-    them where a JPEG is kept, else before encoding."""
 
 
 def store_image(

@@ -34,11 +34,12 @@ from kdcache.data.beton import (
     manifest_path,
     write_beton,
 )
-from kdcache.data.images import StoredImage, store_image
+from kdcache.data.images import store_image
 from kdcache.data.repack import pack_subset
 from kdcache.data.resources import Need, require_room
 from kdcache.data.source import Source, Split, divide
 from kdcache.data.sources import open_source
+from kdcache.data.stored_image import StoredImage
 from kdcache.errors import CacheMismatchError, DatasetError
 from kdcache.files import (
     differences,

@@ -24,7 +24,7 @@ from kdcache.data.beton import (
     save_digests,
     write_beton,
 )
-from kdcache.data.images import StoredImage
+from kdcache.data.stored_image import StoredImage
 from kdcache.errors import CacheMismatchError, ConfigError, DatasetError
 from kdcache.files import write_json
 from kdcache.progress import logger, progress_bar

@@ -37,8 +37,8 @@ from kdcache.data.beton import (
     pack_again,
     write_beton,
 )
-from kdcache.data.images import StoredImage
 from kdcache.data.pack import pack
+from kdcache.data.stored_image import StoredImage
 from kdcache.errors import DatasetError
 from kdcache.options import PackOptions
 from tests.conftest import write_images
