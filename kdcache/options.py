@@ -829,7 +829,7 @@ class StudyOptions(CommonOptions):
     dry_run: Annotated[bool, _FLAG] = False
     """Say what would be made and trained; do nothing."""
 
-    table: tuple[str, str] | None = None
+    table: Annotated[tuple[str, str] | None, _EACH] = None
     """ROWS COLUMNS: print accuracies over these settings instead; several, such as method,kd, with
     commas."""
 

@@ -41,7 +41,7 @@ OPTIONS = {
         *("--val-source", "--label-key", "--on-bad-image", "--num-workers", "--overwrite"),
     },
     "train-teacher": {
-        *("--model", "--seed", "--num-workers", "--overwrite"),
+        *("--model", "--seed", "--num-workers", "--overwrite", "--name", "--save-epochs"),
         *MODEL,
         *LOOP,
     },
@@ -86,6 +86,10 @@ OPTIONS = {
     "show": {"--path"},
     "run": {"--recipe", "--source", "--dry-run"},
     "doctor": set(),
+    "study": {
+        *("--grid", "--source", "--results", "--block", "--jobs", "--part", "--until", "--commit"),
+        *("--tune-fraction", "--retry", "--dry-run", "--table", "--where", "--plot"),
+    },
 }
 """Frozen: an option that is added, renamed or lost is a change for every user and recipe."""
 
@@ -252,6 +256,7 @@ def test_help_comes_at_once():
             {
                 *("top1", "top1_best", "top5", "top1_ema", "samples", "teacher_forwards", "path"),
                 *("images_per_second", "seconds", "resumed_from_epoch"),
+                *("steps", "student_forwards"),
             },
         ),
         ("evaluate", {"top1", "top5", "nll", "ece", "samples", "split", "seconds", "path"}),
@@ -428,6 +433,17 @@ def test_quiet_says_nothing_on_stderr(ask, workspace):
         (["pack"], ["--source"]),
         (["pack", "no/such/source"], ["no/such/source", "digits"]),
         (["train", "--bogus"], ["--bogus"]),
+        (["train-teacher", "--save-epochs", "5,2"], ["--save-epochs is 5,2", "rising"]),
+        (["train-teacher", "--save-epochs", "0"], ["--save-epochs is 0", "from 1"]),
+        (["train-teacher", "--name", "a/b"], ["--name is a/b"]),
+        (["study", "digit"], ["GRID is digit", "digits"]),
+        (["study", "digits", "--jobs", "0"], ["--jobs is 0", "above 0"]),
+        (["study", "digits", "--until", "25:00"], ["--until is 25:00", "02:30"]),
+        (["study", "digits", "--part", "3/2"], ["--part is '3/2'"]),
+        (["study", "digits", "--tune-fraction", "1"], ["--tune-fraction is 1.0", "(0, 1)"]),
+        (["study", "digits", "--source", "digits"], ["--source is digits", "NAME=VALUE"]),
+        (["study", "digits", "--where", "keep=1"], ["--where is keep=1", "--table"]),
+        (["study", "digits", "--plot", "a.txt", "--table", "kd", "keep"], ["a.txt", "NAME.png"]),
         (["train", "--no-json"], ["--no-json"]),
         (["select", "surplus"], ["surplus"]),
         (["distil"], ["distil", "build-logits"]),

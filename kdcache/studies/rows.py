@@ -124,11 +124,15 @@ def outcome_of_cell(ended: Ended, folder: Path) -> dict[str, Any]:
     }
 
 
+def now() -> dict[str, str]:
+    """Return the date of a row that is complete now."""
+    return {"date": datetime.now(UTC).isoformat(timespec="seconds")}
+
+
 def _origin(commit: str | None) -> dict[str, Any]:
     return {
         **package_about(),
         "commit": commit or checkout_commit(),
         "processor": processor(),
         "torch": version("torch"),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }

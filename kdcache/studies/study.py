@@ -15,6 +15,7 @@ from kdcache.errors import ConfigError
 from kdcache.files import read_json, sweep_partials, write_json
 from kdcache.options import StudyOptions
 from kdcache.progress import logger
+from kdcache.store.plan import Part
 from kdcache.studies.cells import Cell
 from kdcache.studies.checking import check_cells, check_teachers
 from kdcache.studies.grid import Block, Grid, find_grid, read_grid
@@ -23,7 +24,13 @@ from kdcache.studies.plots import draw, require_matplotlib
 from kdcache.studies.processes import Ended
 from kdcache.studies.provenance import package_about, package_digest
 from kdcache.studies.results import Results
-from kdcache.studies.rows import outcome_of_cell, outcome_of_teacher, row_of_cell, row_of_teacher
+from kdcache.studies.rows import (
+    now,
+    outcome_of_cell,
+    outcome_of_teacher,
+    row_of_cell,
+    row_of_teacher,
+)
 from kdcache.studies.runner import Runner, Work
 from kdcache.studies.tables import show_table
 
@@ -44,6 +51,7 @@ def study(options: StudyOptions) -> dict[str, Any]:
         CacheCorruptError: if the results cannot be read.
         TrainingError: if the disk is full.
     """
+    part = Part.parse(options.part, {})
     grid = read_grid(find_grid(options.grid), tune_fraction=options.tune_fraction)
     chosen = grid.only(options.block)
     root = options.workspace / "studies"
@@ -64,7 +72,7 @@ def study(options: StudyOptions) -> dict[str, Any]:
     )
     check_teachers(grid.teachers)
     check_cells(grid.cells, plan)
-    cells = _part(chosen.cells, options.part)
+    cells = chosen.cells[part.number :: part.of]
     rows = results.rows()
     closed = {row["cell"] for row in rows if row["status"] == "ok" or not options.retry}
     left = [cell for cell in cells if cell.id not in closed]
@@ -145,7 +153,7 @@ def _work_of_cell(
         outcome = outcome_of_cell(ended, folder)
         if options.jobs > 1:
             outcome["wall_seconds"] = None
-        results.add(row | outcome)
+        results.add(row | outcome | now())
         for weights in folder.glob("*.safetensors"):
             weights.unlink()  # a thousand students of a study are gigabytes
         return f"top-1 {outcome['top1_last']:.2f} %"
@@ -159,7 +167,7 @@ def _work_of_cell(
         after=tuple(need.key for need in needs),
         command=lambda: plan.train_command(cell, folder, samples=_samples(cell, plan)),
         finish=finish,
-        fail=lambda message: results.add(row | {"status": "failed", "error": message}),
+        fail=_fail_row(row, results),
     )
 
 
@@ -193,7 +201,7 @@ def _finish_teacher(
 ) -> Callable[[Ended | None], str]:
     def finish(_: Ended | None) -> str:
         outcome = outcome_of_teacher(weights)
-        results.add(dict(row) | outcome)
+        results.add(dict(row) | outcome | now())
         top1 = outcome["top1_last"]
         return "no accuracy" if top1 is None else f"top-1 {top1:.2f} %"
 
@@ -201,7 +209,10 @@ def _finish_teacher(
 
 
 def _fail_row(row: Mapping[str, Any], results: Results) -> Callable[[str], None]:
-    return lambda message: results.add(dict(row) | {"status": "failed", "error": message})
+    def fail(message: str) -> None:
+        results.add(dict(row) | {"status": "failed", "error": message} | now())
+
+    return fail
 
 
 def _samples(cell: Cell, plan: Plan) -> int:
@@ -247,13 +258,6 @@ def _num_views(cells: Sequence[Cell]) -> int:
     """Return V of every store: the most that a cell learns from."""
     views = [cell.settings["views"] for cell in cells]
     return max((view for view in views if isinstance(view, int)), default=0)
-
-
-def _part(cells: Sequence[Cell], text: str | None) -> list[Cell]:
-    from kdcache.store.plan import Part
-
-    part = Part.parse(text, {})
-    return list(cells)[part.number :: part.of]
 
 
 def _require_same_formats(root: Path) -> None:
