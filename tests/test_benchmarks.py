@@ -44,7 +44,7 @@ def test_the_walk_prints_each_kind_of_student_and_counts_no_teacher_forward():
         *("--views", "1", "--epochs", "1", "--seeds", "2"),
     )
     rows = re.findall(r"^students, ([\d,]+) images, (\w+) +(.*)$", printed, flags=re.MULTILINE)
-    assert [(kept, method) for kept, method, _ in rows] == [("1,006", "medium"), ("72", "random")]
+    assert [(kept, method) for kept, method, _ in rows] == [("1,007", "medium"), ("72", "random")]
     for *_, figures in rows:
         assert re.fullmatch(r"\d+\.\d\d \+- \d+\.\d\d +\d+\.\d\d \+- \d+\.\d\d", figures)
     assert "teacher forwards during student training: 0 (counted)" in printed
