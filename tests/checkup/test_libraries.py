@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 from pathlib import Path
 
 import pytest
@@ -177,11 +176,11 @@ def test_ffcv_whose_library_is_damaged_is_an_error(tmp_path):
     (whole,) = copy.glob("_libffcv*.so")
     content = whole.read_bytes()
     whole.unlink()
-    whole.write_bytes(content[: len(content) // 2])
+    whole.write_bytes(content[:4096])  # the rest of it may hold symbols for debuggers alone
     found = check("decoder", tmp_path, environment={"PYTHONPATH": str(tmp_path)})["decoder"]
     assert found.level == "error"
-    assert "file too short" in found.found or os.fspath(whole) in found.found
-    assert "README" in found.remedy
+    assert "the process ended with" in found.found  # an ImportError, or a bus error
+    assert found.remedy == "the remedy of the group"
 
 
 @pytest.mark.parametrize(
