@@ -58,9 +58,8 @@ lr = 1e30
 [[block]]
 name = "many"
 priority = 3
-method = ["random", "medium"]
+method = "medium"
 teacher = ["big", "early"]
-seeds = 2
 """
 
 DECIDED = [
@@ -111,7 +110,7 @@ def test_every_student_and_teacher_has_its_row(studied):
     assert (labels["store_digest"], len(taught["store_digest"])) == (None, 64)
     assert (taught["samples"], taught["steps"], taught["student_forwards"]) == (431, 14, 862)
     assert taught["processor_seconds"] > 0
-    assert not list(studied.glob("studies/digits/runs/*-*/*.safetensors"))
+    assert not list(studied.glob("studies/digits/runs/[0-9a-f]*/*.safetensors"))
 
 
 def test_what_the_results_hold_is_not_trained_again_without_its_workspace(studied, grid, tmp_path):
@@ -130,7 +129,7 @@ def test_a_failed_student_is_recorded_and_skipped(studied, grid, tmp_path):
     assert (found["trained"], found["failed"], found["left"]) == (0, 1, 0)
     row = Results(workspace / "studies/small.parquet").rows()[-1]
     assert row["status"] == "failed"
-    assert "expected a finite one" in row["error"]
+    assert "expected a finite number" in row["error"]
     again = study(grid, workspace, "--block", "diverges")
     assert (again["trained"], again["failed"]) == (0, 0)
     retried = study(grid, workspace, "--block", "diverges", "--retry")
@@ -219,14 +218,14 @@ def test_a_study_that_is_killed_twenty_times_gives_the_same_table(grid, tmp_path
             start_new_session=True,
         )
         try:
-            # Later kills come later, so that the study gets on.
-            process.wait(timeout=None if kills == 20 else rng.uniform(1, 4 + 2 * kills))
+            process.wait(timeout=None if kills == 20 else rng.uniform(1, 10))
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
             kills += 1
             continue
-        break
+        if kills == 20:
+            break
     assert process.returncode == 0
     assert decided(killed / "studies/small.parquet") == decided(
         undisturbed / "studies/small.parquet"
