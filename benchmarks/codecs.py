@@ -1,9 +1,9 @@
 """What each codec costs and keeps: bytes, gradient, divergence, and rows per second.
 
 The first table compares the gradient that a student gets from decoded logits with the one from
-exact logits (`kdcache.store.fidelity`): angle in degrees / norm ratio, and KL in nats, at several
-temperatures; the KL of `sampled` is that of the classes that were not drawn, without meaning. Real
-logits come from view 0 of stores; beside them, logits are drawn: classes in groups, features of 512
+exact logits (`kdcache.store.codecs.fidelity`): angle in degrees / norm ratio, and KL in nats, at
+several temperatures; the KL of `sampled` is that of the classes that were not drawn, without
+meaning. Real logits come from view 0 of stores; beside them, logits are drawn: classes in groups, features of 512
 dimensions whose variance falls off as a power of their rank, and a teacher as sure as it is told to
 be. How well a basis does depends on that power, so drawn logits say how codecs compare, not how
 good one is for your teacher: `--codec auto` measures that.
@@ -26,7 +26,7 @@ import numpy.typing as npt
 import torch
 from measure import Measured, Work, environment, measure, print_table, record
 
-from kdcache.store.choice import choice_sample_ids, choose_codec
+from kdcache.store.codecs.choice import choice_sample_ids, choose_codec
 from kdcache.store.codecs.codec import Codec
 from kdcache.store.codecs.request import CodecRequest
 from kdcache.store.logit_store import LogitStore

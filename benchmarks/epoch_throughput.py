@@ -40,7 +40,7 @@ from kdcache.loader.distill import DistillLoader
 from kdcache.loader.live import LiveLoader
 from kdcache.models.registry import make_model
 from kdcache.options import PackOptions
-from kdcache.store.layout import PER_SAMPLE
+from kdcache.store.format.layout import PER_SAMPLE
 from kdcache.store.logit_store import LogitStore
 from kdcache.store.manifest import FORMAT_VERSION, StoreManifest, digest_of
 from kdcache.store.writer import StoreWriter

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from kdcache.loader.staging import Rows
 from kdcache.options import TrainOptions
-from kdcache.store.choice import choose_codec
+from kdcache.store.codecs.choice import choose_codec
 from kdcache.training.losses import loss as loss_module
 from kdcache.training.losses.loss import Loss
 from kdcache.training.losses.settings import LossSettings

@@ -25,11 +25,11 @@ from measure import Measured, Work, environment, measure, print_table, record
 
 from kdcache.data.policy import CLEAN_SHARE
 from kdcache.loader.staging import RowStage
-from kdcache.store.choice import choose_codec
-from kdcache.store.codec_file import Decision, write_decision
+from kdcache.store.codecs.choice import choose_codec
 from kdcache.store.codecs.codec import Codec
 from kdcache.store.codecs.request import CodecRequest
-from kdcache.store.layout import PER_SAMPLE, rows_name
+from kdcache.store.format.codec_file import Decision, write_decision
+from kdcache.store.format.layout import PER_SAMPLE, rows_name
 from kdcache.store.logit_store import LogitStore
 from kdcache.store.manifest import FORMAT_VERSION, StoreManifest, digest_of
 from kdcache.store.writer import StoreWriter

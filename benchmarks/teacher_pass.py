@@ -35,10 +35,10 @@ from kdcache.data.pack import pack
 from kdcache.models.registry import make_model
 from kdcache.options import BuildLogitsOptions, PackOptions
 from kdcache.progress import logger
-from kdcache.store.filling import Filling, commit_shard
-from kdcache.store.plan import Part, Shard, missing_work, wanted_manifest
-from kdcache.store.rehearsal import rehearse
-from kdcache.store.teacher_pass import Answers, run_teacher
+from kdcache.store.build.filling import Filling, commit_shard
+from kdcache.store.build.plan import Part, Shard, missing_work, wanted_manifest
+from kdcache.store.build.preflight import rehearse
+from kdcache.store.build.teacher_pass import Answers, run_teacher
 from kdcache.store.writer import StoreWriter
 from kdcache.teacher.ensemble import Ensemble
 from kdcache.teacher.forward import TeacherForward, resolve_device

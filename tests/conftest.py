@@ -22,7 +22,7 @@ from PIL import Image
 from kdcache.data.pack import pack
 from kdcache.options import BuildLogitsOptions, PackOptions
 from kdcache.progress import logger
-from kdcache.store.build import build_logits
+from kdcache.store.build.build import build_logits
 from kdcache.store.logit_store import LogitStore
 
 ROOT = Path(__file__).parents[1]

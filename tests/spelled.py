@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from kdcache.data.beton import Beton
 from kdcache.data.policy import CLEAN_SHARE
-from kdcache.store.layout import PER_SAMPLE
+from kdcache.store.format.layout import PER_SAMPLE
 from kdcache.store.logit_store import LogitStore
 from kdcache.store.manifest import FORMAT_VERSION, StoreManifest, digest_of
 from kdcache.store.writer import StoreWriter

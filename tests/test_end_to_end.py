@@ -33,7 +33,7 @@ from kdcache.loader.staging import Rows
 from kdcache.models.registry import make_model
 from kdcache.options import BuildLogitsOptions, SelectOptions, TrainOptions
 from kdcache.selection.select import select
-from kdcache.store.build import build_logits
+from kdcache.store.build.build import build_logits
 from kdcache.store.codecs.dense import Float32
 from kdcache.store.logit_store import LogitStore
 from kdcache.teacher.forward import Normalise, TeacherForward

@@ -38,7 +38,7 @@ def _store(folder: Path) -> None:
     import zarr
     from zarr.codecs import Crc32cCodec
 
-    from kdcache.store.location import open_place
+    from kdcache.store.format.location import open_place
 
     place = open_place(folder / "store.zarr", read_only=False)
     rows = np.arange(24, dtype=np.float16).reshape(6, 4)

@@ -17,7 +17,7 @@ from kdcache.files import read_json
 from kdcache.options import ShowOptions
 
 if TYPE_CHECKING:
-    from kdcache.store.location import Location
+    from kdcache.store.format.location import Location
 
 Kind = Literal["beton", "teacher", "store", "subset", "run"]
 
@@ -52,7 +52,7 @@ def show(options: ShowOptions) -> dict[str, Any]:
 
 def card_of(given: Path | str) -> Card:
     """Return the card of a path or URL; see `show`."""
-    from kdcache.store.location import as_location, exists
+    from kdcache.store.format.location import as_location, exists
 
     location = as_location(given)
     if isinstance(location, Path):
@@ -116,9 +116,9 @@ def teacher_card(path: Path) -> Card:
 
 def store_card(location: Location) -> Card:
     """Return what a store's manifest says, and which of its views are whole."""
-    from kdcache.store.codec_file import read_decision
-    from kdcache.store.layout import FEATURES, is_complete, open_group, views_started
-    from kdcache.store.location import open_place, size_bytes
+    from kdcache.store.format.codec_file import read_decision
+    from kdcache.store.format.layout import FEATURES, is_complete, open_group, views_started
+    from kdcache.store.format.location import open_place, size_bytes
 
     group, about = open_group(open_place(location, read_only=True), path=str(location))
     views = views_started(group)

@@ -11,9 +11,9 @@ import numpy.typing as npt
 import zarr
 
 from kdcache.errors import CacheCorruptError, CacheIncompleteError, CacheMismatchError
-from kdcache.store.codec_file import WITHOUT_SETTINGS, clean_codec, read_decision
 from kdcache.store.codecs.codec import Codec
-from kdcache.store.layout import (
+from kdcache.store.format.codec_file import WITHOUT_SETTINGS, clean_codec, read_decision
+from kdcache.store.format.layout import (
     FEATURES,
     GIVEN,
     PER_SAMPLE,
@@ -27,11 +27,11 @@ from kdcache.store.layout import (
     views_found,
     views_started,
 )
-from kdcache.store.location import Location, as_location, exists, list_keys, open_place
+from kdcache.store.format.location import Location, as_location, exists, list_keys, open_place
+from kdcache.store.format.shards import read_rows, read_whole
+from kdcache.store.format.specs import is_encoded_with
 from kdcache.store.manifest import StoreManifest, digest_of
 from kdcache.store.reshaping import reshaping_constants
-from kdcache.store.shards import read_rows, read_whole
-from kdcache.store.specs import is_encoded_with
 
 
 class ArrayMapping(Mapping[str, npt.NDArray[Any]]):
@@ -66,7 +66,7 @@ class LogitStore:
         manifest: what it was made from.
         codec: of the views from 1; of view 0 where there is no other.
         codec_table: what was measured when the codec was decided, see
-            `kdcache.store.choice.Choice`.
+            `kdcache.store.codecs.choice.Choice`.
         labels: (N,) int64 by sample id.
         sample_ids: (M,) int64, sorted: the rows of the views from 1.
         pixel_probe: (n, 16) digests of `kdcache.reader.probe`, empty where it was not taken.

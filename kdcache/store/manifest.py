@@ -67,7 +67,7 @@ class StoreManifest:
     std: list[list[float]]
     """(teachers, 3) likewise."""
     codec: str
-    """As it was asked for; `kdcache.store.codec_file` says what was decided."""
+    """As it was asked for; `kdcache.store.format.codec_file` says what was decided."""
     precision: Precision
     """Of the teacher's body."""
     shard_rows: int

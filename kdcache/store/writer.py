@@ -11,9 +11,9 @@ import numpy.typing as npt
 import zarr
 
 from kdcache.files import sweep_partials
-from kdcache.store.codec_file import codec_of
 from kdcache.store.codecs.codec import Codec
-from kdcache.store.layout import (
+from kdcache.store.format.codec_file import codec_of
+from kdcache.store.format.layout import (
     DIGEST_ATTRIBUTE,
     FEATURES,
     GIVEN,
@@ -31,7 +31,7 @@ from kdcache.store.layout import (
     shard_key,
     views_started,
 )
-from kdcache.store.location import (
+from kdcache.store.format.location import (
     PARTIAL_SUFFIX,
     Location,
     as_location,
@@ -39,10 +39,10 @@ from kdcache.store.location import (
     has_key,
     open_place,
 )
+from kdcache.store.format.removal import delete_store
+from kdcache.store.format.shards import read_whole
+from kdcache.store.format.specs import ArraySpec, array_spec, create_array
 from kdcache.store.manifest import StoreManifest
-from kdcache.store.removal import delete_store
-from kdcache.store.shards import read_whole
-from kdcache.store.specs import ArraySpec, array_spec, create_array
 
 
 class StoreWriter:

@@ -15,7 +15,7 @@ from kdcache.errors import ConfigError
 from kdcache.files import read_json, sweep_partials, write_json
 from kdcache.options import StudyOptions
 from kdcache.progress import logger
-from kdcache.store.plan import Part
+from kdcache.store.build.plan import Part
 from kdcache.studies.cells import Cell
 from kdcache.studies.checking import check_cells, check_teachers
 from kdcache.studies.grid import Block, Grid, find_grid, read_grid

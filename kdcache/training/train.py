@@ -21,7 +21,7 @@ from kdcache.progress import logger
 from kdcache.reader.probe import PROBE_VIEWS, probe_ids, probe_pixels
 from kdcache.selection.subset import Subset
 from kdcache.store.codecs.dense import Dense, Float32
-from kdcache.store.fidelity import LARGEST_ANGLE_DEGREES, NORM_RATIOS
+from kdcache.store.codecs.fidelity import LARGEST_ANGLE_DEGREES, NORM_RATIOS
 from kdcache.store.logit_store import LogitStore
 from kdcache.teacher.forward import resolve_device
 from kdcache.training.live_teacher import open_live_teacher

@@ -25,7 +25,7 @@ from kdcache.loader.distill import Batch, DistillLoader
 from kdcache.options import BuildLogitsOptions, PackOptions
 from kdcache.reader.batches import PixelReader, pixels
 from kdcache.selection.subset import Subset
-from kdcache.store.build import build_logits
+from kdcache.store.build.build import build_logits
 from kdcache.store.logit_store import LogitStore
 from tests.conftest import write_images
 from tests.spelled import spelled, write_spelled_store

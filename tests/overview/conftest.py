@@ -14,7 +14,7 @@ from kdcache.options import (
     TrainTeacherOptions,
 )
 from kdcache.selection.select import select
-from kdcache.store.build import build_logits
+from kdcache.store.build.build import build_logits
 from kdcache.training.train import train
 from kdcache.training.train_teacher import train_teacher
 from tests.workspaces import copy_workspace

@@ -14,7 +14,7 @@ from kdcache.data.beton import BetonManifest
 from kdcache.errors import CacheCorruptError, ConfigError, KDCacheError, TeacherError
 from kdcache.options import ShowOptions
 from kdcache.overview.cards import show
-from kdcache.store.layout import complete_key
+from kdcache.store.format.layout import complete_key
 from kdcache.store.logit_store import LogitStore
 from tests.workspaces import metrics
 

@@ -16,8 +16,8 @@ from kdcache.options import (
 from kdcache.overview.status import status
 from kdcache.selection.select import select
 from kdcache.selection.subset import Subset
-from kdcache.store.build import build_logits
-from kdcache.store.layout import complete_key
+from kdcache.store.build.build import build_logits
+from kdcache.store.format.layout import complete_key
 from kdcache.training.train_teacher import train_teacher
 
 

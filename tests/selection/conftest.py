@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import zarr
 
-from kdcache.store.layout import DIGEST_ATTRIBUTE, MANIFEST_ATTRIBUTE
+from kdcache.store.format.layout import DIGEST_ATTRIBUTE, MANIFEST_ATTRIBUTE
 from kdcache.store.logit_store import LogitStore
 from kdcache.workspace import Workspace
 

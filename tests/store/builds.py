@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from kdcache.options import BuildLogitsOptions, VerifyOptions
-from kdcache.store.build import build_logits
-from kdcache.store.verify import verify
+from kdcache.store.build.build import build_logits
+from kdcache.store.build.verify import verify
 
 NUM_SAMPLES = 72
 SHARDS = 9

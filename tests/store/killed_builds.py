@@ -16,7 +16,7 @@ import sys
 from contextlib import redirect_stdout
 from pathlib import Path
 
-import kdcache.store.build
+import kdcache.store.build.build
 from kdcache.cli import main
 
 
@@ -52,7 +52,7 @@ def run_and_die(point: str | int, arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    assert kdcache.store.build  # imported here once, for all children
+    assert kdcache.store.build.build  # imported here once, for all children
     for points, arguments in json.loads(sys.argv[1]):
         for place in points:
             ended_by = run_and_die(place, arguments)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import zarr
 
-from kdcache.store.accounting import METADATA_BYTES, rows_bytes, store_bytes
 from kdcache.store.codecs.dense import Dense
 from kdcache.store.codecs.topk import TopK
+from kdcache.store.format.accounting import METADATA_BYTES, rows_bytes, store_bytes
 from tests.store.codecs import drawn_logits, encoded, make_codec
 
 GIB = 2**30

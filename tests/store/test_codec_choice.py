@@ -9,7 +9,7 @@ import pytest
 
 from kdcache.errors import ConfigError
 from kdcache.rng import generator
-from kdcache.store.choice import (
+from kdcache.store.codecs.choice import (
     MOST_ROWS,
     choice_sample_ids,
     choose_codec,
@@ -18,10 +18,10 @@ from kdcache.store.choice import (
     require_fits,
 )
 from kdcache.store.codecs.dense import Float32
+from kdcache.store.codecs.fidelity import Fidelity, measure_fidelity
 from kdcache.store.codecs.lowrank import LowRank
 from kdcache.store.codecs.request import CodecRequest
 from kdcache.store.codecs.sampled import Sampled
-from kdcache.store.fidelity import Fidelity, measure_fidelity
 from tests.store.codecs import drawn_logits, softmax
 
 # Requests
@@ -104,7 +104,7 @@ def test_angle_ratio_and_divergence_are_those_of_the_gradients(temperature):
 def test_many_rows_are_measured_as_one_vector(monkeypatch):
     logits_BC, decoded_BC = drawn_logits(30, 40), drawn_logits(30, 40, seed=1)
     whole = measure_fidelity(logits_BC, decoded_BC, temperature=2.0)
-    monkeypatch.setattr("kdcache.store.fidelity._BLOCK_NUMBERS", 7 * 40)
+    monkeypatch.setattr("kdcache.store.codecs.fidelity._BLOCK_NUMBERS", 7 * 40)
     assert measure_fidelity(logits_BC, decoded_BC, temperature=2.0) == pytest.approx(whole)
 
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from kdcache.store.commits import Commits
-from kdcache.store.plan import Shard
-from kdcache.store.teacher_pass import Answers
+from kdcache.store.build.commits import Commits
+from kdcache.store.build.plan import Shard
+from kdcache.store.build.teacher_pass import Answers
 
 MANY = 8
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from kdcache.selection.subset import Subset
-from kdcache.store.cost import Cost, readable
+from kdcache.store.build.cost import Cost, readable
 from tests.store.builds import NUM_SAMPLES, PROJECTION, SLOW, build
 from tests.store.teachers import DELAY
 

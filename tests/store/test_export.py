@@ -13,9 +13,9 @@ import pytest
 from kdcache.errors import CacheCorruptError, CacheMismatchError, ConfigError
 from kdcache.options import ExportOptions
 from kdcache.selection.subset import Subset
-from kdcache.store import export as module
-from kdcache.store.export import export
 from kdcache.store.logit_store import LogitStore
+from kdcache.store.upkeep import export as module
+from kdcache.store.upkeep.export import export
 from tests.store.builds import NUM_SAMPLES, build, flip
 
 KEPT = np.array([2, 3, 5, 60, 71], dtype=np.int64)

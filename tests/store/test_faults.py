@@ -18,7 +18,7 @@ import pytest
 from kdcache.cli import main
 from kdcache.errors import CacheIncompleteError
 from kdcache.selection.subset import Subset
-from kdcache.store.layout import PER_SAMPLE
+from kdcache.store.format.layout import PER_SAMPLE
 from kdcache.store.logit_store import LogitStore
 from tests.conftest import ROOT
 from tests.store.builds import NUM_SAMPLES, PROJECTION, SLOW, build

@@ -17,8 +17,7 @@ import pytest
 
 from kdcache.errors import CacheCorruptError, ConfigError
 from kdcache.options import ExportOptions, TrainOptions
-from kdcache.store.export import export
-from kdcache.store.location import (
+from kdcache.store.format.location import (
     DurableStore,
     delete_key,
     exists,
@@ -29,8 +28,9 @@ from kdcache.store.location import (
     size_bytes,
     write_key,
 )
+from kdcache.store.format.removal import delete_store
 from kdcache.store.logit_store import LogitStore
-from kdcache.store.removal import delete_store
+from kdcache.store.upkeep.export import export
 from kdcache.training.train import train
 from tests.conftest import kdcache
 from tests.store.builds import NUM_SAMPLES, PROJECTION, build, check

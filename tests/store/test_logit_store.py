@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kdcache.errors import CacheCorruptError, CacheIncompleteError, CacheMismatchError
-from kdcache.store import shards
+from kdcache.store.format import shards
 from kdcache.store.logit_store import LogitStore
 from tests.store.builds import check
 from tests.store.conftest import create, manifest, snapshot, write_everything

@@ -10,9 +10,9 @@ import pytest
 
 from kdcache.errors import CacheIncompleteError, CacheMismatchError, ConfigError
 from kdcache.options import MergeOptions
+from kdcache.store.build.plan import Part
 from kdcache.store.logit_store import LogitStore
-from kdcache.store.merge import merge
-from kdcache.store.plan import Part
+from kdcache.store.upkeep.merge import merge
 from tests.store.builds import NUM_SAMPLES, build, check
 from tests.store.conftest import change_manifest, fresh_workspace, snapshot
 

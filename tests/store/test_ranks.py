@@ -14,8 +14,8 @@ import pytest
 
 from kdcache.errors import ConfigError
 from kdcache.options import BuildLogitsOptions
-from kdcache.store.build import build_logits
-from kdcache.store.plan import Part
+from kdcache.store.build.build import build_logits
+from kdcache.store.build.plan import Part
 from tests.conftest import ROOT, kdcache
 from tests.store.conftest import fresh_workspace, snapshot
 from tests.store.teachers import DELAY

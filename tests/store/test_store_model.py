@@ -19,7 +19,7 @@ from hypothesis.stateful import (
 )
 
 from kdcache.errors import CacheIncompleteError, CacheMismatchError
-from kdcache.store.layout import PER_SAMPLE
+from kdcache.store.format.layout import PER_SAMPLE
 from kdcache.store.logit_store import LogitStore
 from kdcache.store.writer import StoreWriter
 from tests.store.conftest import create, manifest

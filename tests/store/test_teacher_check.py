@@ -12,9 +12,9 @@ import torch
 from kdcache.data.beton import open_beton
 from kdcache.options import BuildLogitsOptions
 from kdcache.reader.batches import pixels
-from kdcache.store.build import build_logits
+from kdcache.store.build.build import build_logits
+from kdcache.store.build.teacher_check import check_teacher
 from kdcache.store.logit_store import LogitStore
-from kdcache.store.teacher_check import check_teacher
 from kdcache.teacher.forward import TeacherForward
 from tests import teachers
 

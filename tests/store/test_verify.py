@@ -22,11 +22,11 @@ from kdcache.errors import (
 from kdcache.files import read_json
 from kdcache.options import VerifyOptions
 from kdcache.selection.subset import Subset
-from kdcache.store.codec_file import read_decision
-from kdcache.store.inspection import find_damage
-from kdcache.store.layout import FEATURES, GIVEN, PER_SAMPLE, open_group
-from kdcache.store.location import open_place
+from kdcache.store.format.codec_file import read_decision
+from kdcache.store.format.layout import FEATURES, GIVEN, PER_SAMPLE, open_group
+from kdcache.store.format.location import open_place
 from kdcache.store.logit_store import LogitStore
+from kdcache.store.upkeep.inspection import find_damage
 from kdcache.workspace import Workspace
 from tests.store.builds import NUM_SAMPLES, PROJECTION, WITH_HEAD, build, check, flip
 from tests.store.conftest import change_manifest, fresh_workspace, snapshot

@@ -9,7 +9,7 @@ import pytest
 
 from kdcache.errors import CacheMismatchError, ConfigError
 from kdcache.options import BuildLogitsOptions, TrainTeacherOptions
-from kdcache.store.build import build_logits
+from kdcache.store.build.build import build_logits
 from kdcache.teacher.weights import load_weights
 from kdcache.training.train_teacher import train_teacher
 from kdcache.training.trainer import Trainer

@@ -16,7 +16,7 @@ from kdcache.files import read_json, write_json
 from kdcache.models.registry import make_model
 from kdcache.options import BuildLogitsOptions, PackOptions, TrainOptions, TrainTeacherOptions
 from kdcache.selection.subset import Subset
-from kdcache.store.build import build_logits
+from kdcache.store.build.build import build_logits
 from kdcache.store.logit_store import LogitStore
 from kdcache.teacher.weights import load_weights
 from kdcache.training.train import train

@@ -44,7 +44,7 @@ class LowRank(Codec):
     objective.
 
     Error of a kept logit's distance d from the row's largest: at most d 2^-11 + 2^-25. Of the tail:
-    what the basis leaves, which `kdcache.store.fidelity` measures, and half a step of each
+    what the basis leaves, which `kdcache.store.codecs.fidelity` measures, and half a step of each
     coefficient. The tail's share of the probability is exact at T = 2. Range: spread <= 65,504.
     """
 

@@ -1,7 +1,7 @@
 """What a store's codec does to the gradient that a student gets from a loss.
 
-As `kdcache.store.fidelity`, which a codec is chosen by, but of the loss that is used: another
-method, or another size of the logits, asks other things of the rows.
+`kdcache.store.codecs.fidelity` measures the same for plain KD, to choose a codec. Another loss, or
+logits of another scale, may need other properties of the rows.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from torch import Tensor
 
 from kdcache.loader.staging import Rows
 from kdcache.rng import generator
-from kdcache.store.choice import choice_sample_ids, judged_rows
+from kdcache.store.codecs.choice import choice_sample_ids, judged_rows
 from kdcache.store.codecs.dense import Float32
-from kdcache.store.fidelity import Fidelity, angle_and_ratio, assumed_student
+from kdcache.store.codecs.fidelity import Fidelity, angle_and_ratio, assumed_student
 from kdcache.store.logit_store import LogitStore
 from kdcache.training.losses.hinton import divergence
 from kdcache.training.losses.loss import Loss

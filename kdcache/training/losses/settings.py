@@ -10,7 +10,7 @@ from typing import Any
 from kdcache.errors import ConfigError
 from kdcache.options import TrainOptions
 from kdcache.store.codecs.codec import Codec
-from kdcache.store.location import Location
+from kdcache.store.format.location import Location
 from kdcache.training.losses.alpha import Alpha
 from kdcache.training.losses.dist import Dist
 from kdcache.training.losses.dkd import Dkd

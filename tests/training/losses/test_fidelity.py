@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from kdcache.options import BuildLogitsOptions, TrainOptions
-from kdcache.store.build import build_logits
-from kdcache.store.choice import choice_sample_ids, fidelities, judged_rows
+from kdcache.store.build.build import build_logits
+from kdcache.store.codecs.choice import choice_sample_ids, fidelities, judged_rows
 from kdcache.store.logit_store import LogitStore
 from kdcache.training.losses.fidelity import fidelity_of
 from kdcache.training.losses.settings import LossSettings

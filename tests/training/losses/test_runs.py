@@ -16,7 +16,7 @@ from kdcache.errors import CacheMismatchError, ConfigError
 from kdcache.options import BuildLogitsOptions, TrainOptions
 from kdcache.progress import logger
 from kdcache.selection.subset import Subset
-from kdcache.store.build import build_logits
+from kdcache.store.build.build import build_logits
 from kdcache.training.losses.loss import Loss
 from kdcache.training.losses.settings import LossSettings
 from kdcache.training.train import train

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
-from kdcache.store.teacher_pass import Answers
+from kdcache.store.build.teacher_pass import Answers
 
 
 class Commits:

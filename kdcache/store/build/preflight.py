@@ -14,14 +14,14 @@ from kdcache.data.beton import Beton
 from kdcache.data.views import Views
 from kdcache.errors import TeacherError
 from kdcache.reader.batches import PixelReader
-from kdcache.store.plan import Shard
-from kdcache.store.teacher_pass import require_finite
+from kdcache.store.build.plan import Shard
+from kdcache.store.build.teacher_pass import require_finite
 from kdcache.teacher.ensemble import Forward
 from kdcache.teacher.out_of_memory import ask
 from kdcache.teacher.rounding import BOUNDS, differences
 
 
-class Rehearsal(NamedTuple):
+class Preflight(NamedTuple):
     """What one batch told."""
 
     features: int | None
@@ -30,7 +30,7 @@ class Rehearsal(NamedTuple):
     """Of a batch's forward, warm, with the pixels on the device."""
 
 
-def rehearse(forward: Forward, beton: Beton, views: Views, batch_size: int) -> Rehearsal:
+def run_preflight(forward: Forward, beton: Beton, views: Views, batch_size: int) -> Preflight:
     """Ask the teacher about one batch of the clean view, twice, and record it on CUDA.
 
     The second time the first half of the batch stands beside itself: a teacher that draws random
@@ -63,7 +63,7 @@ def rehearse(forward: Forward, beton: Beton, views: Views, batch_size: int) -> R
         forward.record(images)
         seconds, _ = _timed(forward, images)
     width = None if forward.features is None else forward.features.shape[1]
-    return Rehearsal(width, seconds)
+    return Preflight(width, seconds)
 
 
 def _clean_images(beton: Beton, views: Views, ids: np.ndarray) -> Tensor:

@@ -14,7 +14,7 @@ import numpy as np
 from kdcache.data.beton import Beton
 from kdcache.data.views import Views
 from kdcache.reader.batches import PixelReader
-from kdcache.store.plan import Shard, view_groups
+from kdcache.store.build.plan import Shard, view_groups
 
 TIMED_BATCHES = 2
 """After a first one, during which threads start and code is compiled."""

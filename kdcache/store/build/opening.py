@@ -16,8 +16,8 @@ from kdcache.data.beton import Beton
 from kdcache.errors import CacheCorruptError, CacheIncompleteError, CacheMismatchError
 from kdcache.options import BuildLogitsOptions
 from kdcache.reader.probe import probe_pixels
-from kdcache.store.layout import FEATURES, array_named, has_array, is_complete, open_group
-from kdcache.store.location import Location, as_location, exists, open_place
+from kdcache.store.format.layout import FEATURES, array_named, has_array, is_complete, open_group
+from kdcache.store.format.location import Location, as_location, exists, open_place
 from kdcache.store.logit_store import LogitStore
 from kdcache.store.manifest import (
     CONDITIONS,
@@ -26,9 +26,9 @@ from kdcache.store.manifest import (
     conditions_of,
     require_equal,
 )
-from kdcache.store.plan import Part
-from kdcache.store.rehearsal import Rehearsal
-from kdcache.store.reuse import copy_clean_view, find_clean_view
+from kdcache.store.build.plan import Part
+from kdcache.store.build.preflight import Preflight
+from kdcache.store.upkeep.reuse import copy_clean_view, find_clean_view
 from kdcache.store.writer import StoreWriter
 from kdcache.workspace import Workspace
 
@@ -67,7 +67,7 @@ def open_writer(
     beton: Beton,
     rows: npt.NDArray[np.int64],
     workspace: Workspace,
-    rehearsal: Callable[[], Rehearsal],
+    preflight: Callable[[], Preflight],
 ) -> StoreWriter:
     """Create a store or continue one; its arrays are there, its shards may be missing.
 
@@ -78,7 +78,7 @@ def open_writer(
         beton: the training images.
         rows: (M,) sample ids of the views from 1.
         workspace: in whose stores a clean view is looked for.
-        rehearsal: asks the teacher about a batch, before a store is made or replaced.
+        preflight: asks the teacher about a batch, before a store is made or replaced.
 
     Raises:
         CacheMismatchError: if the store that is there was built from something else, under other
@@ -102,7 +102,7 @@ def open_writer(
         source = find_clean_view(workspace.store("any").parent, wanted)
     width = None
     if is_new or options.features:
-        width = rehearsal().features
+        width = preflight().features
     probe = probe_pixels(beton, wanted.views, num_workers=options.num_workers)
     if is_new:
         shard_rows = source.manifest.shard_rows if source else wanted.shard_rows

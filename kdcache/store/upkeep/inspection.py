@@ -12,8 +12,8 @@ from zarr.core.metadata import ArrayV3Metadata
 
 from kdcache.errors import CacheCorruptError
 from kdcache.progress import progress_bar
-from kdcache.store.codec_file import WITHOUT_SETTINGS, is_decided, read_decision
-from kdcache.store.layout import (
+from kdcache.store.format.codec_file import WITHOUT_SETTINGS, is_decided, read_decision
+from kdcache.store.format.layout import (
     CODEC_KEY,
     COMPLETE,
     FEATURES,
@@ -27,16 +27,16 @@ from kdcache.store.layout import (
     shards_present,
     views_found,
 )
-from kdcache.store.location import list_keys, read_key
-from kdcache.store.manifest import StoreManifest, digest_of
-from kdcache.store.shards import read_whole, shard_damage
-from kdcache.store.specs import (
+from kdcache.store.format.location import list_keys, read_key
+from kdcache.store.format.shards import read_whole, shard_damage
+from kdcache.store.format.specs import (
     CODEC_ATTRIBUTE,
     array_metadata,
     array_spec,
     codec_digest,
     group_metadata,
 )
+from kdcache.store.manifest import StoreManifest, digest_of
 
 
 class Damage(NamedTuple):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from kdcache.store.codecs.codec import Codec
-from kdcache.store.layout import PER_SAMPLE
+from kdcache.store.format.layout import PER_SAMPLE
 
 CHECKSUM_BYTES = 4
 """CRC-32C of a chunk."""

@@ -7,7 +7,7 @@ import pytest
 from kdcache.data.beton import open_beton
 from kdcache.data.views import default_views
 from kdcache.errors import TeacherError
-from kdcache.store.rehearsal import rehearse
+from kdcache.store.build.preflight import run_preflight
 from kdcache.teacher.forward import TeacherForward, resolve_device
 from tests.store import teachers
 from tests.store.builds import build
@@ -57,7 +57,7 @@ def test_a_good_teacher_passes_with_any_batch_and_tells_its_time(tiny_beton, bat
         device=resolve_device("cpu"),
         precision="fp32",
     )
-    found = rehearse(forward, beton, default_views(beton.manifest), batch_size)
+    found = run_preflight(forward, beton, default_views(beton.manifest), batch_size)
     assert found.features is None
     assert 0 < found.seconds < 10
     assert [(batch_size, 3, 32, 32)] * 2 == teachers.SHAPES_SEEN

@@ -17,9 +17,9 @@ import zarr
 from zarr.codecs import Crc32cCodec
 from zarr.storage import MemoryStore
 
-from kdcache.store.codec_file import WITHOUT_SETTINGS, codec_of
-from kdcache.store.layout import CODEC_KEY, PER_SAMPLE, array_named
-from kdcache.store.location import has_key, read_key, write_key
+from kdcache.store.format.codec_file import WITHOUT_SETTINGS, codec_of
+from kdcache.store.format.layout import CODEC_KEY, PER_SAMPLE, array_named
+from kdcache.store.format.location import has_key, read_key, write_key
 from kdcache.store.manifest import StoreManifest
 
 CODEC_ATTRIBUTE = "codec_sha256"

@@ -18,7 +18,7 @@ from kdcache.data.views import Views
 from kdcache.errors import TeacherError
 from kdcache.progress import progress_bar
 from kdcache.reader.batches import PixelReader, Pixels
-from kdcache.store.plan import Shard, view_groups
+from kdcache.store.build.plan import Shard, view_groups
 from kdcache.teacher.ensemble import Forward
 from kdcache.teacher.out_of_memory import ask
 from kdcache.teacher.transfer import ToDevice, ToHost

@@ -5,11 +5,11 @@ from __future__ import annotations
 import zarr
 
 from kdcache.errors import CacheCorruptError
-from kdcache.store.codec_file import WITHOUT_SETTINGS
-from kdcache.store.inspection import Damage, expected_structure
-from kdcache.store.layout import CODEC_KEY, COMPLETE, GIVEN, mixed_key
-from kdcache.store.location import delete_key, list_keys, name_of, write_key
+from kdcache.store.format.codec_file import WITHOUT_SETTINGS
+from kdcache.store.format.layout import CODEC_KEY, COMPLETE, GIVEN, mixed_key
+from kdcache.store.format.location import delete_key, list_keys, name_of, write_key
 from kdcache.store.manifest import StoreManifest
+from kdcache.store.upkeep.inspection import Damage, expected_structure
 
 
 def needs_teacher(group: zarr.Group, manifest: StoreManifest, damaged: list[Damage]) -> bool:

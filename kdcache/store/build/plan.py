@@ -17,10 +17,10 @@ from kdcache.errors import ConfigError
 from kdcache.options import BuildLogitsOptions
 from kdcache.processes import torchrun_world
 from kdcache.selection.subset import Subset
-from kdcache.store.choice import require_fits
+from kdcache.store.codecs.choice import require_fits
 from kdcache.store.codecs.request import CodecRequest
-from kdcache.store.layout import open_group
-from kdcache.store.location import Location, exists, open_place
+from kdcache.store.format.layout import open_group
+from kdcache.store.format.location import Location, exists, open_place
 from kdcache.store.manifest import FORMAT_VERSION, StoreManifest, digest_of
 from kdcache.store.writer import StoreWriter
 from kdcache.teacher.ensemble import Ensemble

@@ -29,7 +29,7 @@ import zarr
 from zarr.abc.store import Store
 
 from kdcache.errors import CacheCorruptError
-from kdcache.store.location import has_key, list_keys, name_of, write_key
+from kdcache.store.format.location import has_key, list_keys, name_of, write_key
 from kdcache.store.manifest import StoreManifest, digest_of_content
 
 MANIFEST_ATTRIBUTE = "kdcache"

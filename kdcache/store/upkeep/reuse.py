@@ -9,14 +9,14 @@ from pathlib import Path
 from kdcache.errors import KDCacheError
 from kdcache.files import differences, make_directory, replace_atomically, sync_directory
 from kdcache.progress import logger
-from kdcache.store.layout import (
+from kdcache.store.format.layout import (
     array_named,
     complete_key,
     num_shards,
     record_conditions,
     rows_name,
 )
-from kdcache.store.location import list_keys, read_key, write_key
+from kdcache.store.format.location import list_keys, read_key, write_key
 from kdcache.store.logit_store import LogitStore
 from kdcache.store.manifest import CLEAN_IDENTITY, StoreManifest, conditions_of
 from kdcache.store.writer import StoreWriter

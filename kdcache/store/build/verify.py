@@ -10,9 +10,9 @@ from kdcache.data.check import check_beton
 from kdcache.errors import CacheCorruptError, ConfigError, DatasetError, KDCacheError
 from kdcache.options import VerifyOptions
 from kdcache.progress import logger
-from kdcache.store.inspection import Damage, find_damage
-from kdcache.store.layout import open_group
-from kdcache.store.location import Location, as_location, exists, open_place
+from kdcache.store.format.layout import open_group
+from kdcache.store.format.location import Location, as_location, exists, open_place
+from kdcache.store.upkeep.inspection import Damage, find_damage
 from kdcache.workspace import Workspace
 
 NAMED = 10
@@ -71,7 +71,7 @@ def verify(options: VerifyOptions) -> dict[str, Any]:
         raise errors[0]
     compared = None
     if options.teacher and location is not None:
-        from kdcache.store.verify_teacher import ask_again  # loads torch
+        from kdcache.store.build.verify_teacher import ask_again  # loads torch
 
         compared = ask_again(location, options, workspace)
     return {
@@ -119,7 +119,7 @@ def _repair(
     location: Location, damaged: list[Damage], options: VerifyOptions, workspace: Workspace
 ) -> list[str]:
     """Build what is damaged again; return its keys."""
-    from kdcache.store.verify_teacher import repair_store  # loads torch
+    from kdcache.store.build.verify_teacher import repair_store  # loads torch
 
     logger.info("%s", _describe(location, damaged))
     repair_store(location, damaged, options, workspace)

@@ -16,12 +16,12 @@ from kdcache.errors import ConfigError
 from kdcache.rng import generator
 from kdcache.store.codecs.codec import Codec
 from kdcache.store.codecs.dense import Dense, Float32
+from kdcache.store.codecs.fidelity import Fidelity, measure_fidelity
 from kdcache.store.codecs.int8 import Int8
 from kdcache.store.codecs.lowrank import FINE, LowRank, require_components
 from kdcache.store.codecs.request import AUTO, CodecRequest
 from kdcache.store.codecs.sampled import Sampled
 from kdcache.store.codecs.topk import TopK
-from kdcache.store.fidelity import Fidelity, measure_fidelity
 
 ACCEPTED_FOR = (1.0, 2.0, 4.0)
 """Temperatures at which `auto` asks for the gradient."""

@@ -10,7 +10,7 @@ import zarr
 from kdcache.errors import CacheMismatchError, ConfigError
 from kdcache.options import MergeOptions
 from kdcache.progress import logger
-from kdcache.store.layout import (
+from kdcache.store.format.layout import (
     arrays_of,
     is_complete,
     mark_complete,
@@ -18,7 +18,7 @@ from kdcache.store.layout import (
     open_group,
     views_started,
 )
-from kdcache.store.location import (
+from kdcache.store.format.location import (
     Location,
     as_location,
     exists,
@@ -27,8 +27,8 @@ from kdcache.store.location import (
     read_key,
     write_key,
 )
+from kdcache.store.format.removal import delete_store
 from kdcache.store.manifest import CONDITIONS, IDENTITY, require_equal
-from kdcache.store.removal import delete_store
 
 
 def merge(options: MergeOptions) -> dict[str, Any]:

@@ -17,16 +17,16 @@ from kdcache.files import file_lock
 from kdcache.options import BuildLogitsOptions
 from kdcache.progress import logger
 from kdcache.store.codecs.request import CodecRequest
-from kdcache.store.cost import readable
-from kdcache.store.filling import Filling
-from kdcache.store.layout import is_complete
-from kdcache.store.location import size_bytes
+from kdcache.store.build.cost import readable
+from kdcache.store.build.filling import Filling
+from kdcache.store.format.layout import is_complete
+from kdcache.store.format.location import size_bytes
 from kdcache.store.logit_store import LogitStore
 from kdcache.store.manifest import StoreManifest
-from kdcache.store.opening import has_features, open_writer, store_location, store_lock
-from kdcache.store.plan import Part, rows_of_views, wanted_manifest
-from kdcache.store.rehearsal import rehearse
-from kdcache.store.teacher_check import check_teacher
+from kdcache.store.build.opening import has_features, open_writer, store_location, store_lock
+from kdcache.store.build.plan import Part, rows_of_views, wanted_manifest
+from kdcache.store.build.preflight import run_preflight
+from kdcache.store.build.teacher_check import check_teacher
 from kdcache.teacher.ensemble import open_ensemble
 from kdcache.teacher.forward import resolve_device
 from kdcache.workspace import Workspace
@@ -98,10 +98,10 @@ def build_store(
             precision=wanted.precision,
             keep_features=options.features or has_features(options, location),
         )
-        rehearsal = cache(lambda: rehearse(forward, beton, wanted.teacher_views, wanted.batch_size))
+        preflight = cache(lambda: run_preflight(forward, beton, wanted.teacher_views, wanted.batch_size))
         # One part makes the store, the others find it.
         with file_lock(lock.with_suffix(".new.lock"), purpose="build-logits", wait=True):
-            writer = open_writer(options, location, wanted, beton, rows, workspace, rehearsal)
+            writer = open_writer(options, location, wanted, beton, rows, workspace, preflight)
         logger.info(
             "teacher %s (%s, sha256 %s)%s, %d views of %s samples, %s, codec %s -> %s",
             teacher.name,
@@ -115,7 +115,7 @@ def build_store(
             location,
         )
         filling = Filling(options, writer, wanted, beton, forward, part)
-        cost = filling.cost(rehearsal)
+        cost = filling.cost(preflight)
         logger.info("%s", cost or f"up to date: {writer.path}")
         forwards, pass_seconds = filling.fill()
         if cost and forwards == cost.forwards:

@@ -15,17 +15,17 @@ from kdcache.data.beton import Beton, open_beton
 from kdcache.errors import TeacherError
 from kdcache.files import differences, file_lock
 from kdcache.options import BuildLogitsOptions, VerifyOptions
-from kdcache.store.build import build_store
-from kdcache.store.inspection import Damage
-from kdcache.store.layout import FEATURES, has_array, open_group, views_found
-from kdcache.store.location import Location, list_keys, open_place
+from kdcache.store.build.build import build_store
+from kdcache.store.upkeep.inspection import Damage
+from kdcache.store.format.layout import FEATURES, has_array, open_group, views_found
+from kdcache.store.format.location import Location, list_keys, open_place
 from kdcache.store.logit_store import LogitStore
 from kdcache.store.manifest import CONDITIONS, StoreManifest, require_equal
-from kdcache.store.opening import store_lock
-from kdcache.store.plan import machine_conditions
-from kdcache.store.recheck import Recheck, recheck
-from kdcache.store.repair import needs_teacher, remove_damaged
-from kdcache.store.shards import read_whole
+from kdcache.store.build.opening import store_lock
+from kdcache.store.build.plan import machine_conditions
+from kdcache.store.build.recheck import Recheck, recheck
+from kdcache.store.upkeep.repair import needs_teacher, remove_damaged
+from kdcache.store.format.shards import read_whole
 from kdcache.teacher.ensemble import Ensemble, open_ensemble
 from kdcache.teacher.forward import resolve_device
 from kdcache.workspace import Workspace

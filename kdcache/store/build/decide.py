@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from kdcache.progress import logger
-from kdcache.store.choice import (
+from kdcache.store.codecs.choice import (
     choice_sample_ids,
     choose_codec,
     format_table,
 )
-from kdcache.store.codec_file import Decision, write_decision
-from kdcache.store.layout import rows_name, views_started
-from kdcache.store.location import delete_key, list_keys
-from kdcache.store.shards import read_rows
-from kdcache.store.specs import is_encoded_with
+from kdcache.store.format.codec_file import Decision, write_decision
+from kdcache.store.format.layout import rows_name, views_started
+from kdcache.store.format.location import delete_key, list_keys
+from kdcache.store.format.shards import read_rows
+from kdcache.store.format.specs import is_encoded_with
 from kdcache.store.writer import StoreWriter
 
 

@@ -15,17 +15,17 @@ from kdcache.data.beton import Beton
 from kdcache.options import BuildLogitsOptions
 from kdcache.progress import logger
 from kdcache.reader.batches import workers_of_rank
-from kdcache.store.accounting import store_bytes
-from kdcache.store.codec_file import is_decided
-from kdcache.store.commits import Commits
-from kdcache.store.cost import Cost, expected_seconds
-from kdcache.store.decide import decide_codec
-from kdcache.store.layout import FEATURES, is_complete
+from kdcache.store.format.accounting import store_bytes
+from kdcache.store.format.codec_file import is_decided
+from kdcache.store.build.commits import Commits
+from kdcache.store.build.cost import Cost, expected_seconds
+from kdcache.store.build.decide import decide_codec
+from kdcache.store.format.layout import FEATURES, is_complete
 from kdcache.store.manifest import StoreManifest
-from kdcache.store.opening import conditions_here
-from kdcache.store.plan import Part, Shard, missing_work
-from kdcache.store.rehearsal import Rehearsal
-from kdcache.store.teacher_pass import Answers, require_finite, run_teacher
+from kdcache.store.build.opening import conditions_here
+from kdcache.store.build.plan import Part, Shard, missing_work
+from kdcache.store.build.preflight import Preflight
+from kdcache.store.build.teacher_pass import Answers, require_finite, run_teacher
 from kdcache.store.writer import StoreWriter
 from kdcache.teacher.ensemble import Forward
 from kdcache.teacher.scores import SCORES, STATS
@@ -54,11 +54,11 @@ class Filling:
         """V that the store is to have in the end."""
         return max(self.options.views, self.writer.num_views)
 
-    def cost(self, rehearsal: Callable[[], Rehearsal]) -> Cost | None:
+    def cost(self, preflight: Callable[[], Preflight]) -> Cost | None:
         """Return what this part will cost; None where it has nothing to make.
 
         Args:
-            rehearsal: what a batch took; called where there is something to make.
+            preflight: what a batch took; called where there is something to make.
         """
         views = range(self.num_views + 1)
         work = missing_work(self.writer, views, self.part)
@@ -68,7 +68,7 @@ class Filling:
         about = self.writer.manifest
         seconds = expected_seconds(
             [work] if self._is_decided else [_of_clean_view(work), _of_other_views(work)],
-            rehearsal().seconds,
+            preflight().seconds,
             beton=self.beton,
             views=about.teacher_views,
             batch_size=self.wanted.batch_size,

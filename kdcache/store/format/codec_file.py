@@ -19,8 +19,8 @@ from kdcache.files import arrays_of_npz
 from kdcache.store.codecs.codec import Codec
 from kdcache.store.codecs.dense import Dense, Float32
 from kdcache.store.codecs.registry import CODECS, codec_from
-from kdcache.store.layout import CODEC_KEY
-from kdcache.store.location import has_key, name_of, read_key, write_key
+from kdcache.store.format.layout import CODEC_KEY
+from kdcache.store.format.location import has_key, name_of, read_key, write_key
 from kdcache.store.manifest import StoreManifest
 
 WITHOUT_SETTINGS = frozenset({Dense.name, Float32.name})
@@ -32,7 +32,7 @@ class Decision(NamedTuple):
 
     codec: Codec
     table: Sequence[dict[str, Any]]
-    """A row for each candidate, see `kdcache.store.choice.Choice`."""
+    """A row for each candidate, see `kdcache.store.codecs.choice.Choice`."""
 
 
 def clean_codec(manifest: StoreManifest) -> Codec:

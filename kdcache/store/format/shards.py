@@ -18,8 +18,8 @@ from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.storage import StorePath, WrapperStore
 
 from kdcache.errors import CacheCorruptError
-from kdcache.store.layout import array_named, shard_key
-from kdcache.store.location import name_of
+from kdcache.store.format.layout import array_named, shard_key
+from kdcache.store.format.location import name_of
 
 SHARDS_AT_ONCE = 4
 """Shards that are read together, where neighbours are needed: zarr reads them concurrently."""

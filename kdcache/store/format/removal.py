@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
 from kdcache.errors import ConfigError
-from kdcache.store.layout import (
+from kdcache.store.format.layout import (
     CODEC_KEY,
     COMPLETE,
     DIGEST_ATTRIBUTE,
@@ -16,7 +16,7 @@ from kdcache.store.layout import (
     GIVEN,
     MANIFEST_ATTRIBUTE,
 )
-from kdcache.store.location import (
+from kdcache.store.format.location import (
     PARTIAL_SUFFIX,
     ROOT_KEY,
     Location,
