@@ -3,10 +3,10 @@
 The first table compares the gradient that a student gets from decoded logits with the one from
 exact logits (`kdcache.store.codecs.fidelity`): angle in degrees / norm ratio, and KL in nats, at
 several temperatures; the KL of `sampled` is that of the classes that were not drawn, without
-meaning. Real logits come from view 0 of stores; beside them, logits are drawn: classes in groups, features of 512
-dimensions whose variance falls off as a power of their rank, and a teacher as sure as it is told to
-be. How well a basis does depends on that power, so drawn logits say how codecs compare, not how
-good one is for your teacher: `--codec auto` measures that.
+meaning. Real logits come from view 0 of stores; beside them, logits are drawn: classes in groups,
+features of 512 dimensions whose variance falls off as a power of their rank, and a teacher as sure
+as it is told to be. How well a basis does depends on that power, so drawn logits say how codecs
+compare, not how good one is for your teacher: `--codec auto` measures that.
 
 The second table is the speed of encoding (one thread) and decoding, in batches as a loader's.
 
