@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
-from importlib.resources import files
 from pathlib import Path
 
 import pytest
 
 import kdcache
+from kdcache.recipes.recipe import own_pipelines
 from tests.conftest import ROOT
 
 
@@ -24,8 +24,9 @@ def test_the_package_under_test_is_the_installed_one():
 
 
 def test_recipes_and_type_marker_are_installed_with_the_package():
-    recipes = {path.name for path in (ROOT / "pipelines").glob("*.toml")}
-    installed = {path.name for path in files("kdcache.pipelines").iterdir()}
+    ours = ROOT / "pipelines"
+    recipes = {path.relative_to(ours) for path in ours.rglob("*.toml")}
+    installed = own_pipelines()
     assert recipes
-    assert recipes <= installed
-    assert files("kdcache").joinpath("py.typed").is_file()
+    assert recipes == {path.relative_to(installed) for path in installed.rglob("*.toml")}
+    assert (Path(kdcache.__file__).parent / "py.typed").is_file()

@@ -29,10 +29,6 @@ COMMANDS = ("pack", "train-teacher", "build-logits", "select", "train")
 _RECIPE = "[[stage]] tables alone, each with run = COMMAND"
 _OF_THE_WHOLE = frozenset({"workspace", "json", "quiet", "help", "version"})
 
-_PACKAGE = Path(__file__).parents[1]
-_FOLDERS = (_PACKAGE / "pipelines", _PACKAGE.parent / "pipelines")
-"""Where our own recipes lie: inside an installed package, beside it in a checkout."""
-
 
 class Stage(NamedTuple):
     """One command of a recipe."""
@@ -41,6 +37,17 @@ class Stage(NamedTuple):
     """Different for each."""
     command: str
     options: CommonOptions
+
+
+def own_pipelines() -> Path:
+    """Return the folder of the recipes that come with kdcache.
+
+    It is inside an installed package, and beside the package in a checkout. Beside an installed
+    package a folder of this name would be another package's.
+    """
+    package = Path(__file__).parents[1]
+    inside = package / "pipelines"
+    return inside if inside.is_dir() else package.parent / "pipelines"
 
 
 def find_recipe(name: str) -> Path:
@@ -54,7 +61,7 @@ def find_recipe(name: str) -> Path:
         if not given.is_file():
             raise ConfigError(f"{name} does not exist, expected a recipe")
         return given
-    ours = {path.stem: path for folder in _FOLDERS for path in sorted(folder.glob("*.toml"))}
+    ours = {path.stem: path for path in sorted(own_pipelines().glob("*.toml"))}
     if name not in ours:
         raise ConfigError(
             f"recipe is {name}, expected one of {', '.join(sorted(ours))}, or the path of a .toml"

@@ -39,11 +39,8 @@ from pathlib import Path
 from typing import Any
 
 from kdcache.errors import ConfigError
+from kdcache.recipes.recipe import own_pipelines
 from kdcache.studies.cells import SETTINGS, Cell, known_settings, make_cell
-
-_PACKAGE = Path(__file__).parents[1]
-_FOLDERS = (_PACKAGE / "pipelines" / "studies", _PACKAGE.parent / "pipelines" / "studies")
-"""Where our own grids lie: inside an installed package, beside it in a checkout."""
 
 _TOP = frozenset({"tune_fraction", "teachers", "defaults", "block"})
 _OF_BLOCK = frozenset({"name", "priority", "include", "exclude", "make", "tuning", "seeds"})
@@ -121,7 +118,7 @@ def find_grid(name: str) -> Path:
         if not given.is_file():
             raise ConfigError(f"GRID is {name}, expected a TOML file. {given} does not exist")
         return given
-    ours = {path.stem: path for folder in _FOLDERS for path in sorted(folder.glob("*.toml"))}
+    ours = {path.stem: path for path in sorted((own_pipelines() / "studies").glob("*.toml"))}
     if name not in ours:
         raise ConfigError(
             f"GRID is {name}, expected the path of a TOML file or one of ours: {', '.join(ours)}"
