@@ -14,6 +14,9 @@ from pathlib import Path
 # second thread costs more than it saves.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# Without bytecode, each process under test would compile torch again.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
 import numpy as np
 import pytest
 import torch
