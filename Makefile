@@ -16,7 +16,7 @@ unexport PYTHONDONTWRITEBYTECODE
 .PHONY: demo test test-all check lint format
 
 demo: .venv/installed
-	$(BIN)/python benchmarks/walk.py digits
+	$(BIN)/python benchmarks/end_to_end.py digits
 
 test: .venv/dev
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m 'not ($(LONG))'

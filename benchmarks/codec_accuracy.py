@@ -13,32 +13,32 @@ import statistics
 import tempfile
 from pathlib import Path
 
+from end_to_end import Pipeline
 from measure import record
-from walk import Walk
 
 STORES = ("dense", "compact")
 
 
-def take(walk: Walk, options: argparse.Namespace, folder: Path) -> None:
+def take(pipeline: Pipeline, options: argparse.Namespace, folder: Path) -> None:
     """Run every stage."""
-    walk.run("pack", "pack", options.source)
+    pipeline.run("pack", "pack", options.source)
     teacher = ("--teacher", options.teacher)
-    walk.run(
+    pipeline.run(
         "train-teacher",
         *("train-teacher", "--model", options.teacher, "--epochs", str(options.teacher_epochs)),
     )
-    walk.run("clean view", "build-logits", *teacher, "--views", "0")
-    walk.run("select", "select", "--method", "random", "--keep", str(options.keep))
-    subset = Path(walk.results["select"]["path"]).stem
+    pipeline.run("clean view", "build-logits", *teacher, "--views", "0")
+    pipeline.run("select", "select", "--method", "random", "--keep", str(options.keep))
+    subset = Path(pipeline.results["select"]["path"]).stem
     for name, codec in zip(STORES, ("dense", options.codec), strict=True):
-        walk.run(
+        pipeline.run(
             name,
             *("build-logits", *teacher, "--subset", subset, "--views", str(options.views)),
             *("--codec", codec, "--store", str(folder / f"{name}.zarr")),
         )
     for seed in range(options.seeds):
         for name in STORES:
-            walk.run(
+            pipeline.run(
                 f"train {name} {seed}",
                 *("train", "--store", str(folder / f"{name}.zarr"), "--seed", str(seed)),
                 *("--model", options.student, "--epochs", str(options.epochs)),
@@ -46,17 +46,17 @@ def take(walk: Walk, options: argparse.Namespace, folder: Path) -> None:
             )
 
 
-def report(walk: Walk, options: argparse.Namespace) -> dict[str, list[float]]:
+def report(pipeline: Pipeline, options: argparse.Namespace) -> dict[str, list[float]]:
     """Print the accuracies and return them."""
     accuracies = {
-        name: [walk.results[f"train {name} {seed}"]["top1"] for seed in range(options.seeds)]
+        name: [pipeline.results[f"train {name} {seed}"]["top1"] for seed in range(options.seeds)]
         for name in STORES
     }
-    print(f"\nteacher, {options.teacher}: {walk.results['train-teacher']['top1']:.2f} %")
+    print(f"\nteacher, {options.teacher}: {pipeline.results['train-teacher']['top1']:.2f} %")
     for name, found in accuracies.items():
         spread = statistics.stdev(found) if len(found) > 1 else float("nan")
         print(
-            f"{name:10} {walk.results[name]['bytes']:>14,} bytes   "
+            f"{name:10} {pipeline.results[name]['bytes']:>14,} bytes   "
             f"mean {statistics.mean(found):.2f} %, standard deviation {spread:.2f} "
             f"({', '.join(f'{value:.2f}' for value in found)})"
         )
@@ -84,19 +84,19 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="kdcache-codecs-") as name:
         folder = (options.folder or Path(name)).absolute()
-        walk = Walk(folder / "workspace")
-        take(walk, options, folder)
-    accuracies = report(walk, options)
+        pipeline = Pipeline(folder / "workspace")
+        take(pipeline, options, folder)
+    accuracies = report(pipeline, options)
     if options.record:
-        for result in walk.results.values():
+        for result in pipeline.results.values():
             for key in ("path", "train", "val"):
                 result.pop(key, None)
         source = Path(options.source).name
         content = {
             "options": vars(options) | {"source": source, "folder": options.folder is not None},
             "top1": accuracies,
-            "seconds": walk.seconds,
-            "results": walk.results,
+            "seconds": pipeline.seconds,
+            "results": pipeline.results,
         }
         print(record(f"codec_accuracy-{source}", content))
 

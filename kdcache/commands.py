@@ -42,7 +42,7 @@ COMMANDS: dict[str, tuple[type[CommonOptions], str]] = {
     "merge": (MergeOptions, "kdcache.store.upkeep.merge:merge"),
     "export": (ExportOptions, "kdcache.store.upkeep.export:export"),
     "show": (ShowOptions, "kdcache.overview.cards:show"),
-    "run": (RunOptions, "kdcache.recipes.run:run"),
+    "run": (RunOptions, "kdcache.pipeline_runs.runner:run"),
     "study": (StudyOptions, "kdcache.studies.study:study"),
     "doctor": (DoctorOptions, "kdcache.checkup.doctor:doctor"),
 }

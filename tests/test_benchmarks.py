@@ -38,9 +38,9 @@ def test_a_benchmark_prints_figures(script):
     assert re.search(r"[\d,.]+", output_of(script, "--tiny"))
 
 
-def test_the_walk_prints_each_kind_of_student_and_counts_no_teacher_forward():
+def test_the_pipeline_prints_each_kind_of_student_and_counts_no_teacher_forward():
     printed = output_of(
-        *("walk", "digits", "--teacher", "resnet8", "--teacher-epochs", "1"),
+        *("end_to_end", "digits", "--teacher", "resnet8", "--teacher-epochs", "1"),
         *("--views", "1", "--epochs", "1", "--seeds", "2"),
     )
     rows = re.findall(r"^students, ([\d,]+) images, (\w+) +(.*)$", printed, flags=re.MULTILINE)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import kdcache
-from kdcache.recipes.recipe import own_pipelines
+from kdcache.pipeline_runs.pipeline import bundled_pipelines
 from tests.conftest import ROOT
 
 
@@ -26,7 +26,7 @@ def test_the_package_under_test_is_the_installed_one():
 def test_recipes_and_type_marker_are_installed_with_the_package():
     ours = ROOT / "pipelines"
     recipes = {path.relative_to(ours) for path in ours.rglob("*.toml")}
-    installed = own_pipelines()
+    installed = bundled_pipelines()
     assert recipes
     assert recipes == {path.relative_to(installed) for path in installed.rglob("*.toml")}
     assert (Path(kdcache.__file__).parent / "py.typed").is_file()

@@ -44,7 +44,7 @@ STAGES = [
     "loader",
     "training",
     "overview",
-    "recipes",
+    "pipeline_runs",
     "checkup",
     "studies",
     "cli",

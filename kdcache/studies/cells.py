@@ -14,7 +14,7 @@ from typing import Any, get_args
 
 from kdcache.errors import ConfigError
 from kdcache.options import Method, PruningOptions, SelectOptions, TrainOptions
-from kdcache.studies.recipe import Recipe
+from kdcache.studies.training_length import TrainingLength
 
 LIVE = "live"
 """As `views`: the teacher answers in each step."""
@@ -149,7 +149,7 @@ def make_cell(
     if settings["data"] is None:
         raise ConfigError("data is not given, expected the name of a data set, such as digits")
     _require_range(settings)
-    settings["recipe"] = str(Recipe.parse(settings["recipe"]))
+    settings["recipe"] = str(TrainingLength.parse(settings["recipe"]))
     known = get_args(Method)
     if settings["method"] not in known:
         raise ConfigError(f"method is {settings['method']!r}, expected one of {', '.join(known)}")

@@ -10,7 +10,7 @@ from cyclopts import CycloptsError
 from kdcache.commands import parse
 from kdcache.errors import ConfigError, KDCacheError
 from kdcache.options import CommonOptions, TrainOptions
-from kdcache.recipes.recipe import command_words
+from kdcache.pipeline_runs.pipeline import command_words
 from kdcache.studies.cells import Cell
 from kdcache.studies.needs import Plan
 

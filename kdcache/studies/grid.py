@@ -39,7 +39,7 @@ from pathlib import Path
 from typing import Any
 
 from kdcache.errors import ConfigError
-from kdcache.recipes.recipe import own_pipelines
+from kdcache.pipeline_runs.pipeline import bundled_pipelines
 from kdcache.studies.cells import SETTINGS, Cell, known_settings, make_cell
 
 _TOP = frozenset({"tune_fraction", "teachers", "defaults", "block"})
@@ -118,7 +118,7 @@ def find_grid(name: str) -> Path:
         if not given.is_file():
             raise ConfigError(f"GRID is {name}, expected a TOML file. {given} does not exist")
         return given
-    ours = {path.stem: path for path in sorted((own_pipelines() / "studies").glob("*.toml"))}
+    ours = {path.stem: path for path in sorted((bundled_pipelines() / "studies").glob("*.toml"))}
     if name not in ours:
         raise ConfigError(
             f"GRID is {name}, expected the path of a TOML file or one of ours: {', '.join(ours)}"

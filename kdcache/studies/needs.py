@@ -23,9 +23,9 @@ from pathlib import Path
 from typing import Any
 
 from kdcache.options import PruningOptions
-from kdcache.recipes.recipe import command_words
+from kdcache.pipeline_runs.pipeline import command_words
 from kdcache.studies.cells import LIVE, SELECT_OPTIONS, TRAIN_OPTIONS, Cell
-from kdcache.studies.recipe import Recipe
+from kdcache.studies.training_length import TrainingLength
 from kdcache.workspace import Workspace
 
 _THREADS = "--num-workers=1"
@@ -226,7 +226,7 @@ class Plan:
         subset = self.subset(settings)
         words = ["train", f"--subset={subset or 'full'}", f"--model={settings['student']}"]
         words += [f"--batch-size={settings['batch_size']}", f"--seed={settings['seed']}"]
-        words += Recipe.parse(settings["recipe"]).words(
+        words += TrainingLength.parse(settings["recipe"]).words(
             samples=samples,
             batch_size=settings["batch_size"],
             evaluations=settings["evaluations"],

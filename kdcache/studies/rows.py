@@ -14,7 +14,7 @@ from kdcache.files import read_json
 from kdcache.studies.cells import SELECT_OPTIONS, TRAIN_OPTIONS, Cell
 from kdcache.studies.processes import Ended
 from kdcache.studies.provenance import checkout_commit, package_about, processor
-from kdcache.studies.recipe import Recipe
+from kdcache.studies.training_length import TrainingLength
 
 _AS_THEY_ARE = (
     *("data", "label_noise", "tune_fraction", "student", "method", "keep", "kd", "loss"),
@@ -48,7 +48,7 @@ def row_of_cell(cell: Cell, *, commit: str | None) -> dict[str, Any]:
         **texts,
         **teachers,
         **definitions,
-        "arm": Recipe.parse(settings["recipe"]).arm,
+        "arm": TrainingLength.parse(settings["recipe"]).arm,
         "options": json.dumps(others, sort_keys=True),
         **_origin(commit),
     }

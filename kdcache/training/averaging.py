@@ -45,7 +45,7 @@ class WeightAverage:
             if not averaged.is_floating_point():
                 averaged.copy_(present)  # a norm's count of batches is no average
 
-    def take_up(self, steps: int) -> None:
+    def resume_at(self, steps: int) -> None:
         """Go on after so many steps, with the weights that `model` has been given."""
         self._averaged.n_averaged.fill_(steps)
 

@@ -115,7 +115,7 @@ class Checkpoint:
             group["lr"] = rate
         if self._average:
             fill_model(self._average.model, _below("average", tensors), path=self._path)
-            self._average.take_up(about["averaged_steps"])
+            self._average.resume_at(about["averaged_steps"])
         torch.set_rng_state(tensors["generator"])
         if "cuda_generator" in tensors and self._device.type == "cuda":
             torch.cuda.set_rng_state(tensors["cuda_generator"], self._device)

@@ -84,6 +84,6 @@ def default_lr(samples_per_step: int, model_name: str, optimizer: Optimizer = "s
     return per_128 * samples_per_step / 128
 
 
-def default_epochs(steps_per_epoch: int, *, least_epochs: int, least_steps: int) -> int:
+def default_epochs(steps_per_epoch: int, *, min_epochs: int, min_steps: int) -> int:
     """Return the epochs that give a small set enough steps too."""
-    return max(least_epochs, math.ceil(least_steps / steps_per_epoch))
+    return max(min_epochs, math.ceil(min_steps / steps_per_epoch))

@@ -46,8 +46,8 @@ def loop_settings(
     num_samples: int,
     batch_size: int,
     device: torch.device,
-    least_epochs: int,
-    least_steps: int,
+    min_epochs: int,
+    min_steps: int,
 ) -> TrainSettings:
     """Return the settings of a run that learns labels alone, with what the user leaves open.
 
@@ -57,8 +57,8 @@ def loop_settings(
         num_samples: of an epoch.
         batch_size: most samples of a batch.
         device: where it runs.
-        least_epochs: of a run whose length the user leaves open.
-        least_steps: likewise.
+        min_epochs: of a run whose length the user leaves open.
+        min_steps: likewise.
 
     Raises:
         ConfigError: if this machine lacks what an option needs.
@@ -81,7 +81,7 @@ def loop_settings(
         milestones=options.milestones,
         gamma=options.gamma,
         epochs=epochs
-        or default_epochs(steps_per_epoch, least_epochs=least_epochs, least_steps=least_steps),
+        or default_epochs(steps_per_epoch, min_epochs=min_epochs, min_steps=min_steps),
         steps=options.steps,
         precision=default_precision(options.precision, device),
         accumulate=options.accumulate,

@@ -19,7 +19,7 @@ from kdcache.workspace import Workspace
 
 CONFIG = "config.json"
 
-DECIDES_LAST_BITS = ("device", "threads", "torch")
+NUMERICAL_ENVIRONMENT = ("device", "threads", "torch")
 """Of the environment: what the sums of a step depend on."""
 
 
@@ -27,7 +27,7 @@ class RunFolder(NamedTuple):
     """Where a run writes."""
 
     path: Path
-    is_there: bool
+    holds_run: bool
     """It holds a run that is to be continued."""
 
 
@@ -57,14 +57,14 @@ def run_folder(workspace: Workspace, name: str, options: TrainOptions) -> RunFol
         number += 1
         folder = workspace.run(f"{name}-{number}")
     if not options.resume or (newest is None and begins_what_is_missing):
-        return RunFolder(folder, is_there=False)
+        return RunFolder(folder, holds_run=False)
     if newest is None:
         raise ConfigError(f"--resume is given, but there is no run {folder}. Leave it out")
     # Without a config it was stopped before it began.
-    return RunFolder(newest, is_there=(newest / CONFIG).exists())
+    return RunFolder(newest, holds_run=(newest / CONFIG).exists())
 
 
-def is_begun(run_dir: Path, config: dict[str, Any]) -> bool:
+def has_same_config(run_dir: Path, config: dict[str, Any]) -> bool:
     """Return whether a folder holds a run that was started with the same."""
     path = run_dir / CONFIG
     return path.exists() and not differences(read_json(path)["config"], as_json(config))
@@ -90,7 +90,7 @@ def write_config(
             f"{run_dir} was started otherwise: {differ}. "
             "Resume with the same options, or start a new run"
         )
-    decisive = {name: environment[name] for name in DECIDES_LAST_BITS}
+    decisive = {name: environment[name] for name in NUMERICAL_ENVIRONMENT}
     if differ := differences(found["environment"], decisive):
         logger.warning(
             "%s was started elsewhere: %s. It goes on, but to weights that differ in the last bits",

@@ -50,7 +50,7 @@ def save_epoch(
 
 
 @contextmanager
-def told_where_it_stays(run_dir: Path, epoch: int) -> Iterator[None]:
+def explain_write_errors(run_dir: Path, epoch: int) -> Iterator[None]:
     """Say of a folder that cannot be written, such as on a full disk, how the run goes on.
 
     Args:

@@ -14,7 +14,7 @@ from kdcache.progress import logger
 SUMMARISED = ("top1", "top1_best", "top5", "top1_ema")
 
 
-def over_seeds(
+def train_seeds(
     train_one: Callable[[TrainOptions], dict[str, Any]], options: TrainOptions
 ) -> dict[str, Any]:
     """Train one student after the other, each in a run folder of its own.

@@ -31,10 +31,10 @@ from kdcache.training.losses.settings import LossSettings
 from kdcache.training.optim import default_batch_size
 from kdcache.training.run import loop_settings, require_model, run_training
 from kdcache.training.run_folder import run_folder, write_config
-from kdcache.training.seeds import over_seeds
+from kdcache.training.seeds import train_seeds
 from kdcache.workspace import Workspace, teacher_name
 
-LEAST_EPOCHS, LEAST_STEPS = 30, 1_000
+MIN_EPOCHS, MIN_STEPS = 30, 1_000
 """Of a student, when the user does not say."""
 
 
@@ -45,7 +45,7 @@ def train(options: TrainOptions) -> dict[str, Any]:
         Of one student `top1`, `top1_best`, `top5`, `top1_ema` (percent; None without an evaluation
         split or an average), `samples`, `teacher_forwards` (measured), `student_forwards`,
         `steps`, `images_per_second`, `seconds`, `resumed_from_epoch`, `path`; of several what
-        `over_seeds` says.
+        `train_seeds` says.
 
     Raises:
         ConfigError: if a setting is outside its range, nothing is selected, or the run folder is
@@ -53,7 +53,7 @@ def train(options: TrainOptions) -> dict[str, Any]:
         CacheMismatchError: if store, subset or checkpoint are of other data or another run.
         TrainingError: if a loss is not finite, or the run folder cannot be written.
     """
-    return _train_one(options) if options.seeds == 1 else over_seeds(_train_one, options)
+    return _train_one(options) if options.seeds == 1 else train_seeds(_train_one, options)
 
 
 def _train_one(options: TrainOptions) -> dict[str, Any]:
@@ -80,8 +80,8 @@ def _train_one(options: TrainOptions) -> dict[str, Any]:
             num_samples=num_samples,
             batch_size=batch_size,
             device=device,
-            least_epochs=LEAST_EPOCHS,
-            least_steps=LEAST_STEPS,
+            min_epochs=MIN_EPOCHS,
+            min_steps=MIN_STEPS,
         ),
         loss=loss.for_keep(num_samples / samples_of_all),
     )
@@ -152,7 +152,7 @@ def _train_one(options: TrainOptions) -> dict[str, Any]:
     arm = "-live" if teacher else "" if options.kd else "-no-kd"
     name = f"{teacher_name(model_name)}-{subset_name}-s{options.seed}{arm}"
     folder = run_folder(workspace, name, options)
-    write_config(folder.path, config, device, resume=folder.is_there)
+    write_config(folder.path, config, device, resume=folder.holds_run)
     logger.info(
         "student %s on %s of %s samples, batch %d, %d epochs, %s, lr %g, %s, %s -> %s",
         model_name,
@@ -174,7 +174,7 @@ def _train_one(options: TrainOptions) -> dict[str, Any]:
             store.path,
         )
     result = run_training(
-        model_name, loader, settings, workspace, options, folder.path, resume=folder.is_there
+        model_name, loader, settings, workspace, options, folder.path, resume=folder.holds_run
     )
     workspace.remember("run", folder.path)
     return result | {

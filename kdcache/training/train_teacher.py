@@ -22,11 +22,11 @@ from kdcache.training.checkpoint import CHECKPOINT
 from kdcache.training.metrics import read_metrics
 from kdcache.training.optim import default_batch_size
 from kdcache.training.run import loop_settings, require_model, run_training
-from kdcache.training.run_folder import as_json, is_begun, write_config
+from kdcache.training.run_folder import as_json, has_same_config, write_config
 from kdcache.training.saving import early_weights
 from kdcache.workspace import Workspace, teacher_name
 
-LEAST_EPOCHS, LEAST_STEPS = 10, 450
+MIN_EPOCHS, MIN_STEPS = 10, 450
 """Of a teacher, when the user does not say."""
 
 
@@ -58,8 +58,8 @@ def train_teacher(options: TrainTeacherOptions) -> dict[str, Any]:
         num_samples=len(beton),
         batch_size=batch_size,
         device=device,
-        least_epochs=LEAST_EPOCHS,
-        least_steps=LEAST_STEPS,
+        min_epochs=MIN_EPOCHS,
+        min_steps=MIN_STEPS,
     )
     about = {
         "arch": options.model,
@@ -85,7 +85,7 @@ def train_teacher(options: TrainTeacherOptions) -> dict[str, Any]:
         return {"top1": top1, "path": str(path.resolve()), "seconds": 0.0}
     run_dir = workspace.run(f"teacher-{name}")
     # One that was killed goes on; another one's folder is begun anew.
-    is_begun_here = is_begun(run_dir, about) and not options.overwrite
+    is_begun_here = has_same_config(run_dir, about) and not options.overwrite
     if is_begun_here and (missing := _missing_early_weights(run_dir, options.early_epochs)):
         logger.info("%s is past epoch %d, whose weights it lacks: begun anew", run_dir, missing[0])
         is_begun_here = False

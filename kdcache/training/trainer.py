@@ -29,11 +29,11 @@ from kdcache.training.evaluator import Evaluator
 from kdcache.training.finite import FiniteWatch
 from kdcache.training.forwards import ForeignForwardCounter
 from kdcache.training.losses.loss import Loss
-from kdcache.training.losses.parts import LossParts
 from kdcache.training.losses.settings import LossSettings
+from kdcache.training.losses.terms import LossTerms
 from kdcache.training.metrics import MetricsLog
 from kdcache.training.optim import OptimSettings, make_optimizer
-from kdcache.training.saving import early_weights, save_epoch, told_where_it_stays
+from kdcache.training.saving import early_weights, explain_write_errors, save_epoch
 from kdcache.training.schedule import make_schedule
 
 
@@ -57,7 +57,7 @@ class TrainSettings(OptimSettings):
     """Epochs from one evaluation to the next; the last epoch is always evaluated."""
 
 
-class Evaluated(NamedTuple):
+class Evaluation(NamedTuple):
     """What an evaluation found; None without an evaluation split."""
 
     present: Quality | None
@@ -163,7 +163,7 @@ class Trainer:
         if resume and self._checkpoint.exists():
             progress = self._checkpoint.load()
         resumed_from = progress.epochs_done
-        found = Evaluated(None, None)
+        found = Evaluation(None, None)
         own = [self._model, *([self._average.model] if self._average else [])]
         with (
             # One for all epochs: compiled code would be made again for another.
@@ -175,7 +175,7 @@ class Trainer:
             forwards_before = progress.teacher_forwards
             for epoch in range(resumed_from, self._settings.epochs):
                 trained = self.train_epoch(epoch)
-                found = self._evaluate() if self._is_evaluated(epoch) else Evaluated(None, None)
+                found = self._evaluate() if self._is_evaluated(epoch) else Evaluation(None, None)
                 top1, best = found.present and found.present.top1, progress.top1_best
                 is_best = top1 is not None and (best is None or top1 > best)
                 progress = Progress(
@@ -185,7 +185,7 @@ class Trainer:
                     train_seconds=progress.train_seconds + trained["seconds"],
                     teacher_forwards=forwards_before + counter.images,
                 )
-                with told_where_it_stays(self._run_dir, epoch):
+                with explain_write_errors(self._run_dir, epoch):
                     self._report(log, epoch, trained, found)
                     save_epoch(
                         self._run_dir,
@@ -263,7 +263,7 @@ class Trainer:
             "seconds": time.perf_counter() - started,
         }
 
-    def _step(self, batch: Batch, epoch: int, number: int, step: int) -> LossParts:
+    def _step(self, batch: Batch, epoch: int, number: int, step: int) -> LossTerms:
         """Add a batch's gradient, weighted by its share of the optimiser step's samples."""
         images = self._normalise(batch.images)
         mix = None
@@ -297,14 +297,14 @@ class Trainer:
         is_last = epoch + 1 == self._settings.epochs
         return is_last or (epoch + 1) % self._settings.eval_every == 0
 
-    def _evaluate(self) -> Evaluated:
+    def _evaluate(self) -> Evaluation:
         if self._evaluator is None:
-            return Evaluated(None, None)
+            return Evaluation(None, None)
         average = self._evaluator(self._average.model) if self._average else None
-        return Evaluated(self._evaluator(self._model), average)
+        return Evaluation(self._evaluator(self._model), average)
 
     def _report(
-        self, log: MetricsLog, epoch: int, trained: dict[str, Any], found: Evaluated
+        self, log: MetricsLog, epoch: int, trained: dict[str, Any], found: Evaluation
     ) -> None:
         line = {
             "epoch": epoch + 1,
@@ -340,7 +340,7 @@ def _shares(batch_sizes: npt.NDArray[np.int64], accumulate: int) -> list[float]:
     return shares
 
 
-def _as_vector(parts: LossParts) -> Tensor:
+def _as_vector(parts: LossTerms) -> Tensor:
     distillation = parts.distillation
     zero = torch.zeros_like(parts.total)
     values = (parts.total, parts.cross_entropy, zero if distillation is None else distillation)

@@ -9,8 +9,8 @@ import pytest
 from kdcache.errors import ConfigError
 from kdcache.options import StudyOptions
 from kdcache.studies.grid import Grid, find_grid, read_grid
-from kdcache.studies.recipe import Recipe
 from kdcache.studies.study import study
+from kdcache.studies.training_length import TrainingLength
 
 HEAD = """
 [teachers.big]
@@ -167,16 +167,16 @@ def test_a_source_that_is_not_there_is_named(tmp_path):
     ],
 )
 def test_a_recipe_says_how_long(text, samples, words, arm):
-    recipe = Recipe.parse(text)
+    recipe = TrainingLength.parse(text)
     assert recipe.words(samples=samples, batch_size=128, evaluations=3) == words
     assert recipe.arm == arm
-    assert Recipe.parse(str(recipe)) == recipe
+    assert TrainingLength.parse(str(recipe)) == recipe
 
 
 @pytest.mark.parametrize("text", ["0 epochs", "epochs", "max(2 epochs, 3 epochs)", "2 epochs, 3"])
 def test_what_is_no_recipe_is_refused(text):
     with pytest.raises(ConfigError, match="recipe is"):
-        Recipe.parse(text)
+        TrainingLength.parse(text)
 
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar100"])

@@ -57,7 +57,7 @@ def test_an_average_that_is_taken_up_goes_on_bit_for_bit():
         whole.update(present)
         if step == 2:
             taken_up.model.load_state_dict(whole.model.state_dict())
-            taken_up.take_up(3)
+            taken_up.resume_at(3)
         elif step > 2:
             taken_up.update(present)
     assert taken_up.steps == whole.steps == 6

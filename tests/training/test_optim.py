@@ -109,4 +109,4 @@ def test_the_rate_is_in_proportion_to_the_samples_of_a_step():
     ("steps_per_epoch", "expected"), [(391, 30), (32, 47), (1, 1_500), (2, 750)]
 )
 def test_small_sets_get_more_epochs(steps_per_epoch, expected):
-    assert default_epochs(steps_per_epoch, least_epochs=30, least_steps=1_500) == expected
+    assert default_epochs(steps_per_epoch, min_epochs=30, min_steps=1_500) == expected

@@ -11,11 +11,11 @@ from kdcache.store.codecs.dense import Float32
 from kdcache.training.losses.alpha import Alpha
 from kdcache.training.losses.hinton import Kd
 from kdcache.training.losses.mix import Mix
-from kdcache.training.losses.parts import LossParts
 from kdcache.training.losses.reshape import reshape_logits
 from kdcache.training.losses.settings import LossSettings
 from kdcache.training.losses.sparse import LEAST_CLASSES, sparse_divergence
 from kdcache.training.losses.standardise import standardise
+from kdcache.training.losses.terms import LossTerms
 
 
 class Loss:
@@ -38,7 +38,7 @@ class Loss:
         *,
         progress: float,
         mix: Mix | None = None,
-    ) -> LossParts:
+    ) -> LossTerms:
         """Return the loss of a batch.
 
         Args:
@@ -55,7 +55,7 @@ class Loss:
             cross_entropy_B = self._cross_entropy(student_BC, labels_B, mix)
         cross_entropy = cross_entropy_B.mean()
         if rows is None:
-            return LossParts(cross_entropy, cross_entropy, None, cross_entropy_B)
+            return LossTerms(cross_entropy, cross_entropy, None, cross_entropy_B)
         distillation = self._distillation(student_BC, rows, labels_B, mix)
         weight = alpha * self.settings.method.ramp(progress)
         of_each = None
@@ -63,7 +63,7 @@ class Loss:
             of_each = _weighted(1 - alpha, cross_entropy_B, weight, distillation)
             distillation = distillation.mean()
         total = _weighted(1 - alpha, cross_entropy, weight, distillation)
-        return LossParts(total, cross_entropy, distillation, of_each, alpha)
+        return LossTerms(total, cross_entropy, distillation, of_each, alpha)
 
     def _cross_entropy(self, student_BC: Tensor, labels_B: Tensor, mix: Mix | None) -> Tensor:
         def against(wanted_B: Tensor) -> Tensor:
@@ -111,7 +111,7 @@ def distillation_loss(
     *,
     temperature: float,
     alpha: float,
-) -> LossParts:
+) -> LossTerms:
     """Return (1 - alpha) cross-entropy + alpha T^2 KL(teacher_T || student_T), for other loops.
 
     Args:

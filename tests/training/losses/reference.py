@@ -15,8 +15,8 @@ from kdcache.options import TrainOptions
 from kdcache.store.codecs.dense import Float32
 from kdcache.training.losses.loss import Loss
 from kdcache.training.losses.mix import Mix
-from kdcache.training.losses.parts import LossParts
 from kdcache.training.losses.settings import LossSettings
+from kdcache.training.losses.terms import LossTerms
 
 Array = np.ndarray
 
@@ -66,7 +66,7 @@ def parts_of(
     progress: float = 1.0,
     mix: Mix | None = None,
     **options: object,
-) -> LossParts:
+) -> LossTerms:
     """The loss of one batch."""
     rows = exact_rows(teacher)
     return loss_of(**options)(student, rows, labels, progress=progress, mix=mix)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from kdcache.options import PackOptions
-from kdcache.recipes.signatures import inputs_of, signature_of_images
+from kdcache.pipeline_runs.signatures import inputs_of, signature_of_images
 from kdcache.workspace import Workspace
 
 

@@ -30,7 +30,7 @@ _RECIPE = "[[stage]] tables alone, each with run = COMMAND"
 _OF_THE_WHOLE = frozenset({"workspace", "json", "quiet", "help", "version"})
 
 
-class Stage(NamedTuple):
+class Step(NamedTuple):
     """One command of a recipe."""
 
     name: str
@@ -39,7 +39,7 @@ class Stage(NamedTuple):
     options: CommonOptions
 
 
-def own_pipelines() -> Path:
+def bundled_pipelines() -> Path:
     """Return the folder of the recipes that come with kdcache.
 
     It is inside an installed package, and beside the package in a checkout. Beside an installed
@@ -50,7 +50,7 @@ def own_pipelines() -> Path:
     return inside if inside.is_dir() else package.parent / "pipelines"
 
 
-def find_recipe(name: str) -> Path:
+def find_pipeline(name: str) -> Path:
     """Return the file of one of our recipes by its name, or the path that was given.
 
     Raises:
@@ -61,7 +61,7 @@ def find_recipe(name: str) -> Path:
         if not given.is_file():
             raise ConfigError(f"{name} does not exist, expected a recipe")
         return given
-    ours = {path.stem: path for path in sorted(own_pipelines().glob("*.toml"))}
+    ours = {path.stem: path for path in sorted(bundled_pipelines().glob("*.toml"))}
     if name not in ours:
         raise ConfigError(
             f"recipe is {name}, expected one of {', '.join(sorted(ours))}, or the path of a .toml"
@@ -69,7 +69,7 @@ def find_recipe(name: str) -> Path:
     return ours[name]
 
 
-def read_recipe(path: Path, *, workspace: Path, quiet: bool, source: str | None) -> list[Stage]:
+def read_pipeline(path: Path, *, workspace: Path, quiet: bool, source: str | None) -> list[Step]:
     """Return the stages of a recipe.
 
     Args:
@@ -92,7 +92,7 @@ def read_recipe(path: Path, *, workspace: Path, quiet: bool, source: str | None)
             f"--source is {source}, but {path} has no stage that packs. Leave the option out"
         )
     common = [f"--workspace={workspace}", *(["--quiet"] if quiet else [])]
-    stages: list[Stage] = []
+    stages: list[Step] = []
     for number, table in enumerate(tables, 1):
         about = f"stage {number} of {path}"
         command = table.get("run")
@@ -117,7 +117,7 @@ def read_recipe(path: Path, *, workspace: Path, quiet: bool, source: str | None)
             said = " ".join(str(error).split())
             raise ConfigError(f"{about}, {command}: {said}") from error
         assert options is not None  # noqa: S101  (no --help among the words)
-        stages.append(Stage(_name(table, stages), command, options))
+        stages.append(Step(_name(table, stages), command, options))
     return stages
 
 
@@ -131,7 +131,7 @@ def _tables(path: Path, content: dict[str, Any]) -> list[dict[str, Any]]:
     return tables
 
 
-def _name(table: Mapping[str, Any], before: list[Stage]) -> str:
+def _name(table: Mapping[str, Any], before: list[Step]) -> str:
     wanted = str(table.get("name", table["run"]))
     names = {stage.name for stage in before}
     return next(

@@ -18,7 +18,7 @@ _ONE = re.compile(_TERM)
 _LONGER = re.compile(rf"max\({_TERM}, {_TERM}\)")
 
 
-class Recipe(NamedTuple):
+class TrainingLength(NamedTuple):
     """The length of a training run; at least one of both is given."""
 
     epochs: int | None
@@ -26,7 +26,7 @@ class Recipe(NamedTuple):
     """Optimiser steps; with `epochs` too, the run takes whichever is longer."""
 
     @classmethod
-    def parse(cls, text: str) -> Recipe:
+    def parse(cls, text: str) -> TrainingLength:
         """Read `20 epochs`, `2600 steps` or `max(20 epochs, 2600 steps)`.
 
         Raises:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from kdcache.files import differences, read_json, write_json
-from kdcache.recipes.signatures import signature
+from kdcache.pipeline_runs.signatures import signature
 
 
 class Records:
@@ -20,7 +20,7 @@ class Records:
         self._path = path
         self._content = read_json(path) if path.exists() else {}
 
-    def why_it_runs(self, name: str, asked: dict[str, Any]) -> str | None:
+    def reason_to_run(self, name: str, asked: dict[str, Any]) -> str | None:
         """Return why a stage has to run, None where it is up to date."""
         record = self._content.get(name)
         if record is None:
@@ -50,11 +50,11 @@ class Records:
         result: dict[str, Any] = self._content[name]["result"]
         return result
 
-    def made_by_us(self, name: str) -> bool:
+    def was_ever_finished(self, name: str) -> bool:
         """Return whether the stage has run to its end before."""
         return bool(self._content.get(name, {}).get("was_made"))
 
-    def was_begun(self, name: str, asked: dict[str, Any]) -> bool:
+    def is_unfinished(self, name: str, asked: dict[str, Any]) -> bool:
         """Return whether the stage was begun with the same, and not finished."""
         record = self._content.get(name, {})
         return record.get("asked") == asked and "result" not in record
@@ -66,11 +66,11 @@ class Records:
 
     def begin(self, name: str, asked: dict[str, Any], runs_before: list[str]) -> None:
         """Note that a stage is being made."""
-        kept = self.begun(name) if self.was_begun(name, asked) else runs_before
+        kept = self.begun(name) if self.is_unfinished(name, asked) else runs_before
         self._content[name] = {
             "asked": asked,
             "runs_before": kept,
-            "was_made": self.made_by_us(name),
+            "was_made": self.was_ever_finished(name),
         }
         write_json(self._path, self._content)
 

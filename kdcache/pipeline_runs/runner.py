@@ -15,10 +15,10 @@ from kdcache.data.beton import digests_path, manifest_path
 from kdcache.errors import CacheMismatchError
 from kdcache.files import file_lock
 from kdcache.options import CommonOptions, PackOptions, RunOptions, TrainOptions
+from kdcache.pipeline_runs.pipeline import Step, find_pipeline, read_pipeline
+from kdcache.pipeline_runs.records import Records
+from kdcache.pipeline_runs.signatures import inputs_of, signature
 from kdcache.progress import logger
-from kdcache.recipes.recipe import Stage, find_recipe, read_recipe
-from kdcache.recipes.records import Records
-from kdcache.recipes.signatures import inputs_of, signature
 from kdcache.workspace import Remembered, Workspace
 
 _DECIDES_NOTHING = {field.name for field in fields(CommonOptions)} | {"num_workers", "overwrite"}
@@ -46,35 +46,35 @@ def run(options: RunOptions) -> dict[str, Any]:
         KDCacheError: if another process runs the recipe in this workspace; what the stages raise:
             those before it are done, and are not done again.
     """
-    path = find_recipe(options.recipe)
+    path = find_pipeline(options.recipe)
     workspace = Workspace(options.workspace)
-    stages = read_recipe(
+    stages = read_pipeline(
         path, workspace=options.workspace, quiet=options.quiet, source=options.source
     )
     folder = options.workspace / "recipes"
     lock = file_lock(folder / f".{path.stem}.lock", purpose="run of a recipe")
     with nullcontext() if options.dry_run else lock:
-        done, students = _run_stages(stages, folder / f"{path.stem}.json", options, workspace)
+        done, students = _run_steps(stages, folder / f"{path.stem}.json", options, workspace)
     return {"recipe": str(path), "stages": done, "students": students}
 
 
-def _run_stages(
-    stages: list[Stage], record: Path, options: RunOptions, workspace: Workspace
+def _run_steps(
+    stages: list[Step], record: Path, options: RunOptions, workspace: Workspace
 ) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
     """Return what each stage did, and what each student came to."""
     records = Records(record)
     done: dict[str, dict[str, Any]] = {}
     students: dict[str, dict[str, Any]] = {}
     for stage in stages:
-        asked = made_with(stage, workspace)
-        why = records.why_it_runs(stage.name, asked)
+        asked = dependencies_of(stage, workspace)
+        why = records.reason_to_run(stage.name, asked)
         does = "would run" if options.dry_run else "runs"
         logger.info("%s: %s", stage.name, f"{does}, {why}" if why else "up to date")
         started = time.perf_counter()
         if why and options.dry_run:
             done[stage.name] = {"did": "would run", "why": why, "seconds": None}
             continue
-        result = run_stage(stage, asked, records, workspace) if why else records.result(stage.name)
+        result = run_step(stage, asked, records, workspace) if why else records.result(stage.name)
         if stage.command in _REMEMBERED and not options.dry_run:
             # What the next stages take when they are not told, whatever ran here in between.
             workspace.remember(_REMEMBERED[stage.command], Path(result["path"]))
@@ -88,7 +88,7 @@ def _run_stages(
     return done, students
 
 
-def made_with(stage: Stage, workspace: Workspace) -> dict[str, Any]:
+def dependencies_of(stage: Step, workspace: Workspace) -> dict[str, Any]:
     """Return everything that a stage's result depends on, as JSON content."""
     given = {
         name: value for name, value in asdict(stage.options).items() if name not in _DECIDES_NOTHING
@@ -103,12 +103,12 @@ def made_with(stage: Stage, workspace: Workspace) -> dict[str, Any]:
     return as_json
 
 
-def run_stage(
-    stage: Stage, asked: dict[str, Any], records: Records, workspace: Workspace
+def run_step(
+    stage: Step, asked: dict[str, Any], records: Records, workspace: Workspace
 ) -> dict[str, Any]:
     """Run one stage and note what it was made with; return its result."""
     options = stage.options
-    if isinstance(options, TrainOptions) and records.was_begun(stage.name, asked):
+    if isinstance(options, TrainOptions) and records.is_unfinished(stage.name, asked):
         options = replace(options, resume=_has_run(workspace, records.begun(stage.name)))
     before = _runs(workspace)
     records.begin(stage.name, asked, sorted(str(path) for path in before))
@@ -116,7 +116,7 @@ def run_stage(
     try:
         result = function(options)
     except CacheMismatchError:
-        if not (records.made_by_us(stage.name) and hasattr(options, "overwrite")):
+        if not (records.was_ever_finished(stage.name) and hasattr(options, "overwrite")):
             raise
         logger.info("%s: what is there was made by this recipe, and is replaced", stage.name)
         result = function(replace(options, **_REPLACING))

@@ -8,13 +8,13 @@ import pytest
 
 from kdcache.errors import ConfigError
 from kdcache.options import BuildLogitsOptions, PackOptions, SelectOptions, TrainOptions
-from kdcache.recipes.recipe import find_recipe, read_recipe
+from kdcache.pipeline_runs.pipeline import find_pipeline, read_pipeline
 
 OURS = ("cifar10", "cifar100", "digits", "imagenet", "imagenet-mdslr", "tiny-imagenet")
 
 
 def read(path: Path, source: str | None = None) -> list:
-    return read_recipe(path, workspace=Path("w"), quiet=True, source=source)
+    return read_pipeline(path, workspace=Path("w"), quiet=True, source=source)
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def recipe(tmp_path):
 
 @pytest.mark.parametrize("name", OURS)
 def test_our_recipes_are_short_and_begin_with_what_they_cost(name):
-    path = find_recipe(name)
+    path = find_pipeline(name)
     lines = path.read_text().splitlines()
     assert len(lines) <= 60
     head = [line for line in lines[:6] if line.startswith("# ")]
@@ -45,7 +45,7 @@ def test_our_recipes_are_short_and_begin_with_what_they_cost(name):
 
 
 def test_every_recipe_of_ours_is_tested():
-    folder = find_recipe("digits").parent
+    folder = find_pipeline("digits").parent
     assert {path.stem for path in folder.glob("*.toml")} == set(OURS)
 
 
@@ -121,9 +121,9 @@ def test_what_is_no_recipe_is_refused_with_its_place(recipe, text, message):
 
 def test_a_recipe_that_is_not_there_is_named_with_ours(tmp_path):
     with pytest.raises(ConfigError, match=r"recipe is digit, expected one of cifar10, .*digits"):
-        find_recipe("digit")
+        find_pipeline("digit")
     with pytest.raises(ConfigError, match=r"none\.toml does not exist"):
-        find_recipe(str(tmp_path / "none.toml"))
+        find_pipeline(str(tmp_path / "none.toml"))
 
 
 def test_a_source_for_a_recipe_that_packs_nothing_is_refused(recipe):

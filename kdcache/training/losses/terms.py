@@ -7,7 +7,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 
-class LossParts(NamedTuple):
+class LossTerms(NamedTuple):
     """A loss and what it is made of; each a mean over the batch, a scalar."""
 
     total: Tensor

@@ -18,7 +18,7 @@ from kdcache.data.beton import manifest_path
 from kdcache.errors import CacheMismatchError, KDCacheError
 from kdcache.files import file_lock
 from kdcache.options import RunOptions, SelectOptions
-from kdcache.recipes.run import run
+from kdcache.pipeline_runs.runner import run
 from kdcache.selection.select import select
 from tests.workspaces import copy_workspace, metrics
 

@@ -17,8 +17,8 @@ from torchvision.models import ResNet50_Weights
 from kdcache.data.beton import open_beton
 from kdcache.files import read_json
 from kdcache.options import RunOptions
-from kdcache.recipes.recipe import find_recipe
-from kdcache.recipes.run import run
+from kdcache.pipeline_runs.pipeline import find_pipeline
+from kdcache.pipeline_runs.runner import run
 from kdcache.selection.subset import Subset
 from kdcache.store.logit_store import LogitStore
 from tests.conftest import real_data
@@ -72,7 +72,7 @@ def ran(tree, tmp_path_factory) -> Iterator[Path]:
 
 def smaller(name: str, folder: Path) -> Path:
     """Write a recipe of ours with small models and few epochs; return its path."""
-    text = find_recipe(name).read_text()
+    text = find_pipeline(name).read_text()
     for large, small in SMALLER.items():
         text = text.replace(large, small)
     assert "resnet" not in text.partition("[[stage]]")[2]

@@ -5,8 +5,8 @@ answers: with 70 % of the images of medium difficulty, and with 5 % at random. T
 figures are the commands' own; the teacher forwards during student training are counted by `kdcache
 train`. `make demo` runs this on the digits.
 
-    python benchmarks/walk.py digits
-    python benchmarks/walk.py SOURCE --teacher-epochs 6 --record
+    python benchmarks/end_to_end.py digits
+    python benchmarks/end_to_end.py SOURCE --teacher-epochs 6 --record
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Arm(NamedTuple):
 ARMS = (Arm("medium", 0.7), Arm("random", 0.05))
 
 
-class Walk:
+class Pipeline:
     """Runs kdcache commands in one workspace and keeps their results.
 
     Attributes:
@@ -80,21 +80,21 @@ class Walk:
         self.results[step] = json.loads(process.stdout)
 
 
-def take(walk: Walk, options: argparse.Namespace) -> None:
+def take(pipeline: Pipeline, options: argparse.Namespace) -> None:
     """Run every step."""
-    walk.run("pack", "pack", options.source)
+    pipeline.run("pack", "pack", options.source)
     epochs = ("--epochs", options.teacher_epochs) if options.teacher_epochs else ()
-    walk.run("train-teacher", "train-teacher", "--model", options.teacher, *epochs)
+    pipeline.run("train-teacher", "train-teacher", "--model", options.teacher, *epochs)
     views = ("--views", options.views) if options.views else ()
-    walk.run("build-logits", "build-logits", "--teacher", options.teacher, *views)
+    pipeline.run("build-logits", "build-logits", "--teacher", options.teacher, *views)
     for arm in ARMS:
-        walk.run(
+        pipeline.run(
             *(f"select {arm.subset}", "select", "--method", arm.method, "--keep", str(arm.keep))
         )
-    train_students(walk, options)
+    train_students(pipeline, options)
 
 
-def train_students(walk: Walk, options: argparse.Namespace) -> None:
+def train_students(pipeline: Pipeline, options: argparse.Namespace) -> None:
     """Train the students of both arms, with and without KD, as many at once as there are cores.
 
     They are small: one thread for each of two students takes less time than two threads for one.
@@ -104,7 +104,9 @@ def train_students(walk: Walk, options: argparse.Namespace) -> None:
     common = ("--seeds", options.seeds, "--eval-every", options.eval_every, *model, *epochs)
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         running = [
-            pool.submit(walk.run, name, "train", "--subset", arm.subset, *common, *no_kd, threads=1)
+            pool.submit(
+                pipeline.run, name, "train", "--subset", arm.subset, *common, *no_kd, threads=1
+            )
             for arm in ARMS
             for name, no_kd in ((arm.subset, ()), (f"{arm.subset} without", ("--no-kd",)))
         ]
@@ -112,19 +114,19 @@ def train_students(walk: Walk, options: argparse.Namespace) -> None:
             student.result()
 
 
-def report(walk: Walk, options: argparse.Namespace) -> None:
+def report(pipeline: Pipeline, options: argparse.Namespace) -> None:
     """Print the table, where the time went, and what the table shows."""
-    pack, store = walk.results["pack"], walk.results["build-logits"]
+    pack, store = pipeline.results["pack"], pipeline.results["build-logits"]
     print(
         f"\n{options.source}: {pack['train']['samples']:,} training images, "
         f"{pack['val']['samples']:,} test images, {options.seeds} seeds"
     )
     print(f"\n{'top-1 on the test images, %':34}{'with the teacher':>20}{'labels alone':>20}")
     teacher = f"teacher, {options.teacher}, all images"
-    print(f"{teacher:34}{'':>20}{walk.results['train-teacher']['top1']:>20.2f}")
+    print(f"{teacher:34}{'':>20}{pipeline.results['train-teacher']['top1']:>20.2f}")
     means, forwards = {}, 0
     for arm in ARMS:
-        students = [walk.results[arm.subset], walk.results[f"{arm.subset} without"]]
+        students = [pipeline.results[arm.subset], pipeline.results[f"{arm.subset} without"]]
         runs = [run for student in students for run in runs_of(student)]
         forwards += sum(run["teacher_forwards"] for run in runs)
         name = f"students, {runs[0]['samples']:,} images, {arm.method}"
@@ -134,7 +136,7 @@ def report(walk: Walk, options: argparse.Namespace) -> None:
             statistics.mean(run["top1"] for run in runs_of(student)) for student in students
         ]
     print("\nseconds of each command, the start of its process included")
-    for step, duration in walk.seconds.items():
+    for step, duration in pipeline.seconds.items():
         print(f"  {step:30}{duration:>8.1f}")
     print(f"\nstore: {store['bytes']:,} bytes for {store['views']} views and the clean one")
     print(f"teacher forwards to build it: {store['teacher_forwards']:,}")
@@ -161,7 +163,7 @@ def text(runs: Sequence[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    """Take the walk in a temporary workspace."""
+    """Take the pipeline in a temporary workspace."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("source", help="as for kdcache pack")
     parser.add_argument("--teacher", default="resnet20")
@@ -174,10 +176,10 @@ def main() -> None:
     parser.add_argument("--record", action="store_true", help="write to benchmarks/results/")
     options = parser.parse_args()
     started = time.perf_counter()
-    with tempfile.TemporaryDirectory(prefix="kdcache-walk-") as folder:
-        walk = Walk(Path(folder) / "workspace")
-        take(walk, options)
-    report(walk, options)
+    with tempfile.TemporaryDirectory(prefix="kdcache-pipeline-") as folder:
+        pipeline = Pipeline(Path(folder) / "workspace")
+        take(pipeline, options)
+    report(pipeline, options)
     print(f"{time.perf_counter() - started:.0f} s in all.")
     if options.record:
         from measure import record
@@ -185,10 +187,10 @@ def main() -> None:
         source = Path(options.source).name
         content = {
             "options": vars(options) | {"source": source},
-            "seconds": walk.seconds,
-            "results": without_paths(walk.results),
+            "seconds": pipeline.seconds,
+            "results": without_paths(pipeline.results),
         }
-        print(f"recorded in {record(f'walk-{source}', content)}")
+        print(f"recorded in {record(f'end-to-end-{source}', content)}")
 
 
 def without_paths(value: Any) -> Any:
