@@ -32,6 +32,8 @@ from measure import (
     start_as_the_command_line_does,
 )
 
+from kdcache.compute.device import resolve_device
+from kdcache.compute.normalize import Normalise
 from kdcache.data.beton import Beton, open_beton
 from kdcache.data.pack import pack
 from kdcache.data.policy import CLEAN_SHARE
@@ -44,7 +46,7 @@ from kdcache.store.format.layout import PER_SAMPLE
 from kdcache.store.logit_store import LogitStore
 from kdcache.store.manifest import FORMAT_VERSION, StoreManifest, digest_of
 from kdcache.store.writer import StoreWriter
-from kdcache.teacher.forward import Normalise, TeacherForward, resolve_device
+from kdcache.teacher.forward import TeacherForward
 from kdcache.training.trainer import Trainer, TrainSettings
 
 NUM_VIEWS = 2

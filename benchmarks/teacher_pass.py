@@ -30,18 +30,20 @@ from measure import (
 )
 from torch import Tensor
 
+from kdcache.compute.device import resolve_device
 from kdcache.data.beton import Beton, open_beton
 from kdcache.data.pack import pack
 from kdcache.models.registry import make_model
 from kdcache.options import BuildLogitsOptions, PackOptions
 from kdcache.progress import logger
 from kdcache.store.build.filling import Filling, commit_shard
-from kdcache.store.build.plan import Part, Shard, missing_work, wanted_manifest
+from kdcache.store.build.plan import Part, Shard, missing_work
 from kdcache.store.build.preflight import rehearse
+from kdcache.store.build.target import wanted_manifest
 from kdcache.store.build.teacher_pass import Answers, run_teacher
 from kdcache.store.writer import StoreWriter
 from kdcache.teacher.ensemble import Ensemble
-from kdcache.teacher.forward import TeacherForward, resolve_device
+from kdcache.teacher.forward import TeacherForward
 from kdcache.teacher.teacher import Teacher, tensor_digest
 
 WARM_UPS = 1

@@ -26,18 +26,19 @@ import pytest
 import torch
 from torch import Tensor
 
+from kdcache.compute.normalize import Normalise
 from kdcache.data.beton import open_beton
 from kdcache.loader.batch import Batch
 from kdcache.loader.distill import DistillLoader
 from kdcache.loader.staging import Rows
 from kdcache.models.registry import make_model
+from kdcache.models.weights import load_weights, save_weights
 from kdcache.options import BuildLogitsOptions, SelectOptions, TrainOptions
 from kdcache.selection.select import select
 from kdcache.store.build.build import build_logits
 from kdcache.store.codecs.dense import Float32
 from kdcache.store.logit_store import LogitStore
-from kdcache.teacher.forward import Normalise, TeacherForward
-from kdcache.teacher.weights import load_weights, save_weights
+from kdcache.teacher.forward import TeacherForward
 from kdcache.training.losses.alpha import Alpha
 from kdcache.training.losses.loss import distillation_loss
 from kdcache.training.losses.settings import LossSettings

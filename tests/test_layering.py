@@ -32,6 +32,7 @@ STAGES = [
     "selection.subset",  # a file of sample ids, which pack and build-logits read too
     "data",
     "reader",
+    "compute",
     "models",
     "teacher",
     "store.manifest",

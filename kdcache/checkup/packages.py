@@ -54,7 +54,7 @@ def _store(folder: Path) -> None:
 def _weights(folder: Path) -> None:
     import torch
 
-    from kdcache.teacher.weights import load_weights, save_weights
+    from kdcache.models.weights import load_weights, save_weights
 
     path = folder / "weights.safetensors"
     save_weights(path, {"weight": torch.arange(6.0)}, {"arch": "doctor"})

@@ -87,7 +87,7 @@ def row_of_teacher(
 
 def outcome_of_teacher(weights: Path) -> dict[str, Any]:
     """Return what a teacher came to, from what its file says."""
-    from kdcache.teacher.weights import load_weights
+    from kdcache.models.weights import load_weights
 
     _, about = load_weights(weights)
     return {

@@ -19,12 +19,12 @@ from torch import Tensor
 from kdcache.data.beton import BetonManifest
 from kdcache.data.policy import CLEAN_SHARE
 from kdcache.errors import ConfigError
+from kdcache.models.weights import describe_weights
 from kdcache.options import EnsembleMode, Precision
 from kdcache.progress import logger
 from kdcache.teacher.forward import TeacherForward
 from kdcache.teacher.published import Published
 from kdcache.teacher.teacher import Teacher, TeacherSource, find_teacher, load_teacher
-from kdcache.teacher.weights import describe_weights
 from kdcache.workspace import Workspace
 
 

@@ -1,96 +1,17 @@
-"""A model's forward pass over pixels: device, precision and normalisation in one place."""
+"""Run a teacher over pixels: normalise them, run the model, return float32 logits."""
 
 from __future__ import annotations
-
-import os
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from kdcache.errors import ConfigError, TeacherError
-from kdcache.options import Device, Precision
+from kdcache.compute.normalize import Normalise
+from kdcache.compute.precision import autocast, matmul_precision
+from kdcache.errors import TeacherError
+from kdcache.options import Precision
 from kdcache.progress import logger
-from kdcache.teacher.recording import Recording
-
-_AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-def resolve_device(device: Device) -> torch.device:
-    """Return the device to run on.
-
-    Raises:
-        ConfigError: if CUDA is asked for and there is none.
-    """
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(
-            "--device is cuda, but torch finds no CUDA device. Use --device cpu, or install a "
-            "driver and a CUDA build of torch"
-        )
-    if device == "cpu" or not torch.cuda.is_available():
-        return torch.device("cpu")
-    # torchrun says which of the machine's devices is this process's.
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-
-
-def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[Any]:
-    """Return the context in which a model's body runs at a precision."""
-    if precision in _AUTOCAST:
-        return torch.autocast(device.type, dtype=_AUTOCAST[precision])
-    return nullcontext()
-
-
-@contextmanager
-def matmul_precision(precision: Precision) -> Iterator[None]:
-    """Allow TF32 where `precision` is tf32, and only there."""
-    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
-    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
-    torch.backends.cudnn.allow_tf32 = precision == "tf32"
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before[0])
-        torch.backends.cudnn.allow_tf32 = before[1]
-
-
-class Normalise(nn.Module):
-    """uint8 pixels to float32 images of mean 0 and standard deviation 1, on the device.
-
-    Args:
-        mean: (3,) in [0, 1].
-        std: (3,) above 0.
-    """
-
-    def __init__(self, mean: list[float], std: list[float]) -> None:
-        super().__init__()
-        self.scale = nn.Buffer(1 / (255 * torch.tensor(std).view(1, 3, 1, 1)), persistent=False)
-        offset = torch.tensor(mean) / torch.tensor(std)
-        self.offset = nn.Buffer(offset.view(1, 3, 1, 1), persistent=False)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Map (B, 3, H, W) uint8 to float32, keeping the memory format."""
-        return images.float() * self.scale - self.offset
-
-
-class Float32Head(nn.Module):
-    """A linear layer that works in float32 whatever runs around it.
-
-    Attributes:
-        features: (B, D) its input, last time.
-    """
-
-    def __init__(self, linear: nn.Linear) -> None:
-        super().__init__()
-        self.linear = linear
-        self.features: Tensor | None = None
-
-    def forward(self, features: Tensor) -> Tensor:
-        """Map (B, D) of any float type to float32 (B, C)."""
-        self.features = features
-        with torch.autocast(features.device.type, enabled=False), matmul_precision("fp32"):
-            return self.linear(features.float())
+from kdcache.teacher.cuda_graph import Recording
+from kdcache.teacher.float32_head import with_float32_head
 
 
 class TeacherForward:
@@ -125,7 +46,7 @@ class TeacherForward:
         self.device = device
         self.precision = precision
         self.normalise = Normalise(mean, std).to(device)
-        model, head = _with_float32_head(model, num_classes)
+        model, head = with_float32_head(model, num_classes)
         if keep_features and head is None:
             raise TeacherError(
                 f"the teacher is {type(model).__name__} and ends in no linear layer with "
@@ -180,7 +101,7 @@ class TeacherForward:
             images: (B, 3, S, S) uint8 on the teacher's device, which is a CUDA device.
 
         References:
-            `kdcache.teacher.recording` says why it is not compiled.
+            `kdcache.teacher.cuda_graph` says why it is not compiled.
         """
         expected = self._answer(images).clone()
         try:
@@ -221,20 +142,3 @@ def _say_what_is_widened(model: nn.Module) -> None:
     narrow = {weights.dtype for weights in model.parameters() if weights.is_floating_point()}
     if others := sorted(str(dtype) for dtype in narrow - {torch.float32}):
         logger.info("the teacher's weights are %s: kept as float32 here", ", ".join(others))
-
-
-def _with_float32_head(model: nn.Module, num_classes: int) -> tuple[nn.Module, Float32Head | None]:
-    """Wrap the last linear layer, where it is one that gives the logits; return both."""
-    heads = [
-        (name, module)
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and module.out_features == num_classes
-    ]
-    if not heads:
-        return model, None
-    name, linear = heads[-1]
-    head = Float32Head(linear)
-    if not name:
-        return head, head
-    model.set_submodule(name, head)
-    return model, head

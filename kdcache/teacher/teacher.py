@@ -15,11 +15,11 @@ from torch import nn
 from kdcache.data.beton import BetonManifest
 from kdcache.errors import ConfigError, TeacherError
 from kdcache.models.registry import MODELS, TIMM_PREFIX, make_model
+from kdcache.models.weights import fill_model, load_weights
 from kdcache.progress import logger
 from kdcache.teacher.class_names import require_same_classes
 from kdcache.teacher.published import Published
 from kdcache.teacher.timm_weights import find_timm
-from kdcache.teacher.weights import fill_model, load_weights
 from kdcache.workspace import Workspace, teacher_name
 
 

@@ -11,7 +11,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from kdcache.errors import CacheMismatchError
 from kdcache.files import differences
-from kdcache.teacher.weights import fill_model, load_weights, save_weights
+from kdcache.models.weights import fill_model, load_weights, save_weights
 from kdcache.training.averaging import WeightAverage
 from kdcache.training.schedule import load_schedule, schedule_state
 

@@ -8,14 +8,15 @@ from typing import Any
 
 import torch
 
+from kdcache.compute.device import resolve_device
+from kdcache.compute.normalize import Normalise
 from kdcache.data.beton import open_beton
 from kdcache.data.views import default_views
 from kdcache.errors import CacheMismatchError, ConfigError
 from kdcache.models.registry import make_model
+from kdcache.models.weights import fill_model, load_weights
 from kdcache.options import EvaluateOptions
 from kdcache.progress import logger
-from kdcache.teacher.forward import Normalise, resolve_device
-from kdcache.teacher.weights import fill_model, load_weights
 from kdcache.training.evaluator import Evaluator
 from kdcache.training.run import default_precision
 from kdcache.workspace import Workspace

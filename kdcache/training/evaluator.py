@@ -7,13 +7,14 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from kdcache.compute.normalize import Normalise
+from kdcache.compute.precision import autocast
+from kdcache.compute.quality import Quality, measure_quality
 from kdcache.data.policy import CLEAN_SHARE
 from kdcache.data.views import Views
 from kdcache.errors import CacheMismatchError
 from kdcache.options import Precision
 from kdcache.reader.batches import PixelReader
-from kdcache.teacher.forward import Normalise, autocast
-from kdcache.teacher.quality import Quality, measure_quality
 
 
 class Evaluator:

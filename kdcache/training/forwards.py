@@ -12,7 +12,7 @@ from torch.nn.modules.module import (
     register_module_forward_pre_hook,
 )
 
-from kdcache.teacher.forward import Normalise
+from kdcache.compute.normalize import Normalise
 
 
 class ForeignForwardCounter:

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from kdcache.compute.normalize import Normalise
 from kdcache.loader.distill import DistillLoader
 from kdcache.models.registry import make_model, require_trainable
 from kdcache.options import Precision, TrainOptions, TrainTeacherOptions
 from kdcache.progress import logger
 from kdcache.rng import torch_seed
-from kdcache.teacher.forward import Normalise
 from kdcache.training.compiling import require_compiler
 from kdcache.training.evaluator import Evaluator
 from kdcache.training.freed_memory import keep_freed_memory

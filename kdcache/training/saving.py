@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from kdcache.errors import TrainingError
-from kdcache.teacher.weights import save_weights
+from kdcache.models.weights import save_weights
 from kdcache.training.averaging import WeightAverage
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from kdcache.compute.device import resolve_device
 from kdcache.data.beton import LARGEST_SMALL_SIZE, Beton, open_beton
 from kdcache.data.repack import require_samples_of, subset_beton
 from kdcache.data.views import default_views
@@ -23,7 +24,6 @@ from kdcache.selection.subset import Subset
 from kdcache.store.codecs.dense import Dense, Float32
 from kdcache.store.codecs.fidelity import LARGEST_ANGLE_DEGREES, NORM_RATIOS
 from kdcache.store.logit_store import LogitStore
-from kdcache.teacher.forward import resolve_device
 from kdcache.training.live_teacher import open_live_teacher
 from kdcache.training.losses.alpha import AUTO_RULE
 from kdcache.training.losses.fidelity import fidelity_of

@@ -7,17 +7,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from kdcache.compute.device import resolve_device
 from kdcache.data.beton import open_beton
 from kdcache.data.views import default_views
 from kdcache.errors import CacheMismatchError, ConfigError
 from kdcache.files import differences
 from kdcache.loader.distill import DistillLoader
 from kdcache.models.registry import make_model
+from kdcache.models.weights import fill_model, load_weights, save_weights
 from kdcache.options import TrainTeacherOptions
 from kdcache.progress import logger
-from kdcache.teacher.forward import resolve_device
 from kdcache.teacher.teacher import tensor_digest
-from kdcache.teacher.weights import fill_model, load_weights, save_weights
 from kdcache.training.checkpoint import CHECKPOINT
 from kdcache.training.metrics import read_metrics
 from kdcache.training.optim import default_batch_size

@@ -16,13 +16,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from kdcache.compute.normalize import Normalise
+from kdcache.compute.precision import autocast, matmul_precision
+from kdcache.compute.quality import Quality
 from kdcache.errors import ConfigError
 from kdcache.loader.batch import Batch
 from kdcache.loader.distill import DistillLoader
 from kdcache.options import Precision
 from kdcache.progress import logger, progress_bar
-from kdcache.teacher.forward import Normalise, autocast, matmul_precision
-from kdcache.teacher.quality import Quality
 from kdcache.training.averaging import WeightAverage
 from kdcache.training.checkpoint import CHECKPOINT, Checkpoint, Progress
 from kdcache.training.evaluator import Evaluator

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+from kdcache.compute.device import resolve_device
 from kdcache.data.beton import open_beton
 from kdcache.reader.batches import PixelReader
 from kdcache.store.logit_store import LogitStore
-from kdcache.teacher.forward import TeacherForward, resolve_device
+from kdcache.teacher.forward import TeacherForward
 from kdcache.teacher.rounding import BOUNDS, differences
 from tests.store import teachers
 from tests.store.builds import NUM_SAMPLES, build

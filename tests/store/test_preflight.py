@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 
+from kdcache.compute.device import resolve_device
 from kdcache.data.beton import open_beton
 from kdcache.data.views import default_views
 from kdcache.errors import TeacherError
 from kdcache.store.build.preflight import run_preflight
-from kdcache.teacher.forward import TeacherForward, resolve_device
+from kdcache.teacher.forward import TeacherForward
 from tests.store import teachers
 from tests.store.builds import build
 from tests.store.conftest import snapshot

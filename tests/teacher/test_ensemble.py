@@ -18,7 +18,8 @@ from kdcache.errors import ConfigError, TeacherError
 from kdcache.models.registry import make_model
 from kdcache.options import BuildLogitsOptions, VerifyOptions
 from kdcache.teacher.ensemble import Ensemble, EnsembleForward, mean_answer, open_ensemble
-from kdcache.teacher.forward import Float32Head, TeacherForward
+from kdcache.teacher.float32_head import Float32Head
+from kdcache.teacher.forward import TeacherForward
 from kdcache.teacher.teacher import tensor_digest
 from kdcache.workspace import Workspace
 from tests.teacher.published_models import (

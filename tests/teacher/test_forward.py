@@ -11,16 +11,13 @@ import torch
 from torch import Tensor, nn
 from torchvision.transforms.functional import normalize
 
+from kdcache.compute.device import resolve_device
+from kdcache.compute.normalize import Normalise
+from kdcache.compute.precision import autocast, matmul_precision
 from kdcache.errors import ConfigError, TeacherError
 from kdcache.models.registry import make_model
-from kdcache.teacher.forward import (
-    Float32Head,
-    Normalise,
-    TeacherForward,
-    autocast,
-    matmul_precision,
-    resolve_device,
-)
+from kdcache.teacher.float32_head import Float32Head
+from kdcache.teacher.forward import TeacherForward
 from kdcache.teacher.teacher import tensor_digest
 
 MEAN, STD = [0.49, 0.48, 0.45], [0.25, 0.2, 0.3]

@@ -16,8 +16,8 @@ from torch import nn
 from kdcache.data.beton import BetonManifest
 from kdcache.errors import ConfigError, TeacherError
 from kdcache.models.registry import make_model
+from kdcache.models.weights import save_weights
 from kdcache.teacher.teacher import Teacher, open_teacher, tensor_digest
-from kdcache.teacher.weights import save_weights
 from kdcache.workspace import Workspace
 from tests.teachers import projection
 

@@ -15,9 +15,9 @@ from torchvision.transforms import functional
 
 from kdcache.data.views import parameters
 from kdcache.errors import ConfigError, TeacherError
+from kdcache.models.weights import save_weights
 from kdcache.teacher.teacher import open_teacher, tensor_digest
 from kdcache.teacher.torchvision_weights import find_torchvision
-from kdcache.teacher.weights import save_weights
 from kdcache.workspace import Workspace
 from tests.teacher.published_models import (
     CROP,

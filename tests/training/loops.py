@@ -9,12 +9,12 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from kdcache.compute.normalize import Normalise
 from kdcache.data.beton import open_beton
 from kdcache.loader.batch import Batch
 from kdcache.loader.distill import DistillLoader
+from kdcache.models.weights import load_weights
 from kdcache.options import TrainOptions
-from kdcache.teacher.forward import Normalise
-from kdcache.teacher.weights import load_weights
 from kdcache.training.evaluator import Evaluator
 from kdcache.training.trainer import Trainer, TrainResult, TrainSettings
 from tests.workspaces import metrics, without_times

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from kdcache.errors import CacheMismatchError, ConfigError
+from kdcache.models.weights import load_weights
 from kdcache.options import BuildLogitsOptions, TrainTeacherOptions
 from kdcache.store.build.build import build_logits
-from kdcache.teacher.weights import load_weights
 from kdcache.training.train_teacher import train_teacher
 from kdcache.training.trainer import Trainer
 from tests.workspaces import copy_workspace

@@ -11,9 +11,9 @@ from safetensors.torch import save_file
 from kdcache.data.beton import open_beton
 from kdcache.errors import CacheMismatchError, ConfigError, DatasetError, TeacherError
 from kdcache.models.registry import make_model
+from kdcache.models.weights import load_weights
 from kdcache.options import EvaluateOptions
 from kdcache.reader.batches import pixels
-from kdcache.teacher.weights import load_weights
 from kdcache.training.evaluate import evaluate
 from kdcache.training.train import train
 from tests.training.loops import options
@@ -94,7 +94,7 @@ def test_a_model_that_is_not_the_files_own_is_refused(workspace):
 
 
 def test_weights_of_other_classes_are_refused(workspace, tmp_path):
-    from kdcache.teacher.weights import save_weights
+    from kdcache.models.weights import save_weights
 
     path = tmp_path / "five.safetensors"
     model = make_model("resnet8", num_classes=5, image_size=32)

@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import nn
 
+from kdcache.compute.normalize import Normalise
 from kdcache.data.beton import Beton, open_beton
 from kdcache.data.pack import pack
 from kdcache.data.views import Policy, Views
 from kdcache.errors import CacheMismatchError
 from kdcache.options import PackOptions
 from kdcache.reader.batches import pixels
-from kdcache.teacher.forward import Normalise
 from kdcache.training.evaluator import Evaluator
 from tests.conftest import write_images
 

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import nn
 
+from kdcache.compute.normalize import Normalise
 from kdcache.models.registry import make_model
-from kdcache.teacher.forward import Normalise, TeacherForward
+from kdcache.teacher.forward import TeacherForward
 from kdcache.training.forwards import ForeignForwardCounter
 from tests.teachers import projection
 

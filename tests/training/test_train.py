@@ -14,11 +14,11 @@ from kdcache.data.pack import pack
 from kdcache.errors import CacheMismatchError, ConfigError
 from kdcache.files import read_json, write_json
 from kdcache.models.registry import make_model
+from kdcache.models.weights import load_weights
 from kdcache.options import BuildLogitsOptions, PackOptions, TrainOptions, TrainTeacherOptions
 from kdcache.selection.subset import Subset
 from kdcache.store.build.build import build_logits
 from kdcache.store.logit_store import LogitStore
-from kdcache.teacher.weights import load_weights
 from kdcache.training.train import train
 from kdcache.training.train_teacher import train_teacher
 from tests.spelled import write_spelled_store

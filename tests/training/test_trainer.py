@@ -17,7 +17,7 @@ from torch import nn
 from kdcache.errors import TrainingError
 from kdcache.loader.batch import Batch
 from kdcache.loader.distill import DistillLoader
-from kdcache.teacher.weights import load_weights
+from kdcache.models.weights import load_weights
 from kdcache.training.losses.loss import distillation_loss
 from tests.teachers import projection
 from tests.training.loops import (

@@ -10,25 +10,26 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from kdcache.compute.device import resolve_device
 from kdcache.data.beton import Beton, open_beton
 from kdcache.data.policy import CLEAN_SHARE
 from kdcache.errors import ConfigError
 from kdcache.files import file_lock
 from kdcache.options import BuildLogitsOptions
 from kdcache.progress import logger
-from kdcache.store.codecs.request import CodecRequest
 from kdcache.store.build.cost import readable
 from kdcache.store.build.filling import Filling
+from kdcache.store.build.opening import has_features, open_writer, store_location, store_lock
+from kdcache.store.build.plan import Part
+from kdcache.store.build.preflight import run_preflight
+from kdcache.store.build.target import rows_of_views, wanted_manifest
+from kdcache.store.build.teacher_check import check_teacher
+from kdcache.store.codecs.request import CodecRequest
 from kdcache.store.format.layout import is_complete
 from kdcache.store.format.location import size_bytes
 from kdcache.store.logit_store import LogitStore
 from kdcache.store.manifest import StoreManifest
-from kdcache.store.build.opening import has_features, open_writer, store_location, store_lock
-from kdcache.store.build.plan import Part, rows_of_views, wanted_manifest
-from kdcache.store.build.preflight import run_preflight
-from kdcache.store.build.teacher_check import check_teacher
 from kdcache.teacher.ensemble import open_ensemble
-from kdcache.teacher.forward import resolve_device
 from kdcache.workspace import Workspace
 
 
@@ -98,7 +99,9 @@ def build_store(
             precision=wanted.precision,
             keep_features=options.features or has_features(options, location),
         )
-        preflight = cache(lambda: run_preflight(forward, beton, wanted.teacher_views, wanted.batch_size))
+        preflight = cache(
+            lambda: run_preflight(forward, beton, wanted.teacher_views, wanted.batch_size)
+        )
         # One part makes the store, the others find it.
         with file_lock(lock.with_suffix(".new.lock"), purpose="build-logits", wait=True):
             writer = open_writer(options, location, wanted, beton, rows, workspace, preflight)

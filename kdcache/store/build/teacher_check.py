@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from kdcache.compute.quality import Quality, QualityMeter, measure_quality
 from kdcache.errors import CacheMismatchError
 from kdcache.progress import logger
 from kdcache.reader.batches import PixelReader
 from kdcache.store.logit_store import LogitStore
 from kdcache.teacher.ensemble import Forward
-from kdcache.teacher.quality import Quality, QualityMeter, measure_quality
 
 LARGEST_LOSS = 1.0
 """Points of top-1 below what the teacher's file says that are no reason to warn."""

@@ -21,7 +21,7 @@ from kdcache.reader.batches import PixelReader, Pixels
 from kdcache.store.build.plan import Shard, view_groups
 from kdcache.teacher.ensemble import Forward
 from kdcache.teacher.out_of_memory import ask
-from kdcache.teacher.transfer import ToDevice, ToHost
+from kdcache.teacher.pinned_copies import ToDevice, ToHost
 
 
 class Answers(NamedTuple):

@@ -11,23 +11,23 @@ import numpy as np
 import numpy.typing as npt
 import zarr
 
+from kdcache.compute.device import resolve_device
 from kdcache.data.beton import Beton, open_beton
 from kdcache.errors import TeacherError
 from kdcache.files import differences, file_lock
 from kdcache.options import BuildLogitsOptions, VerifyOptions
 from kdcache.store.build.build import build_store
-from kdcache.store.upkeep.inspection import Damage
+from kdcache.store.build.opening import store_lock
+from kdcache.store.build.recheck import Recheck, recheck
+from kdcache.store.build.target import machine_conditions
 from kdcache.store.format.layout import FEATURES, has_array, open_group, views_found
 from kdcache.store.format.location import Location, list_keys, open_place
+from kdcache.store.format.shards import read_whole
 from kdcache.store.logit_store import LogitStore
 from kdcache.store.manifest import CONDITIONS, StoreManifest, require_equal
-from kdcache.store.build.opening import store_lock
-from kdcache.store.build.plan import machine_conditions
-from kdcache.store.build.recheck import Recheck, recheck
+from kdcache.store.upkeep.inspection import Damage
 from kdcache.store.upkeep.repair import needs_teacher, remove_damaged
-from kdcache.store.format.shards import read_whole
 from kdcache.teacher.ensemble import Ensemble, open_ensemble
-from kdcache.teacher.forward import resolve_device
 from kdcache.workspace import Workspace
 
 

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdcache.teacher.quality import QualityMeter
+from kdcache.compute.quality import QualityMeter
 
 
 def reference(logits: np.ndarray, labels: np.ndarray) -> tuple[float, float, float, float]:

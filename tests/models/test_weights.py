@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from kdcache.errors import TeacherError
-from kdcache.teacher.weights import fill_model, load_weights, save_weights
+from kdcache.models.weights import fill_model, load_weights, save_weights
 
 
 class Bomb:

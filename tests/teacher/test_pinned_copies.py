@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from kdcache.teacher.transfer import AHEAD, ToDevice, ToHost
+from kdcache.teacher.pinned_copies import AHEAD, ToDevice, ToHost
 
 CPU = torch.device("cpu")
 

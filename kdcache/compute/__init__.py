@@ -1,0 +1,1 @@
+"""Provide what every model's forward pass needs: device, precision, normalisation, quality."""

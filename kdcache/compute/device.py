@@ -1,0 +1,27 @@
+"""Choose the device that a process runs on."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from kdcache.errors import ConfigError
+from kdcache.options import Device
+
+
+def resolve_device(device: Device) -> torch.device:
+    """Return the device to run on.
+
+    Raises:
+        ConfigError: if CUDA is asked for and there is none.
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(
+            "--device is cuda, but torch finds no CUDA device. Use --device cpu, or install a "
+            "driver and a CUDA build of torch"
+        )
+    if device == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    # torchrun says which of the machine's devices is this process's.
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
