@@ -4,6 +4,7 @@ KDCacheError
   ConfigError(ValueError)          a setting is outside its range           exit status 2
   DatasetError                     the images or the beton are not usable   exit status 1
   TeacherError                     the teacher does not fit                 exit status 1
+  WeightsError                     a file of weights is not usable          exit status 1
   CacheMismatchError(ValueError)   a file made from something else          exit status 1
   CacheIncompleteError             a build that has not finished            exit status 1
   CacheCorruptError                stored bytes are missing or damaged      exit status 1
@@ -27,6 +28,10 @@ class DatasetError(KDCacheError):
 
 class TeacherError(KDCacheError):
     """The teacher is not there or does not fit the data."""
+
+
+class WeightsError(KDCacheError):
+    """A file of weights is damaged, or does not fit the model."""
 
 
 class CacheMismatchError(KDCacheError, ValueError):

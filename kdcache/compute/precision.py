@@ -13,6 +13,11 @@ from kdcache.options import Precision
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
+def teacher_precision(requested: Precision | None, device: torch.device) -> Precision:
+    """Return the precision of a teacher: the requested one, else fp16 on CUDA and fp32 on a CPU."""
+    return requested or ("fp16" if device.type == "cuda" else "fp32")
+
+
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[Any]:
     """Return the context in which a model's body runs at a precision."""
     if precision in _AUTOCAST:

@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from kdcache.errors import TeacherError
+from kdcache.errors import WeightsError
 from kdcache.files import replace_atomically
 
 _METADATA_KEY = "kdcache"
@@ -36,7 +36,7 @@ def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        TeacherError: if it is not whole safetensors.
+        WeightsError: if it is not whole safetensors.
     """
     with _opened(path) as file:
         return {name: file.get_tensor(name) for name in file.keys()}, _description(file)  # noqa: SIM118
@@ -56,7 +56,7 @@ def _opened(path: Path) -> Iterator[Any]:
         with safe_open(path, framework="pt") as file:
             yield file
     except SafetensorError as error:
-        raise TeacherError(
+        raise WeightsError(
             f"{path} is not readable as safetensors ({error}): it is of another format, or was cut "
             "short. Convert other formats with safetensors.torch.save_file(state_dict, path)"
         ) from error
@@ -71,12 +71,12 @@ def fill_model(model: nn.Module, tensors: dict[str, Tensor], *, path: Path) -> N
     """Load weights that must fit exactly; else the model is left as it was.
 
     Raises:
-        TeacherError: if names or shapes differ; lists the first of each kind.
+        WeightsError: if names or shapes differ; lists the first of each kind.
     """
     wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     if wanted != found:
-        raise TeacherError(f"{path} does not fit the model: {_misfit(found, wanted)}")
+        raise WeightsError(f"{path} does not fit the model: {_misfit(found, wanted)}")
     model.load_state_dict(tensors)
 
 

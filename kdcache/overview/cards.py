@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from kdcache.errors import CacheCorruptError, ConfigError, TeacherError
+from kdcache.errors import CacheCorruptError, ConfigError, WeightsError
 from kdcache.files import read_json
 from kdcache.options import ShowOptions
 
@@ -104,7 +104,7 @@ def teacher_card(path: Path) -> Card:
             about = json.loads((file.metadata() or {}).get("kdcache", "{}"))
             shapes = [file.get_slice(name).get_shape() for name in file.keys()]  # noqa: SIM118
     except SafetensorError as error:
-        raise TeacherError(
+        raise WeightsError(
             f"{path} is not readable as safetensors ({error}). Train or copy it again"
         ) from error
     facts = dict(about) | {"tensors": len(shapes), "bytes": path.stat().st_size}

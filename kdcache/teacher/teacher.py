@@ -116,7 +116,8 @@ def load_teacher(
 
     Raises:
         ConfigError: if `arch` is missing, or has no use.
-        TeacherError: if it does not fit the data, or published weights cannot be brought.
+        TeacherError: if it does not fit the data, or published weights cannot be downloaded.
+        WeightsError: if the file is damaged, or its tensors do not fit the model.
     """
     if isinstance(source, Path):
         return _from_file(spec, source, arch, data, image_size)

@@ -94,7 +94,7 @@ class Checkpoint:
 
         Raises:
             CacheMismatchError: if it is of another model, optimiser, schedule or average.
-            TeacherError: if its tensors do not fit the model, or it is torn.
+            WeightsError: if its tensors do not fit the model, or it is torn.
         """
         tensors, about = load_weights(self._path)
         if differ := differences(about, self._identity):

@@ -33,7 +33,7 @@ def evaluate(options: EvaluateOptions) -> dict[str, Any]:
         ConfigError: if there are no such weights, or nothing says of which model they are.
         DatasetError: if the split is not packed.
         CacheMismatchError: if the weights are of other classes.
-        TeacherError: if the file is not readable, or does not fit its model.
+        WeightsError: if the file is not readable, or does not fit its model.
     """
     started = time.perf_counter()
     workspace = Workspace(options.workspace)

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import torch
 
+from kdcache.compute.precision import teacher_precision
 from kdcache.data.beton import BetonManifest
 from kdcache.options import TrainOptions
 from kdcache.teacher.ensemble import Forward, open_ensemble
@@ -57,6 +58,6 @@ def open_live_teacher(
         num_classes=data.classes,
         device=device,
         # As of a teacher pass, so that the answers are those of a store.
-        precision=options.precision or ("fp16" if device.type == "cuda" else "fp32"),
+        precision=teacher_precision(options.precision, device),
     )
     return LiveTeacher(forward, teacher.digest, teacher.image_size)

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from kdcache.errors import TeacherError
+from kdcache.errors import WeightsError
 from kdcache.models.weights import fill_model, load_weights, save_weights
 
 
@@ -65,7 +65,7 @@ def test_a_truncated_file_is_refused(tmp_path, size):
     path = tmp_path / "cut.safetensors"
     save_weights(path, {"a": torch.randn(100)}, {})
     path.write_bytes(path.read_bytes()[:size])
-    with pytest.raises(TeacherError, match=r"cut\.safetensors is not readable as safetensors"):
+    with pytest.raises(WeightsError, match=r"cut\.safetensors is not readable as safetensors"):
         load_weights(path)
 
 
@@ -77,7 +77,7 @@ def test_a_pickle_is_refused_and_never_executed(tmp_path, name, write):
         write(bomb, tmp_path / name)
     else:
         (tmp_path / name).write_bytes(pickle.dumps(bomb))
-    with pytest.raises(TeacherError, match=rf"{name} .*safetensors\.torch\.save_file"):
+    with pytest.raises(WeightsError, match=rf"{name} .*safetensors\.torch\.save_file"):
         load_weights(tmp_path / name)
     assert not bomb.trace.exists()
 
@@ -111,7 +111,7 @@ def test_tensors_that_do_not_fit_are_named_with_both_shapes():
     tensors["3.weight"] = torch.zeros(9, 8)
     tensors["3.other"] = torch.zeros(2)
     del tensors["0.bias"]
-    with pytest.raises(TeacherError) as error:
+    with pytest.raises(WeightsError) as error:
         fill_model(small_model(), tensors, path=Path("folder/w.safetensors"))
     message = str(error.value)
     assert "folder/w.safetensors does not fit the model: 9 tensors, expected 9; " in message
@@ -122,7 +122,7 @@ def test_tensors_that_do_not_fit_are_named_with_both_shapes():
 
 
 def test_no_more_than_three_of_a_kind_are_named():
-    with pytest.raises(TeacherError, match=r"0 tensors, expected 9; 9 missing") as error:
+    with pytest.raises(WeightsError, match=r"0 tensors, expected 9; 9 missing") as error:
         fill_model(small_model(), {}, path=Path("w"))
     assert "(0.weight (4, 3, 3, 3), 0.bias (4,), 1.weight (4,), ...)" in str(error.value)
 
@@ -130,7 +130,7 @@ def test_no_more_than_three_of_a_kind_are_named():
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod."])
 def test_the_names_of_a_wrapped_model_are_recognised(prefix):
     tensors = {prefix + name: value for name, value in small_model().state_dict().items()}
-    with pytest.raises(TeacherError, match=rf"names begin with '{prefix}'.* wrapper") as error:
+    with pytest.raises(WeightsError, match=rf"names begin with '{prefix}'.* wrapper") as error:
         fill_model(small_model(), tensors, path=Path("w"))
     # The remedy is an expression that does it.
     unwrapped = eval(str(error.value).partition("Save it again with ")[2], {"state_dict": tensors})  # noqa: S307
@@ -139,7 +139,7 @@ def test_the_names_of_a_wrapped_model_are_recognised(prefix):
 
 def test_a_prefix_that_hides_nothing_is_none():
     tensors = {f"layer.{name}": value for name, value in nn.Linear(2, 2).state_dict().items()}
-    with pytest.raises(TeacherError, match=r"9 missing .* 2 unexpected \(layer\.weight"):
+    with pytest.raises(WeightsError, match=r"9 missing .* 2 unexpected \(layer\.weight"):
         fill_model(small_model(), tensors, path=Path("w"))
 
 
@@ -148,6 +148,6 @@ def test_a_model_that_does_not_fit_is_left_as_it_was():
     before = model[0].weight.clone()
     tensors = {name: torch.zeros_like(tensor) for name, tensor in model.state_dict().items()}
     del tensors["3.bias"]
-    with pytest.raises(TeacherError, match=r"1 missing \(3\.bias \(5,\)\)"):
+    with pytest.raises(WeightsError, match=r"1 missing \(3\.bias \(5,\)\)"):
         fill_model(model, tensors, path=Path("w"))
     assert torch.equal(model[0].weight, before)

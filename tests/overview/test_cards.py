@@ -11,7 +11,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from kdcache.data.beton import BetonManifest
-from kdcache.errors import CacheCorruptError, ConfigError, KDCacheError, TeacherError
+from kdcache.errors import CacheCorruptError, ConfigError, KDCacheError, WeightsError
 from kdcache.options import ShowOptions
 from kdcache.overview.cards import show
 from kdcache.store.format.layout import complete_key
@@ -99,7 +99,7 @@ def test_what_is_not_there_or_not_ours_is_refused(tmp_path):
 @pytest.mark.parametrize("name", ["t.safetensors", "s.npz"])
 def test_a_damaged_file_is_named(tmp_path, name):
     (tmp_path / name).write_bytes(b"\0" * 40)
-    with pytest.raises((TeacherError, CacheCorruptError), match=name) as caught:
+    with pytest.raises((WeightsError, CacheCorruptError), match=name) as caught:
         card(tmp_path / name)
     assert isinstance(caught.value, KDCacheError)
 

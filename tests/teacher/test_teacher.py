@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from kdcache.data.beton import BetonManifest
-from kdcache.errors import ConfigError, TeacherError
+from kdcache.errors import ConfigError, TeacherError, WeightsError
 from kdcache.models.registry import make_model
 from kdcache.models.weights import save_weights
 from kdcache.teacher.teacher import Teacher, open_teacher, tensor_digest
@@ -168,7 +168,7 @@ def test_another_number_of_classes_names_the_command_that_trains_a_fitting_one(t
 def test_another_number_of_classes_is_found_where_the_file_does_not_say(tmp_path):
     path = tmp_path / "theirs.safetensors"
     write_teacher(path, {})
-    with pytest.raises(TeacherError, match=r"fc\.bias is \(4,\), expected \(6,\)"):
+    with pytest.raises(WeightsError, match=r"fc\.bias is \(4,\), expected \(6,\)"):
         open_it(path, arch="resnet8", classes=6)
 
 
@@ -177,7 +177,7 @@ def test_weights_for_small_images_are_refused_for_large_ones(tmp_path):
     write_teacher(path, {"arch": "resnet18"}, model="resnet18", image_size=32)
     assert open_it(path, image_size=64).arch == "resnet18"
     with pytest.raises(
-        TeacherError, match=r"conv1\.weight is \(64, 3, 3, 3\), expected \(64, 3, 7"
+        WeightsError, match=r"conv1\.weight is \(64, 3, 3, 3\), expected \(64, 3, 7"
     ):
         open_it(path, image_size=224)
 
@@ -224,7 +224,7 @@ def test_a_damaged_file_is_refused(tmp_path):
     path = tmp_path / "teachers" / "resnet8.safetensors"
     write_teacher(path, {"arch": "resnet8"})
     os.truncate(path, path.stat().st_size - 1)
-    with pytest.raises(TeacherError, match=r"resnet8\.safetensors is not readable"):
+    with pytest.raises(WeightsError, match=r"resnet8\.safetensors is not readable"):
         open_it("resnet8", tmp_path)
 
 

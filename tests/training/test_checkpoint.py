@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from kdcache.errors import CacheMismatchError, TeacherError
+from kdcache.errors import CacheMismatchError, WeightsError
 from kdcache.training.averaging import WeightAverage
 from kdcache.training.checkpoint import Checkpoint, Progress
 from kdcache.training.optim import OptimSettings, make_optimizer
@@ -136,7 +136,7 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path):
     run = Run(tmp_path / "resume.safetensors")
     run.train(range(1))
     run.checkpoint.save(PROGRESS)
-    with pytest.raises(TeacherError, match=r"\(8, 3, 3, 3\), expected \(16, 3, 3, 3\)"):
+    with pytest.raises(WeightsError, match=r"\(8, 3, 3, 3\), expected \(16, 3, 3, 3\)"):
         Run(tmp_path / "resume.safetensors", channels=16).checkpoint.load()
 
 
@@ -168,7 +168,7 @@ def test_a_torn_checkpoint_is_refused(tmp_path):
     run.checkpoint.save(PROGRESS)
     path = tmp_path / "resume.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(TeacherError, match=r"resume\.safetensors is not readable"):
+    with pytest.raises(WeightsError, match=r"resume\.safetensors is not readable"):
         run.checkpoint.load()
 
 

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from kdcache.data.beton import open_beton
-from kdcache.errors import CacheMismatchError, ConfigError, DatasetError, TeacherError
+from kdcache.errors import CacheMismatchError, ConfigError, DatasetError, WeightsError
 from kdcache.models.registry import make_model
 from kdcache.models.weights import load_weights
 from kdcache.options import EvaluateOptions
@@ -82,7 +82,7 @@ def test_a_file_of_another_program_needs_its_model_named(workspace, tmp_path):
     with pytest.raises(ConfigError, match=r"--model is missing.*other\.safetensors"):
         found(workspace, str(path))
     assert found(workspace, str(path), model="resnet8")["samples"] == 24
-    with pytest.raises(TeacherError, match=r"other\.safetensors does not fit"):
+    with pytest.raises(WeightsError, match=r"other\.safetensors does not fit"):
         found(workspace, str(path), model="resnet20")
     with pytest.raises(ConfigError, match="model is 'resnet9'"):
         found(workspace, str(path), model="resnet9")

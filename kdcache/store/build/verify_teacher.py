@@ -50,7 +50,7 @@ def repair_store(
             workspace=options.workspace,
             teacher=specs,
             arch=options.arch,
-            ensemble=manifest.ensemble or "probabilities",
+            ensemble=manifest.ensemble or BuildLogitsOptions.ensemble,
             store=str(location),
             views=max(views_found(list_keys(group.store)), default=0),
             features=features,
@@ -149,7 +149,7 @@ def _open_teachers(
     found = open_ensemble(
         specs,
         archs=options.arch,
-        mode=manifest.ensemble or "probabilities",
+        mode=manifest.ensemble or BuildLogitsOptions.ensemble,
         workspace=workspace,
         data=beton.manifest,
         image_size=manifest.image_size,
