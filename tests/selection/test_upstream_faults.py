@@ -11,11 +11,11 @@ import torch
 
 from kdcache.errors import ConfigError
 from kdcache.options import PruningOptions, SelectOptions
+from kdcache.scores.predictions import SCORES
 from kdcache.selection.pruning import select_ids
 from kdcache.selection.score_files import read_scores
 from kdcache.selection.select import select
 from kdcache.selection.subset import Subset
-from kdcache.teacher.scores import SCORES
 
 
 def read(path, num_samples):

@@ -28,8 +28,8 @@ from kdcache.errors import (
     TeacherError,
 )
 from kdcache.reader.batches import pixels
+from kdcache.scores.predictions import SCORES, STATS
 from kdcache.store.logit_store import LogitStore
-from kdcache.teacher.scores import SCORES, STATS
 from tests import teachers
 from tests.conftest import ROOT
 from tests.store.builds import NUM_SAMPLES, SLOW, build

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 
 from kdcache.errors import CacheIncompleteError, ConfigError
 from kdcache.options import Score
+from kdcache.scores.predictions import SCORES, STATS
 from kdcache.store.format.layout import PER_SAMPLE, is_complete, open_group, shards_present
 from kdcache.store.format.location import open_place
 from kdcache.store.logit_store import LogitStore
 from kdcache.store.writer import StoreWriter
-from kdcache.teacher.scores import SCORES, STATS
 from tests.store.conftest import (
     create,
     manifest,

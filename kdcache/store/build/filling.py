@@ -28,7 +28,7 @@ from kdcache.store.build.preflight import Preflight
 from kdcache.store.build.teacher_pass import Answers, require_finite, run_teacher
 from kdcache.store.writer import StoreWriter
 from kdcache.teacher.ensemble import Forward
-from kdcache.teacher.scores import SCORES, STATS
+from kdcache.scores.predictions import SCORES, STATS
 
 WAIT_SECONDS = 0.2
 """Between two looks at what other ranks have made."""

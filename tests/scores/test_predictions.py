@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kdcache.options import Score
-from kdcache.teacher.scores import SCORES, STATS
+from kdcache.scores.predictions import SCORES, STATS
 
 several_examples = settings(max_examples=60, deadline=None)
 
