@@ -1,1 +1,1 @@
-"""What fills a store: plan, preflight, teacher pass, commits; all that needs a teacher or a reader."""
+"""Build a store: plan, preflight, teacher pass, commits. All code that needs a teacher is here."""

@@ -15,20 +15,20 @@ from kdcache.data.beton import Beton
 from kdcache.options import BuildLogitsOptions
 from kdcache.progress import logger
 from kdcache.reader.batches import workers_of_rank
-from kdcache.store.format.accounting import store_bytes
-from kdcache.store.format.codec_file import is_decided
+from kdcache.scores.predictions import SCORES, STATS
 from kdcache.store.build.commits import Commits
 from kdcache.store.build.cost import Cost, expected_seconds
 from kdcache.store.build.decide import decide_codec
-from kdcache.store.format.layout import FEATURES, is_complete
-from kdcache.store.manifest import StoreManifest
 from kdcache.store.build.opening import conditions_here
 from kdcache.store.build.plan import Part, Shard, missing_work
 from kdcache.store.build.preflight import Preflight
 from kdcache.store.build.teacher_pass import Answers, require_finite, run_teacher
+from kdcache.store.format.accounting import store_bytes
+from kdcache.store.format.codec_file import is_decided
+from kdcache.store.format.layout import FEATURES, is_complete
+from kdcache.store.manifest import StoreManifest
 from kdcache.store.writer import StoreWriter
 from kdcache.teacher.ensemble import Forward
-from kdcache.scores.predictions import SCORES, STATS
 
 WAIT_SECONDS = 0.2
 """Between two looks at what other ranks have made."""

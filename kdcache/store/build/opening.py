@@ -16,6 +16,8 @@ from kdcache.data.beton import Beton
 from kdcache.errors import CacheCorruptError, CacheIncompleteError, CacheMismatchError
 from kdcache.options import BuildLogitsOptions
 from kdcache.reader.probe import probe_pixels
+from kdcache.store.build.plan import Part
+from kdcache.store.build.preflight import Preflight
 from kdcache.store.format.layout import FEATURES, array_named, has_array, is_complete, open_group
 from kdcache.store.format.location import Location, as_location, exists, open_place
 from kdcache.store.logit_store import LogitStore
@@ -26,8 +28,6 @@ from kdcache.store.manifest import (
     conditions_of,
     require_equal,
 )
-from kdcache.store.build.plan import Part
-from kdcache.store.build.preflight import Preflight
 from kdcache.store.upkeep.reuse import copy_clean_view, find_clean_view
 from kdcache.store.writer import StoreWriter
 from kdcache.workspace import Workspace

@@ -8,10 +8,10 @@ import numpy as np
 
 from kdcache.data.beton import Beton
 from kdcache.rng import generator
-from kdcache.store.codecs.dense import Dense, Float32
-from kdcache.store.logit_store import LogitStore
 from kdcache.store.build.plan import Shard
 from kdcache.store.build.teacher_pass import run_teacher
+from kdcache.store.codecs.dense import Dense, Float32
+from kdcache.store.logit_store import LogitStore
 from kdcache.teacher.ensemble import Forward
 from kdcache.teacher.rounding import BOUNDS, differences
 
