@@ -13,6 +13,7 @@ import hashlib
 import inspect
 import os
 import shutil
+import tempfile
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -43,12 +44,13 @@ def compiled(**options: Any) -> Callable[[Function], Function]:
     """
 
     def decorate(function: Function) -> Function:
+        folder = _cache_folder(Path(inspect.getfile(function)))
+        if folder is None:
+            return numba.njit(**options)(function)
         before = numba.config.CACHE_DIR
-        numba.config.CACHE_DIR = str(_cache_folder(Path(inspect.getfile(function))))
+        numba.config.CACHE_DIR = str(folder)
         try:
             return numba.njit(cache=True, **options)(function)
-        except RuntimeError:  # numba found no folder that it can write to
-            return numba.njit(**options)(function)
         finally:
             numba.config.CACHE_DIR = before
 
@@ -75,18 +77,26 @@ def evict(cache_home: Path, *, max_folders: int, min_unused_seconds: float) -> N
 
 
 @cache
-def _cache_folder(path: Path) -> Path:
-    """Return the cache folder of one file of the package; make it, and mark it as used."""
+def _cache_folder(path: Path) -> Path | None:
+    """Return the cache folder of one file of the package; make it, and mark it as used.
+
+    Returns:
+        None if the folder cannot be written to. numba itself would then write beside the source
+        file, where it compares that file's age alone.
+    """
     content = hashlib.sha256(str(_PACKAGE).encode())
     for source in sorted(_with_imported(path, set())):
         content.update(f"{source.relative_to(_PACKAGE)}\n".encode() + source.read_bytes())
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kdcache"
     folder = home / content.hexdigest()[:16]
-    with suppress(OSError):  # numba finds out for itself whether it can write there
+    try:
         if not folder.exists():
-            folder.mkdir(parents=True)
+            folder.mkdir(parents=True, exist_ok=True)
             evict(home, max_folders=MAX_CACHE_FOLDERS, min_unused_seconds=MIN_UNUSED_SECONDS)
         os.utime(folder)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError:
+        return None
     return folder
 
 

@@ -58,7 +58,9 @@ def test_without_a_folder_to_write_to_everything_still_runs(tmp_path):
     nowhere = tmp_path / "file"
     nowhere.touch()
     shutil.copytree(PACKAGE, tmp_path / "kdcache", ignore=shutil.ignore_patterns("__pycache__"))
-    assert boxes_of(tmp_path, nowhere) == boxes_of(tmp_path, tmp_path / "cache")
+    alone = boxes_of(tmp_path, nowhere)
+    assert not list(tmp_path.rglob("*.nbi")), "numba wrote beside the sources"
+    assert alone == boxes_of(tmp_path, tmp_path / "cache")
 
 
 def test_the_files_of_other_packages_beside_it_are_not_taken_for_its_own(tmp_path):
