@@ -42,9 +42,9 @@ from kdcache.loader.distill import DistillLoader
 from kdcache.loader.live import LiveLoader
 from kdcache.models.registry import make_model
 from kdcache.options import PackOptions
-from kdcache.store.format.layout import PER_SAMPLE
+from kdcache.store.format.layout import PER_SAMPLE_ARRAYS
 from kdcache.store.logit_store import LogitStore
-from kdcache.store.manifest import FORMAT_VERSION, StoreManifest, digest_of
+from kdcache.store.manifest import FORMAT_VERSION, StoreManifest, digest_sample_ids
 from kdcache.store.writer import StoreWriter
 from kdcache.teacher.forward import TeacherForward
 from kdcache.training.trainer import Trainer, TrainSettings
@@ -107,7 +107,7 @@ def drawn_store(path: Path, beton: Beton, *, classes: int, image_size: int) -> L
         classes=classes,
         class_names=[str(label) for label in range(classes)],
         rows=data.samples,
-        rows_digest=digest_of(beton.sample_ids),
+        rows_digest=digest_sample_ids(beton.sample_ids),
         teacher="drawn",
         teacher_arch="none",
         teacher_digest="none",
@@ -135,7 +135,7 @@ def drawn_store(path: Path, beton: Beton, *, classes: int, image_size: int) -> L
             logits = 3 * rng.standard_normal((len(ids), classes), dtype=np.float32)
             per_sample = {
                 name: np.zeros(len(ids), dtype=dtype)
-                for name, dtype in PER_SAMPLE.items()
+                for name, dtype in PER_SAMPLE_ARRAYS.items()
                 if view == 0
             }
             rows = writer.codec(view).encode(logits, sample_ids=ids, view=view)

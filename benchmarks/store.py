@@ -29,9 +29,9 @@ from kdcache.store.codecs.choice import choose_codec
 from kdcache.store.codecs.codec import Codec
 from kdcache.store.codecs.request import CodecRequest
 from kdcache.store.format.codec_file import Decision, write_decision
-from kdcache.store.format.layout import PER_SAMPLE, rows_name
+from kdcache.store.format.layout import PER_SAMPLE_ARRAYS, rows_name
 from kdcache.store.logit_store import LogitStore
-from kdcache.store.manifest import FORMAT_VERSION, StoreManifest, digest_of
+from kdcache.store.manifest import FORMAT_VERSION, StoreManifest, digest_sample_ids
 from kdcache.store.writer import StoreWriter
 
 SHARD_ROWS = 4096
@@ -54,7 +54,7 @@ def empty_store(path: Path, *, rows: int, classes: int, codec: str) -> StoreWrit
         classes=classes,
         class_names=[str(label) for label in range(classes)],
         rows=rows,
-        rows_digest=digest_of(ids),
+        rows_digest=digest_sample_ids(ids),
         teacher="drawn",
         teacher_arch="none",
         teacher_digest="none",
@@ -163,7 +163,7 @@ def finish(writer: StoreWriter, rows: int) -> None:
     """Fill what a store needs to open: the clean view's scores and rows, all zero."""
     clean = writer.codec(0)
     for shard, count in shards(rows):
-        per_sample = {name: np.zeros(count, dtype) for name, dtype in PER_SAMPLE.items()}
+        per_sample = {name: np.zeros(count, dtype) for name, dtype in PER_SAMPLE_ARRAYS.items()}
         writer.write_shard(0, shard, np.zeros((count, clean.row_width), clean.dtype), per_sample)
     for view in (0, 1):
         writer.finish_view(view)

@@ -36,11 +36,11 @@ from kdcache.data.pack import pack
 from kdcache.models.registry import make_model
 from kdcache.options import BuildLogitsOptions, PackOptions
 from kdcache.progress import logger
-from kdcache.store.build.filling import Filling, commit_shard
 from kdcache.store.build.plan import Part, Shard, missing_work
 from kdcache.store.build.preflight import rehearse
-from kdcache.store.build.target import wanted_manifest
-from kdcache.store.build.teacher_pass import Answers, run_teacher
+from kdcache.store.build.shard_builder import ShardBuilder, commit_shard
+from kdcache.store.build.target import target_manifest
+from kdcache.store.build.teacher_pass import TeacherOutputs, run_teacher
 from kdcache.store.writer import StoreWriter
 from kdcache.teacher.ensemble import Ensemble
 from kdcache.teacher.forward import TeacherForward
@@ -115,7 +115,7 @@ def teacher_of(name: str, beton: Beton, image_size: int, classes: int) -> Ensemb
         model=model,
         mean=about.mean,
         std=about.std,
-        stated_top1=None,
+        reported_top1=None,
     )
     return Ensemble([member], None, image_size, 0.875)
 
@@ -136,7 +136,7 @@ def run(
         policy=arguments.policy,
         codec=arguments.codec,
     )
-    wanted = wanted_manifest(options, beton, teacher, device, folder / "none", beton.sample_ids)
+    wanted = target_manifest(options, beton, teacher, device, folder / "none", beton.sample_ids)
     forward = Busy(
         teacher.forward(
             num_classes=wanted.classes,
@@ -158,7 +158,7 @@ def run(
     some = fresh_store(2 * runs)
     shards = max(1, arguments.images // wanted.shard_rows)
     views = range(arguments.views + 1)
-    work = [shard for shard in missing_work(some, views, Part()) if shard.number < shards]
+    work = [shard for shard in missing_work(some, views, Part()) if shard.index < shards]
     done = Work(
         num_images=sum(len(shard.rows) for shard in work),
         checksum=int(sum(shard.rows.sum() for shard in work)),
@@ -171,8 +171,8 @@ def run(
 
     def whole() -> Work:
         forward.reset()
-        filling = Filling(options, next(stores), wanted, beton, forward, Part())  # type: ignore[arg-type]
-        seconds = filling.make(work)
+        builder = ShardBuilder(options, next(stores), wanted, beton, forward, Part())  # type: ignore[arg-type]
+        seconds = builder.build_shards(work)
         if device.type == "cuda":
             idle.append(1 - forward.seconds / seconds)
         return done
@@ -213,13 +213,13 @@ def run(
     return measured, float(np.median(idle[WARM_UPS:])) if idle else None
 
 
-def drawn_answers(shard: Shard, classes: int) -> Answers:
+def drawn_answers(shard: Shard, classes: int) -> TeacherOutputs:
     """Return answers of nobody: bytes matter here, not what they say."""
     count = len(shard.rows)
     generator = torch.Generator().manual_seed(0)
     logits = 3 * torch.randn(count, classes, generator=generator)
     labels = torch.zeros(count, dtype=torch.int64)
-    return Answers(shard, logits, labels, None, lambda: None)
+    return TeacherOutputs(shard, logits, labels, None, lambda: None)
 
 
 def main() -> None:

@@ -42,25 +42,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options = parse(given)
     except (CycloptsError, ConfigError) as error:
-        return _complain(error, 2)
+        return _print_error(error, 2)
     if options is None:  # --help and --version have printed
         return 0
-    _set_up_messages(quiet=options.quiet)
+    _configure_logging(quiet=options.quiet)
     try:
         require_one_process(options, os.environ)
         result = function_for(options)(options)
     except ConfigError as error:
-        return _complain(error, 2)
+        return _print_error(error, 2)
     except (KDCacheError, OSError) as error:
-        return _complain(error, 1)
+        return _print_error(error, 1)
     except KeyboardInterrupt:
-        return _complain(f"interrupted; {_how_to_go_on(options)}", 1)
-    if _speaks(os.environ):
+        return _print_error(f"interrupted; {_how_to_continue(options)}", 1)
+    if _prints_result(os.environ):
         sys.stdout.write((json.dumps(result) if options.json else _summary(result)) + "\n")
     return 1 if isinstance(options, DoctorOptions) and result["error"] else 0
 
 
-def _how_to_go_on(options: CommonOptions) -> str:
+def _how_to_continue(options: CommonOptions) -> str:
     again = "run the same command again"
     match options:
         case TrainOptions(resume=False):
@@ -80,13 +80,13 @@ def _how_to_go_on(options: CommonOptions) -> str:
     return f"{again}, it starts over"
 
 
-def _speaks(environment: Mapping[str, str]) -> bool:
+def _prints_result(environment: Mapping[str, str]) -> bool:
     """Whether this process prints the result: of several processes of torchrun the first does."""
     world = torchrun_world(environment)
     return world is None or world.rank == 0
 
 
-def _set_up_messages(*, quiet: bool) -> None:
+def _configure_logging(*, quiet: bool) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(message)s"))
     logger.handlers = [handler]
@@ -94,7 +94,7 @@ def _set_up_messages(*, quiet: bool) -> None:
     logger.propagate = False
 
 
-def _complain(error: object, status: int) -> int:
+def _print_error(error: object, status: int) -> int:
     message = " ".join(str(error).split())
     sys.stderr.write(f"kdcache: {message}\n")
     return status
@@ -104,12 +104,12 @@ def _summary(result: dict[str, Any]) -> str:
     """Return a result for people: one line for each key, and for each of several things."""
     lines = []
     for key, value in result.items():
-        if isinstance(value, dict) and _is_of_things(value):
+        if isinstance(value, dict) and _holds_records(value):
             for name, item in value.items():
                 said = [
                     part
                     if isinstance(part, str)
-                    else f"{about.replace('_', ' ')} {_readable(part)}"
+                    else f"{about.replace('_', ' ')} {_format_value(part)}"
                     for about, part in item.items()
                     if part is not None
                 ]
@@ -118,18 +118,18 @@ def _summary(result: dict[str, Any]) -> str:
         if isinstance(value, list) and all(isinstance(item, dict) for item in value):
             continue  # what parts of the work came to was said as each ended
         if isinstance(value, dict) and value:
-            shown = ", ".join(f"{name} {_readable(item)}" for name, item in value.items())
+            shown = ", ".join(f"{name} {_format_value(item)}" for name, item in value.items())
         else:
-            shown = _readable(value)
+            shown = _format_value(value)
         lines.append(f"{key.replace('_', ' '):<20} {shown}")
     return "\n".join(lines)
 
 
-def _is_of_things(value: dict[str, Any]) -> bool:
+def _holds_records(value: dict[str, Any]) -> bool:
     return bool(value) and all(isinstance(item, dict) for item in value.values())
 
 
-def _readable(value: object) -> str:
+def _format_value(value: object) -> str:
     if value is None or value == {}:
         return "-"
     if isinstance(value, bool):

@@ -48,10 +48,10 @@ COMMANDS: dict[str, tuple[type[CommonOptions], str]] = {
 }
 """Command -> its options and the function that does it, in the order of the walk."""
 
-WITHOUT_COMMAND = (StatusOptions, "kdcache.overview.status:status")
+DEFAULT_COMMAND = (StatusOptions, "kdcache.overview.status:status")
 
-_ONLY_READING = (DoctorOptions, ShowOptions, StatusOptions)
-_SHARING_WORK = (BuildLogitsOptions,)
+_READ_ONLY = (DoctorOptions, ShowOptions, StatusOptions)
+_DISTRIBUTED = (BuildLogitsOptions,)
 """Commands that several processes may run at once, by their options."""
 
 app = App(
@@ -62,7 +62,7 @@ app = App(
 )
 for _number, (_name, (_options, _)) in enumerate(COMMANDS.items()):
     app.command(_options, name=_name, sort_key=_number)
-app.default(WITHOUT_COMMAND[0])
+app.default(DEFAULT_COMMAND[0])
 
 
 def parse(arguments: Sequence[str]) -> CommonOptions | None:
@@ -79,7 +79,7 @@ def parse(arguments: Sequence[str]) -> CommonOptions | None:
 
 def function_for(options: CommonOptions) -> Callable[[CommonOptions], dict[str, Any]]:
     """Return what does a command, imported now."""
-    homes = (WITHOUT_COMMAND, *COMMANDS.values())
+    homes = (DEFAULT_COMMAND, *COMMANDS.values())
     home = next(home for kind, home in homes if kind is type(options))
     module, _, name = home.partition(":")
     function: Callable[[CommonOptions], dict[str, Any]] = getattr(import_module(module), name)
@@ -95,11 +95,11 @@ def require_one_process(options: CommonOptions, environment: Mapping[str, str]) 
     Raises:
         ConfigError: if torchrun started several processes and the command does not share its work.
     """
-    if type(options) in _ONLY_READING:
+    if type(options) in _READ_ONLY:
         return
     name = next(name for name, (kind, _) in COMMANDS.items() if kind is type(options))
     if (world := torchrun_world(environment)) is not None:
-        if world.world_size > 1 and type(options) not in _SHARING_WORK:
+        if world.world_size > 1 and type(options) not in _DISTRIBUTED:
             raise ConfigError(
                 f"WORLD_SIZE is {world.world_size}, expected 1: {name} runs in one process, and "
                 f"each of torchrun's would do all of it. Run it alone: kdcache {name}"
@@ -112,7 +112,7 @@ def require_one_process(options: CommonOptions, environment: Mapping[str, str]) 
             tasks,
             name,
             f"Give each its part: --part $((SLURM_PROCID + 1))/{tasks}"
-            if type(options) in _SHARING_WORK
+            if type(options) in _DISTRIBUTED
             else "Start one (srun --ntasks 1), unless each has other options",
         )
 

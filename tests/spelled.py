@@ -9,9 +9,9 @@ import numpy.typing as npt
 
 from kdcache.data.beton import Beton
 from kdcache.data.policy import CLEAN_SHARE
-from kdcache.store.format.layout import PER_SAMPLE
+from kdcache.store.format.layout import PER_SAMPLE_ARRAYS
 from kdcache.store.logit_store import LogitStore
-from kdcache.store.manifest import FORMAT_VERSION, StoreManifest, digest_of
+from kdcache.store.manifest import FORMAT_VERSION, StoreManifest, digest_sample_ids
 from kdcache.store.writer import StoreWriter
 
 SHARD_ROWS = 7
@@ -50,7 +50,7 @@ def write_spelled_store(
         classes=4,
         class_names=["id", "view", "-id", "-view"],
         rows=len(rows),
-        rows_digest=digest_of(rows),
+        rows_digest=digest_sample_ids(rows),
         teacher="spelled",
         teacher_arch="none",
         teacher_digest="0" * 64,
@@ -76,7 +76,9 @@ def write_spelled_store(
         for shard in writer.missing_shards(view):
             ids = writer.sample_ids(view)[shard * SHARD_ROWS : (shard + 1) * SHARD_ROWS]
             per_sample = {
-                name: np.zeros(len(ids), dtype) for name, dtype in PER_SAMPLE.items() if view == 0
+                name: np.zeros(len(ids), dtype)
+                for name, dtype in PER_SAMPLE_ARRAYS.items()
+                if view == 0
             }
             encoded = writer.codec(view).encode(spelled(ids, view), sample_ids=ids, view=view)
             writer.write_shard(view, shard, encoded, per_sample)

@@ -569,7 +569,7 @@ def test_interrupted_it_says_how_to_go_on(ask, workspace, monkeypatch):
     monkeypatch.setattr(Workspace, "require_store", interrupt)
     monkeypatch.setattr(Workspace, "require_beton", interrupt)
     monkeypatch.setattr("kdcache.data.pack.open_source", interrupt)
-    monkeypatch.setattr("kdcache.store.upkeep.merge.as_location", interrupt)
+    monkeypatch.setattr("kdcache.store.upkeep.merge.parse_location", interrupt)
     answers = [
         (("train", "--subset", "full"), "again with --resume to continue\n"),
         (("train", "--subset", "full", "--resume"), "again to continue\n"),

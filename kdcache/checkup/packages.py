@@ -38,15 +38,15 @@ def _store(folder: Path) -> None:
     import zarr
     from zarr.codecs import Crc32cCodec
 
-    from kdcache.store.format.location import open_place
+    from kdcache.store.format.location import open_zarr_store
 
-    place = open_place(folder / "store.zarr", read_only=False)
+    place = open_zarr_store(folder / "store.zarr", read_only=False)
     rows = np.arange(24, dtype=np.float16).reshape(6, 4)
     array = zarr.create_array(
         place, shape=rows.shape, chunks=(2, 4), dtype=rows.dtype, compressors=[Crc32cCodec()]
     )
     array[:] = rows
-    found = zarr.open_array(open_place(folder / "store.zarr", read_only=True), mode="r")[:]
+    found = zarr.open_array(open_zarr_store(folder / "store.zarr", read_only=True), mode="r")[:]
     if not np.array_equal(found, rows):
         raise OSError("other rows are read than were written")
 

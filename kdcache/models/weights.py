@@ -1,9 +1,9 @@
-"""Weights on disk, always safetensors: a file that a user downloads is never executed."""
+"""Read and write weights as safetensors, so that a file that a user downloads is never executed."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,8 @@ from kdcache.files import replace_atomically
 
 _METADATA_KEY = "kdcache"
 
-NAMED = 3
-"""Tensors of each kind that a message names; the others are counted."""
+MAX_LISTED = 3
+"""Number of tensors of each kind that a message lists; it counts the others."""
 
 
 def save_weights(path: Path, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
@@ -32,18 +32,18 @@ def save_weights(path: Path, tensors: dict[str, Tensor], about: dict[str, Any]) 
 
 
 def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read tensors and their description, empty where another program wrote the file.
+    """Read tensors and their description; it is empty if another program wrote the file.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        WeightsError: if it is not whole safetensors.
+        WeightsError: if it is not safetensors, or is truncated.
     """
     with _opened(path) as file:
         return {name: file.get_tensor(name) for name in file.keys()}, _description(file)  # noqa: SIM118
 
 
-def describe_weights(path: Path) -> dict[str, Any]:
-    """Read the description alone, as `load_weights` does."""
+def read_weights_description(path: Path) -> dict[str, Any]:
+    """Read only the description; see `load_weights`."""
     with _opened(path) as file:
         return _description(file)
 
@@ -57,8 +57,8 @@ def _opened(path: Path) -> Iterator[Any]:
             yield file
     except SafetensorError as error:
         raise WeightsError(
-            f"{path} is not readable as safetensors ({error}): it is of another format, or was cut "
-            "short. Convert other formats with safetensors.torch.save_file(state_dict, path)"
+            f"{path} is not readable as safetensors ({error}): it has another format, or is "
+            "truncated. Convert other formats with safetensors.torch.save_file(state_dict, path)"
         ) from error
 
 
@@ -68,35 +68,37 @@ def _description(file: Any) -> dict[str, Any]:
 
 
 def fill_model(model: nn.Module, tensors: dict[str, Tensor], *, path: Path) -> None:
-    """Load weights that must fit exactly; else the model is left as it was.
+    """Load weights that must fit the model exactly. If they do not, the model is unchanged.
 
     Raises:
-        WeightsError: if names or shapes differ; lists the first of each kind.
+        WeightsError: if names or shapes differ; lists the first of each.
     """
-    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    if wanted != found:
-        raise WeightsError(f"{path} does not fit the model: {_misfit(found, wanted)}")
+    if expected != found:
+        raise WeightsError(f"{path} does not fit the model: {_describe_mismatch(found, expected)}")
     model.load_state_dict(tensors)
 
 
-def _misfit(found: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]]) -> str:
-    """Say what differs, and what to do about it."""
-    if prefix := _common_prefix(found, wanted):
+def _describe_mismatch(
+    found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]
+) -> str:
+    """Describe the differences and the remedy."""
+    if prefix := _common_prefix(found, expected):
         return (
             f"its names begin with {prefix!r}, expected none: a wrapper such as DataParallel or "
             f"torch.compile was saved. Save it again with "
             f"{{name.removeprefix({prefix!r}): tensor for name, tensor in state_dict.items()}}"
         )
-    missing = [f"{name} {wanted[name]}" for name in wanted if name not in found]
-    unexpected = [f"{name} {found[name]}" for name in found if name not in wanted]
+    missing = [f"{name} {expected[name]}" for name in expected if name not in found]
+    unexpected = [f"{name} {found[name]}" for name in found if name not in expected]
     reshaped = [
-        f"{name} is {found[name]}, expected {wanted[name]}"
-        for name in wanted
-        if name in found and found[name] != wanted[name]
+        f"{name} is {found[name]}, expected {expected[name]}"
+        for name in expected
+        if name in found and found[name] != expected[name]
     ]
     parts = [
-        f"{len(names)} {kind} ({', '.join(names[:NAMED])}{', ...' if len(names) > NAMED else ''})"
+        f"{len(names)} {kind} ({_listed(names)})"
         for kind, names in (
             ("missing", missing),
             ("unexpected", unexpected),
@@ -105,19 +107,23 @@ def _misfit(found: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int
         if names
     ]
     return (
-        f"{len(found)} tensors, expected {len(wanted)}; {'; '.join(parts)}. Name the model that it "
-        "was trained as with --arch; it must have the packed data's classes"
+        f"{len(found)} tensors, expected {len(expected)}; {'; '.join(parts)}. Name the model "
+        "that it was trained as with --arch; it must have the packed data's classes"
     )
 
 
-def _common_prefix(found: Iterable[str], wanted: Container[str]) -> str:
-    """Return what stands before every name and hides one that is wanted; "" where nothing does."""
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join([*names[:MAX_LISTED], *(["..."] if len(names) > MAX_LISTED else [])])
+
+
+def _common_prefix(found: Iterable[str], expected: Container[str]) -> str:
+    """Return the prefix that all names share and that hides expected names, or ""."""
     names = list(found)
-    ends = [place + 1 for place, letter in enumerate(names[0]) if letter == "."] if names else []
+    ends = [index + 1 for index, letter in enumerate(names[0]) if letter == "."] if names else []
     for end in ends:
         prefix = names[0][:end]
         if all(name.startswith(prefix) for name in names):
-            hidden = sum(name.removeprefix(prefix) in wanted for name in names)
+            hidden = sum(name.removeprefix(prefix) in expected for name in names)
             if hidden > len(names) / 2:
                 return prefix
     return ""

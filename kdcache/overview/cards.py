@@ -52,9 +52,9 @@ def show(options: ShowOptions) -> dict[str, Any]:
 
 def card_of(given: Path | str) -> Card:
     """Return the card of a path or URL; see `show`."""
-    from kdcache.store.format.location import as_location, exists
+    from kdcache.store.format.location import exists, parse_location
 
-    location = as_location(given)
+    location = parse_location(given)
     if isinstance(location, Path):
         for is_it, make in _KINDS:
             if is_it(location):
@@ -117,11 +117,11 @@ def teacher_card(path: Path) -> Card:
 def store_card(location: Location) -> Card:
     """Return what a store's manifest says, and which of its views are whole."""
     from kdcache.store.format.codec_file import read_decision
-    from kdcache.store.format.layout import FEATURES, is_complete, open_group, views_started
-    from kdcache.store.format.location import open_place, size_bytes
+    from kdcache.store.format.layout import FEATURES, existing_views, is_complete, open_group
+    from kdcache.store.format.location import open_zarr_store, size_bytes
 
-    group, about = open_group(open_place(location, read_only=True), path=str(location))
-    views = views_started(group)
+    group, about = open_group(open_zarr_store(location, read_only=True), path=str(location))
+    views = existing_views(group)
     missing = [view for view in views if not is_complete(group, view)]
     decision = read_decision(group, about)
     facts = {

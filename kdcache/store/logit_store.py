@@ -12,35 +12,41 @@ import zarr
 
 from kdcache.errors import CacheCorruptError, CacheIncompleteError, CacheMismatchError
 from kdcache.store.codecs.codec import Codec
-from kdcache.store.format.codec_file import WITHOUT_SETTINGS, clean_codec, read_decision
+from kdcache.store.format.codec_file import CODECS_WITHOUT_SETTINGS, clean_codec, read_decision
 from kdcache.store.format.layout import (
     FEATURES,
-    GIVEN,
-    PER_SAMPLE,
-    arrays_of,
+    INITIAL_ARRAYS,
+    PER_SAMPLE_ARRAYS,
+    existing_views,
+    expected_views,
     has_array,
     is_complete,
     missing_shards,
     open_group,
     rows_name,
     shard_key,
-    views_found,
-    views_started,
+    view_arrays,
 )
-from kdcache.store.format.location import Location, as_location, exists, list_keys, open_place
+from kdcache.store.format.location import (
+    Location,
+    exists,
+    list_keys,
+    open_zarr_store,
+    parse_location,
+)
 from kdcache.store.format.shards import read_rows, read_whole
 from kdcache.store.format.specs import is_encoded_with
-from kdcache.store.manifest import StoreManifest, digest_of
+from kdcache.store.manifest import StoreManifest, digest_sample_ids
 from kdcache.store.reshaping import reshaping_constants
 
 
-class ArrayMapping(Mapping[str, npt.NDArray[Any]]):
+class PerSampleArrays(Mapping[str, npt.NDArray[Any]]):
     """The numbers per sample of one folder, read when they are asked for."""
 
     def __init__(self, group: zarr.Group, folder: str) -> None:
         self._group = group
         self._folder = folder
-        parts = (name.split("/") for name in PER_SAMPLE)
+        parts = (name.split("/") for name in PER_SAMPLE_ARRAYS)
         self._names = sorted(name for beside, name in parts if beside == folder)
 
     def __getitem__(self, name: str) -> npt.NDArray[Any]:
@@ -81,15 +87,15 @@ class LogitStore:
         self.group = group
         self.labels: npt.NDArray[np.int64] = read_whole(group, "labels")
         self.sample_ids: npt.NDArray[np.int64] = read_whole(group, "sample_ids")
-        if digest_of(self.sample_ids) != manifest.rows_digest:
+        if digest_sample_ids(self.sample_ids) != manifest.rows_digest:
             raise CacheCorruptError(
                 f"the sample ids of {path} differ from the digest in its manifest. "
                 "Run kdcache verify --repair"
             )
         self.pixel_probe: npt.NDArray[np.uint8] = read_whole(group, "pixel_probe")
-        self.num_views = len(views_started(group)) - 1
-        self.scores: Mapping[str, npt.NDArray[Any]] = ArrayMapping(group, "scores")
-        self.stats: Mapping[str, npt.NDArray[Any]] = ArrayMapping(group, "stats")
+        self.num_views = len(existing_views(group)) - 1
+        self.scores: Mapping[str, npt.NDArray[Any]] = PerSampleArrays(group, "scores")
+        self.stats: Mapping[str, npt.NDArray[Any]] = PerSampleArrays(group, "stats")
         self.codec = clean_codec(manifest)
         self.codec_table: Sequence[Mapping[str, Any]] = ()
         if self.num_views:
@@ -97,7 +103,7 @@ class LogitStore:
             if decision is None:
                 raise CacheCorruptError(f"{path} has views but no codec. Run kdcache verify")
             self.codec, self.codec_table = decision
-            if manifest.codec not in WITHOUT_SETTINGS:
+            if manifest.codec not in CODECS_WITHOUT_SETTINGS:
                 _require_encoded_with(group, path)
 
     @classmethod
@@ -113,15 +119,15 @@ class LogitStore:
             CacheCorruptError: if a shard that was there is missing, or labels are damaged.
             CacheMismatchError: if another version of kdcache wrote it.
         """
-        location = as_location(path)
+        location = parse_location(path)
         if not exists(location):
             if isinstance(location, Path) and location.is_dir():
                 raise CacheCorruptError(f"{path} is no Zarr group, expected a logit store")
             raise FileNotFoundError(
                 f"{path} does not exist, expected a logit store. Run: kdcache build-logits"
             )
-        group, manifest = open_group(open_place(location, read_only=True), path=str(path))
-        _require_whole(group, location)
+        group, manifest = open_group(open_zarr_store(location, read_only=True), path=str(path))
+        _require_complete(group, location)
         return cls(location, group, manifest)
 
     def codec_of(self, view: int) -> Codec:
@@ -205,7 +211,7 @@ class LogitStore:
 
 
 def _require_encoded_with(group: zarr.Group, path: Location) -> None:
-    for view in views_started(group)[1:]:
+    for view in existing_views(group)[1:]:
         if not is_encoded_with(group, rows_name(view)):
             raise CacheCorruptError(
                 f"view {view} of {path} was encoded with another codec than its codec.npz says, "
@@ -213,9 +219,9 @@ def _require_encoded_with(group: zarr.Group, path: Location) -> None:
             )
 
 
-def _require_whole(group: zarr.Group, path: Location) -> None:
-    views = views_started(group)
-    if lost := set(views_found(list_keys(group.store, "views/"))) - set(views):
+def _require_complete(group: zarr.Group, path: Location) -> None:
+    views = existing_views(group)
+    if lost := set(expected_views(list_keys(group.store, "views/"))) - set(views):
         raise CacheCorruptError(
             f"{path} lacks {rows_name(min(lost))}/zarr.json ({len(lost)} views are lost), expected "
             "every view from 0 to the last. Run kdcache verify --repair"
@@ -226,7 +232,7 @@ def _require_whole(group: zarr.Group, path: Location) -> None:
             f"{path} holds {len(views) - len(unfinished)} of {len(views)} views, expected all. "
             "Run kdcache build-logits again with the same arguments; it continues"
         )
-    names = [*GIVEN, *(name for view in views for name in arrays_of(group, view))]
+    names = [*INITIAL_ARRAYS, *(name for view in views for name in view_arrays(group, view))]
     for name in names:
         if missing := missing_shards(group, [name]):
             raise CacheCorruptError(

@@ -67,7 +67,7 @@ class StoreManifest:
     std: list[list[float]]
     """(teachers, 3) likewise."""
     codec: str
-    """As it was asked for; `kdcache.store.format.codec_file` says what was decided."""
+    """As it was expected for; `kdcache.store.format.codec_file` says what was decided."""
     precision: Precision
     """Of the teacher's body."""
     shard_rows: int
@@ -94,7 +94,7 @@ class StoreManifest:
 
     def digest(self) -> str:
         """Return the hex sha256 of its content."""
-        return digest_of_content(self.to_json())
+        return digest_content(self.to_json())
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any], *, path: str) -> StoreManifest:
@@ -125,7 +125,7 @@ class StoreManifest:
             )
         if version == 1:
             every_sample = np.arange(given["samples"], dtype=np.int64)
-            given |= {"rows": len(every_sample), "rows_digest": digest_of(every_sample)}
+            given |= {"rows": len(every_sample), "rows_digest": digest_sample_ids(every_sample)}
         if version < 3:  # noqa: PLR2004
             arch = given["teacher_arch"]
             given |= {
@@ -169,17 +169,17 @@ CONDITIONS = ("shard_rows", "batch_size", "device", "versions")
 """Fields that decide the last bits of the numbers; they must agree while rows are added."""
 
 
-def digest_of_content(content: Mapping[str, Any]) -> str:
+def digest_content(content: Mapping[str, Any]) -> str:
     """Return the hex sha256 of a manifest as JSON content, of any version."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def digest_of(sample_ids: npt.NDArray[np.int64]) -> str:
+def digest_sample_ids(sample_ids: npt.NDArray[np.int64]) -> str:
     """Return the hex sha256 of sample ids."""
     return hashlib.sha256(sample_ids.astype("<i8").tobytes()).hexdigest()
 
 
-def conditions_of(manifest: StoreManifest) -> dict[str, Any]:
+def build_conditions(manifest: StoreManifest) -> dict[str, Any]:
     """Return the build conditions of a manifest."""
     return {name: getattr(manifest, name) for name in CONDITIONS}
 
@@ -192,6 +192,6 @@ def require_equal(
     Raises:
         CacheMismatchError: names every field that differs, with both values.
     """
-    asked = {field: getattr(wanted, field) for field in fields}
-    if differ := differences(found.to_json(), asked):
+    expected = {field: getattr(wanted, field) for field in fields}
+    if differ := differences(found.to_json(), expected):
         raise CacheMismatchError(f"{path} was built from something else: {differ}. {remedy}")

@@ -16,10 +16,10 @@ from kdcache.store.format.codec_file import codec_of
 from kdcache.store.format.layout import (
     DIGEST_ATTRIBUTE,
     FEATURES,
-    GIVEN,
+    INITIAL_ARRAYS,
     MANIFEST_ATTRIBUTE,
-    PER_SAMPLE,
-    arrays_of,
+    PER_SAMPLE_ARRAYS,
+    existing_views,
     has_array,
     is_complete,
     mark_complete,
@@ -29,15 +29,15 @@ from kdcache.store.format.layout import (
     record_conditions,
     rows_name,
     shard_key,
-    views_started,
+    view_arrays,
 )
 from kdcache.store.format.location import (
     PARTIAL_SUFFIX,
     Location,
-    as_location,
     delete_key,
     has_key,
-    open_place,
+    open_zarr_store,
+    parse_location,
 )
 from kdcache.store.format.removal import delete_store
 from kdcache.store.format.shards import read_whole
@@ -60,7 +60,7 @@ class StoreWriter:
     """
 
     def __init__(self, path: Location, *, alone: bool = True) -> None:
-        self.path = as_location(path)
+        self.path = parse_location(path)
         self._codec: Codec | None = None  # of the views from 1, once it is decided
         if isinstance(self.path, Path) and alone:
             for leftover in self.path.rglob(f"*{PARTIAL_SUFFIX}"):
@@ -68,7 +68,7 @@ class StoreWriter:
         elif isinstance(self.path, Path):
             sweep_partials(self.path, recursive=True)
         self.group, self.manifest = open_group(
-            open_place(self.path, read_only=False), path=str(self.path)
+            open_zarr_store(self.path, read_only=False), path=str(self.path)
         )
 
     @classmethod
@@ -90,8 +90,8 @@ class StoreWriter:
             sample_ids: (M,) sorted, rows of the views from 1.
             pixel_probe: (n, 16) digests of `kdcache.reader.probe`; without, pixels go unchecked.
         """
-        location = as_location(path)
-        place = open_place(location, read_only=False)
+        location = parse_location(path)
+        place = open_zarr_store(location, read_only=False)
         delete_store(location)
         attributes = {
             MANIFEST_ATTRIBUTE: manifest.to_json(),
@@ -99,10 +99,10 @@ class StoreWriter:
         }
         zarr.create_group(place, attributes=attributes)
         writer = cls(location)
-        writer.fill_in(labels=labels, sample_ids=sample_ids, pixel_probe=pixel_probe)
+        writer.write_initial_arrays(labels=labels, sample_ids=sample_ids, pixel_probe=pixel_probe)
         return writer
 
-    def fill_in(
+    def write_initial_arrays(
         self,
         *,
         labels: npt.NDArray[np.int64],
@@ -112,7 +112,7 @@ class StoreWriter:
         """Write what goes before the first shard, where it is not there yet; see `create`."""
         probe = np.zeros((0, 16), dtype=np.uint8) if pixel_probe is None else pixel_probe
         given: dict[str, npt.NDArray[Any]] = dict(
-            zip(GIVEN, (labels, sample_ids, probe), strict=True)
+            zip(INITIAL_ARRAYS, (labels, sample_ids, probe), strict=True)
         )
         for name, values in given.items():
             if has_array(self.group, name) and not missing_shards(self.group, [name]):
@@ -120,7 +120,7 @@ class StoreWriter:
             create_array(self.group, name, ArraySpec(values.shape, values.dtype, len(values)))
             with zarr.config.set({"array.write_empty_chunks": True}):
                 self.group[name][:] = values  # type: ignore[index]
-        for name in PER_SAMPLE:
+        for name in PER_SAMPLE_ARRAYS:
             self._create(name)
 
     def add_features(self, width: int) -> None:
@@ -154,7 +154,7 @@ class StoreWriter:
     @property
     def num_views(self) -> int:
         """Last view that has an array, whole or not; -1 where view 0 has none either."""
-        return max(views_started(self.group), default=-1)
+        return max(existing_views(self.group), default=-1)
 
     def sample_ids(self, view: int) -> npt.NDArray[np.int64]:
         """Return the sample id of each row of a view."""
@@ -167,7 +167,7 @@ class StoreWriter:
         if not has_array(self.group, rows_name(view)):
             rows = self.manifest.rows if view else self.manifest.samples
             return list(range(-(-rows // self.manifest.shard_rows)))
-        return missing_shards(self.group, arrays_of(self.group, view))
+        return missing_shards(self.group, view_arrays(self.group, view))
 
     def write_shard(
         self,

@@ -72,7 +72,7 @@ def study(options: StudyOptions) -> dict[str, Any]:
     )
     check_teachers(grid.teachers)
     check_cells(grid.cells, plan)
-    cells = chosen.cells[part.number :: part.of]
+    cells = chosen.cells[part.index :: part.count]
     rows = results.rows()
     closed = {row["cell"] for row in rows if row["status"] == "ok" or not options.retry}
     left = [cell for cell in cells if cell.id not in closed]

@@ -13,11 +13,11 @@ from functools import cache
 
 from kdcache.errors import TeacherError
 from kdcache.progress import logger
-from kdcache.teacher.published import ClassNames, Published
+from kdcache.teacher.published import ClassNames, PublishedWeights
 
 IMAGENET_CLASSES = 1_000
 
-COMPARABLE_SHARE = 0.5
+MIN_KNOWN_FRACTION = 0.5
 """Of the data's names that a teacher knows, from which on the two speak the same language."""
 
 _WORDNET_ID = re.compile(r"n\d{8}")
@@ -40,7 +40,7 @@ def imagenet_names() -> tuple[ClassNames, ...]:
     )
 
 
-def require_same_classes(names: Sequence[str], teacher: Published) -> bool:
+def require_same_classes(names: Sequence[str], teacher: PublishedWeights) -> bool:
     """Compare the names of the data's classes with a teacher's.
 
     Args:
@@ -55,22 +55,22 @@ def require_same_classes(names: Sequence[str], teacher: Published) -> bool:
     """
     known = imagenet_names() if teacher.is_imagenet else teacher.class_names
     if known is None:
-        return _incomparable(teacher, "its classes have no names")
+        return _log_incomparable(teacher, "its classes have no names")
     published = [{_plain(name) for name in of_class} for of_class in known]
     if teacher.is_imagenet and all(map(_is_id, names)) and not any(map(_is_id, known[0])):
-        return _in_order_of_ids(names, teacher)
+        return _require_sorted_ids(names, teacher)
     words = [{_plain(part) for part in (name, *name.split(","))} for name in names]
     everywhere = set().union(*published)
     num_known = sum(not everywhere.isdisjoint(of_class) for of_class in words)
-    if num_known < COMPARABLE_SHARE * len(names):
-        return _incomparable(
+    if num_known < MIN_KNOWN_FRACTION * len(names):
+        return _log_incomparable(
             teacher,
             f"it knows {num_known} of the data's {len(names):,} names, such as {names[0]!r}, "
             f"and calls that class {known[0][0]!r}",
         )
     for label, (ours, theirs) in enumerate(zip(words, published, strict=True)):
         if ours.isdisjoint(theirs):
-            raise _another(label, names[label], ", ".join(known[label][:2]), teacher)
+            raise _class_mismatch(label, names[label], ", ".join(known[label][:2]), teacher)
     return True
 
 
@@ -78,11 +78,11 @@ def _is_id(name: str) -> bool:
     return _WORDNET_ID.fullmatch(name) is not None
 
 
-def _in_order_of_ids(names: Sequence[str], teacher: Published) -> bool:
+def _require_sorted_ids(names: Sequence[str], teacher: PublishedWeights) -> bool:
     """Check what is left to check of WordNet ids without a list of them: ImageNet is sorted."""
     for label, (name, in_order) in enumerate(zip(names, sorted(names), strict=True)):
         if name != in_order:
-            raise _another(label, name, in_order, teacher)
+            raise _class_mismatch(label, name, in_order, teacher)
     logger.info(
         "the data's %d classes are WordNet ids in sorted order, as ImageNet's are; that they are "
         "ImageNet's is compared where timm is installed: pip install 'kdcache[timm]'",
@@ -91,7 +91,9 @@ def _in_order_of_ids(names: Sequence[str], teacher: Published) -> bool:
     return True
 
 
-def _another(label: int, name: str, expected: str, teacher: Published) -> TeacherError:
+def _class_mismatch(
+    label: int, name: str, expected: str, teacher: PublishedWeights
+) -> TeacherError:
     return TeacherError(
         f"class {label} of the packed data is {name!r}, expected {expected!r} as in "
         f"{teacher.arch}: the classes are others, or stand in another order. Pack the data with "
@@ -100,7 +102,7 @@ def _another(label: int, name: str, expected: str, teacher: Published) -> Teache
     )
 
 
-def _incomparable(teacher: Published, why: str) -> bool:
+def _log_incomparable(teacher: PublishedWeights, why: str) -> bool:
     logger.info("classes of the data and of %s are compared by number alone: %s", teacher.arch, why)
     return False
 

@@ -17,7 +17,7 @@ WARM_UPS = 2
 """Forwards before the recording, in which libraries choose their kernels and their memory."""
 
 
-class Recording:
+class CapturedForward:
     """The kernels of one forward, for batches of one size and smaller ones.
 
     Of a smaller batch the answers are computed beside those to images of earlier batches: an answer

@@ -19,11 +19,11 @@ from torch import Tensor
 from kdcache.data.beton import BetonManifest
 from kdcache.data.policy import CLEAN_SHARE
 from kdcache.errors import ConfigError
-from kdcache.models.weights import describe_weights
+from kdcache.models.weights import read_weights_description
 from kdcache.options import EnsembleMode, Precision
 from kdcache.progress import logger
 from kdcache.teacher.forward import TeacherForward
-from kdcache.teacher.published import Published
+from kdcache.teacher.published import PublishedWeights
 from kdcache.teacher.teacher import Teacher, TeacherSource, find_teacher, load_teacher
 from kdcache.workspace import Workspace
 
@@ -37,7 +37,7 @@ class Ensemble:
     """What the mean is taken of; None with one member."""
     image_size: int
     """Height and width of their images."""
-    clean_share: float
+    center_crop_ratio: float
     """Side of the clean view's centre square, as a share of the short side."""
 
     @property
@@ -59,9 +59,9 @@ class Ensemble:
         return hashlib.sha256(json.dumps([self.mode, parts]).encode()).hexdigest()
 
     @property
-    def stated_top1(self) -> float | None:
+    def reported_top1(self) -> float | None:
         """Percent that is stated of a single member; of a mean nobody says anything."""
-        return self.members[0].stated_top1 if self.mode is None else None
+        return self.members[0].reported_top1 if self.mode is None else None
 
     def forward(
         self,
@@ -117,19 +117,19 @@ class EnsembleForward:
             TeacherError: if a member does not return (B, C).
         """
         images = images.to(self.device, non_blocking=True)  # once for all
-        return mean_answer([member(images) for member in self.members], self.mode)
+        return mean_logits([member(images) for member in self.members], self.mode)
 
-    def record(self, images: Tensor) -> None:
-        """Record every member, see `TeacherForward.record`."""
+    def capture(self, images: Tensor) -> None:
+        """Record every member, see `TeacherForward.capture`."""
         for member in self.members:
-            member.record(images)
+            member.capture(images)
 
 
 Forward = TeacherForward | EnsembleForward
 """Pixels to logits."""
 
 
-def mean_answer(answers: Sequence[Tensor], mode: EnsembleMode) -> Tensor:
+def mean_logits(answers: Sequence[Tensor], mode: EnsembleMode) -> Tensor:
     """Return logits that stand for the mean of several answers.
 
     Worked out in float64 and rounded once: a probability of 1e-30 has a logarithm like any other.
@@ -176,7 +176,7 @@ def open_ensemble(
         TeacherError: if a teacher does not fit the data, or cannot be brought.
     """
     sources = [find_teacher(spec, workspace) for spec in specs]
-    published = [source for source in sources if isinstance(source, Published)]
+    published = [source for source in sources if isinstance(source, PublishedWeights)]
     sizes = {source.image_size for source in published}
     if teacher_size is None and len(sizes) > 1:
         stated = ", ".join(f"{source.arch} at {source.image_size} px" for source in published)
@@ -185,7 +185,7 @@ def open_ensemble(
             f"at others: {stated}"
         )
     size = teacher_size or next(iter(sizes), image_size)
-    given = _each(archs, specs, sources)
+    given = _archs_per_teacher(archs, specs, sources)
     return Ensemble(
         members=[
             load_teacher(spec, source, arch=arch, data=data, image_size=size)
@@ -193,13 +193,13 @@ def open_ensemble(
         ],
         mode=mode if len(specs) > 1 else None,
         image_size=size,
-        clean_share=_common_share(published),
+        center_crop_ratio=_common_center_crop_ratio(published),
     )
 
 
-def _common_share(published: Sequence[Published]) -> float:
+def _common_center_crop_ratio(published: Sequence[PublishedWeights]) -> float:
     """Return the share of the clean view that all were evaluated on, else the usual one."""
-    shares = {source.clean_share for source in published}
+    shares = {source.center_crop_ratio for source in published}
     if len(shares) > 1:
         logger.info(
             "the teachers were evaluated on squares of %s of the short side; the clean view is %g",
@@ -209,14 +209,15 @@ def _common_share(published: Sequence[Published]) -> float:
     return shares.pop() if len(shares) == 1 else CLEAN_SHARE
 
 
-def _each(
+def _archs_per_teacher(
     archs: Sequence[str], specs: Sequence[str], sources: Sequence[TeacherSource]
 ) -> list[str | None]:
     """Return what `--arch` says of each teacher; of several it speaks of those that do not."""
     if len(specs) == 1 and len(archs) <= 1:
         return [*archs, None][:1]
     is_silent = [
-        isinstance(source, Path) and "arch" not in describe_weights(source) for source in sources
+        isinstance(source, Path) and "arch" not in read_weights_description(source)
+        for source in sources
     ]
     if len(archs) != sum(is_silent):
         silent = [spec for spec, silent in zip(specs, is_silent, strict=True) if silent]

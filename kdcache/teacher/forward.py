@@ -10,7 +10,7 @@ from kdcache.compute.precision import autocast, matmul_precision
 from kdcache.errors import TeacherError
 from kdcache.options import Precision
 from kdcache.progress import logger
-from kdcache.teacher.cuda_graph import Recording
+from kdcache.teacher.cuda_graph import CapturedForward
 from kdcache.teacher.float32_head import with_float32_head
 
 
@@ -54,11 +54,11 @@ class TeacherForward:
                 "--features out"
             )
         self._head = head if keep_features else None
-        _say_what_is_widened(model)
+        _log_widened_weights(model)
         model = model.eval().to(device=device, dtype=torch.float32)
         self.model = model.to(memory_format=torch.channels_last)
-        self._recording: Recording | None = None
-        self._recorded_features: Tensor | None = None
+        self._captured: CapturedForward | None = None
+        self._captured_features: Tensor | None = None
         self._features: Tensor | None = None
 
     @property
@@ -80,16 +80,16 @@ class TeacherForward:
         Raises:
             TeacherError: if the model does not return (B, C).
         """
-        if self._recording is not None and self._recording.fits(images):
-            recorded = self._recorded_features
+        if self._captured is not None and self._captured.fits(images):
+            recorded = self._captured_features
             self._features = None if recorded is None else recorded[: len(images)]
-            return self._recording(images)
+            return self._captured(images)
         logits = self._answer(images.to(self.device, non_blocking=True))
         self._features = None if self._head is None else self._head.features
         return logits
 
     @torch.inference_mode()
-    def record(self, images: Tensor) -> None:
+    def capture(self, images: Tensor) -> None:
         """Answer batches up to this one's size by a recording from now on: fewer launches.
 
         The logits have the bits that a batch of this size has without it.
@@ -105,14 +105,14 @@ class TeacherForward:
         """
         expected = self._answer(images).clone()
         try:
-            recording = Recording(self._answer, images.flip(0))
+            recording = CapturedForward(self._answer, images.flip(0))
             agrees = torch.equal(recording(images), expected)
             problem = None if agrees else "other images get other logits than without it"
         except RuntimeError as error:
             problem = str(error).partition("\n")[0]
         if problem is None:
-            self._recording = recording
-            self._recorded_features = None if self._head is None else self._head.features
+            self._captured = recording
+            self._captured_features = None if self._head is None else self._head.features
         else:
             logger.warning(
                 "the teacher cannot be recorded as a CUDA graph (%s): it runs kernel by kernel, "
@@ -138,7 +138,7 @@ class TeacherForward:
         return logits.float()
 
 
-def _say_what_is_widened(model: nn.Module) -> None:
+def _log_widened_weights(model: nn.Module) -> None:
     narrow = {weights.dtype for weights in model.parameters() if weights.is_floating_point()}
     if others := sorted(str(dtype) for dtype in narrow - {torch.float32}):
         logger.info("the teacher's weights are %s: kept as float32 here", ", ".join(others))

@@ -9,11 +9,11 @@ from torch import Tensor
 
 from kdcache.errors import TeacherError
 
-_SIGNS = ("can't allocate memory", "out of memory", "ALLOC_FAILED")
+_OUT_OF_MEMORY_PHRASES = ("can't allocate memory", "out of memory", "ALLOC_FAILED")
 """In the messages of torch's allocator for the host, of CUDA, and of cuBLAS and cuDNN."""
 
 
-def ask(answer: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+def run_forward(answer: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
     """Return the answers to a batch.
 
     Args:
@@ -31,7 +31,7 @@ def ask(answer: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
             raise
         # Its frames hold what the forward had allocated.
         cause = error.with_traceback(None)
-    fits = _largest_half(answer, images)
+    fits = _largest_fitting_half(answer, images)
     reason = str(cause).partition("\n")[0]
     remedy = (
         f"Use --batch-size {fits}, which does"
@@ -45,7 +45,7 @@ def ask(answer: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
     ) from cause
 
 
-def _largest_half(answer: Callable[[Tensor], Tensor], images: Tensor) -> int:
+def _largest_fitting_half(answer: Callable[[Tensor], Tensor], images: Tensor) -> int:
     size = len(images) // 2
     while size:
         if torch.cuda.is_available():
@@ -63,5 +63,5 @@ def _largest_half(answer: Callable[[Tensor], Tensor], images: Tensor) -> int:
 
 def _is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(
-        sign in str(error) for sign in _SIGNS
+        sign in str(error) for sign in _OUT_OF_MEMORY_PHRASES
     )

@@ -1,7 +1,8 @@
 """Pixels on their way to the teacher's device and answers on their way back, beside its work.
 
 On CUDA both cross through pinned memory on streams of their own, so that the device computes
-meanwhile and the host only waits when it is `AHEAD` batches in front. On a CPU nothing crosses.
+meanwhile, and the host waits only when `MAX_BATCHES_IN_FLIGHT` batches are ahead of it. On a CPU
+nothing is copied.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-AHEAD = 2
+MAX_BATCHES_IN_FLIGHT = 2
 """Batches that the host may prepare before the device has done with them."""
 
 
@@ -41,7 +42,7 @@ class ToDevice:
         present = torch.cuda.current_stream(self._device)
         if self._last is not None:
             self._in_use.append((present.record_event(), self._last))
-        while len(self._in_use) > AHEAD:
+        while len(self._in_use) > MAX_BATCHES_IN_FLIGHT:
             done, _ = self._in_use.popleft()
             done.synchronize()
         # Dense, where the reader's buffer holds several views of an image side by side.
@@ -65,14 +66,14 @@ class ToHost:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-        self._crossing: deque[tuple[torch.cuda.Event, Tensor]] = deque()
+        self._in_flight: deque[tuple[torch.cuda.Event, Tensor]] = deque()
 
     def empty(self, rows: int, width: int) -> Tensor:
         """Return memory for answers, (rows, width) float32 on the host, pinned for CUDA."""
         return torch.empty(rows, width, pin_memory=self._stream is not None)
 
     def __call__(self, answers: Tensor, target: Tensor) -> None:
-        """Copy answers to the host; they are there when `arrival()` says so.
+        """Copy answers to the host; they are there when `wait_function()` says so.
 
         Args:
             answers: on the device; their memory may change once this returns, as a recorded
@@ -86,18 +87,18 @@ class ToHost:
         self._stream.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(self._stream):
             target.copy_(held, non_blocking=True)
-            self._crossing.append((self._stream.record_event(), held))
-        while self._crossing and self._crossing[0][0].query():
-            self._crossing.popleft()
+            self._in_flight.append((self._stream.record_event(), held))
+        while self._in_flight and self._in_flight[0][0].query():
+            self._in_flight.popleft()
 
-    def arrival(self) -> Callable[[], None]:
+    def wait_function(self) -> Callable[[], None]:
         """Return a function that waits, in any thread, for everything that was copied so far."""
         if self._stream is None:
-            return _there_already
+            return _return_at_once
         event = torch.cuda.Event(blocking=True)
         event.record(self._stream)
         return event.synchronize
 
 
-def _there_already() -> None:
+def _return_at_once() -> None:
     """Wait for nothing."""

@@ -22,7 +22,7 @@ ClassNames = tuple[str, ...]
 
 
 @dataclass(frozen=True)
-class Published:
+class PublishedWeights:
     """A model with published weights, not yet brought."""
 
     arch: str
@@ -36,7 +36,7 @@ class Published:
     """(3,) of the normalisation, in [0, 1]."""
     std: list[float]
     """(3,) likewise."""
-    clean_share: float
+    center_crop_ratio: float
     """Side of the centre square that they were evaluated on, in (0, 1] of the short side."""
     image_size: int
     """Height and width that this square was resized to."""

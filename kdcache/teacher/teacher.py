@@ -18,7 +18,7 @@ from kdcache.models.registry import MODELS, TIMM_PREFIX, make_model
 from kdcache.models.weights import fill_model, load_weights
 from kdcache.progress import logger
 from kdcache.teacher.class_names import require_same_classes
-from kdcache.teacher.published import Published
+from kdcache.teacher.published import PublishedWeights
 from kdcache.teacher.timm_weights import find_timm
 from kdcache.workspace import Workspace, teacher_name
 
@@ -39,7 +39,7 @@ class Teacher:
     """(3,) of the normalisation of its images, in [0, 1]."""
     std: list[float]
     """(3,) likewise."""
-    stated_top1: float | None
+    reported_top1: float | None
     """Percent that its publisher or its file says of the evaluation split; None where neither
     does."""
 
@@ -51,7 +51,7 @@ class ModuleCallable:
     spec: str
 
 
-TeacherSource = Path | Published | ModuleCallable
+TeacherSource = Path | PublishedWeights | ModuleCallable
 """Where a teacher comes from: a file, published weights, or the user's own code."""
 
 
@@ -125,7 +125,7 @@ def load_teacher(
         raise ConfigError(
             f"--arch is {arch}, but {spec} brings its own model. Leave the option out"
         )
-    if isinstance(source, Published):
+    if isinstance(source, PublishedWeights):
         return _from_publisher(spec, source, data, image_size)
     return _from_callable(source.spec, data)
 
@@ -160,11 +160,13 @@ def _from_file(
         model=model,
         mean=data.mean,
         std=data.std,
-        stated_top1=about.get("top1"),
+        reported_top1=about.get("top1"),
     )
 
 
-def _from_publisher(spec: str, source: Published, data: BetonManifest, image_size: int) -> Teacher:
+def _from_publisher(
+    spec: str, source: PublishedWeights, data: BetonManifest, image_size: int
+) -> Teacher:
     if source.classes != data.classes:
         model_name = spec if spec in MODELS else "resnet50"
         raise TeacherError(
@@ -179,7 +181,7 @@ def _from_publisher(spec: str, source: Published, data: BetonManifest, image_siz
         "side, mean %s, std %s",
         source.arch,
         source.image_size,
-        source.clean_share,
+        source.center_crop_ratio,
         source.mean,
         source.std,
     )
@@ -191,7 +193,7 @@ def _from_publisher(spec: str, source: Published, data: BetonManifest, image_siz
         model=model,
         mean=source.mean,
         std=source.std,
-        stated_top1=source.top1 if is_same else None,
+        reported_top1=source.top1 if is_same else None,
     )
 
 
@@ -227,7 +229,7 @@ def _from_callable(spec: str, data: BetonManifest) -> Teacher:
         model=model,
         mean=data.mean,
         std=data.std,
-        stated_top1=None,
+        reported_top1=None,
     )
 
 

@@ -21,7 +21,7 @@ from kdcache.files import read_json
 from kdcache.models.registry import TIMM_PREFIX, import_timm
 from kdcache.progress import logger
 from kdcache.teacher.class_names import IMAGENET_CLASSES, imagenet_names
-from kdcache.teacher.published import ClassNames, Published, require_sha256, unreadable
+from kdcache.teacher.published import ClassNames, PublishedWeights, require_sha256, unreadable
 
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
@@ -29,7 +29,7 @@ CONFIG_FILE = "config.json"
 _HUB, _FOLDER = "hf-hub:", "local-dir:"
 
 
-def find_timm(spec: str) -> Published:
+def find_timm(spec: str) -> PublishedWeights:
     """Return what is published as `timm:NAME`.
 
     Args:
@@ -52,7 +52,7 @@ def find_timm(spec: str) -> Published:
     return _registered(spec, name)
 
 
-def _registered(spec: str, name: str) -> Published:
+def _registered(spec: str, name: str) -> PublishedWeights:
     import timm
 
     arch = name.partition(".")[0]
@@ -93,7 +93,7 @@ def _registered(spec: str, name: str) -> Published:
     return _published(f"{TIMM_PREFIX}{tagged}", about, _names(about, is_timms_own=True), load)
 
 
-def _in_folder(spec: str, folder: Path, *, source: str) -> Published:
+def _in_folder(spec: str, folder: Path, *, source: str) -> PublishedWeights:
     config_path, weights = folder / CONFIG_FILE, folder / WEIGHTS_FILE
     for path in (config_path, weights):
         if not path.is_file():
@@ -119,7 +119,7 @@ def _published(
     about: Mapping[str, Any],
     names: Sequence[ClassNames] | None,
     load: Callable[[int], nn.Module],
-) -> Published:
+) -> PublishedWeights:
     from timm.data import resolve_data_config
 
     evaluated = resolve_data_config(pretrained_cfg=dict(about))
@@ -133,7 +133,7 @@ def _published(
             evaluated["crop_mode"],
         )
     classes = int(about.get("num_classes", IMAGENET_CLASSES))
-    return Published(
+    return PublishedWeights(
         arch=arch,
         classes=classes,
         class_names=names,
@@ -141,7 +141,7 @@ def _published(
         mean=list(evaluated["mean"]),
         std=list(evaluated["std"]),
         # As timm's transform: the short side becomes floor(size / share) pixels.
-        clean_share=size / math.floor(size / evaluated["crop_pct"]),
+        center_crop_ratio=size / math.floor(size / evaluated["crop_pct"]),
         image_size=size,
         top1=None,
         load=load,

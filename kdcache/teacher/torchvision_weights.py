@@ -27,13 +27,13 @@ from kdcache.files import file_lock
 from kdcache.models.registry import torchvision_classifiers
 from kdcache.progress import logger
 from kdcache.teacher.class_names import IMAGENET_CLASSES
-from kdcache.teacher.published import Published, require_sha256, unreadable
+from kdcache.teacher.published import PublishedWeights, require_sha256, unreadable
 
-FEWEST_DIGITS = 8
+MIN_DIGEST_DIGITS = 8
 """Of the sha256 in a file's name; torchvision's names have eight."""
 
 
-def find_torchvision(spec: str) -> Published | None:
+def find_torchvision(spec: str) -> PublishedWeights | None:
     """Return what is published as `MODEL`, its best weights, or as `MODEL.ENTRY`.
 
     Raises:
@@ -53,14 +53,14 @@ def find_torchvision(spec: str) -> Published | None:
         raise TeacherError(f"{spec} has no classes, expected the weights of a classifier")
     evaluated = entry.transforms()
     metrics = entry.meta.get("_metrics", {}).get("ImageNet-1K", {})
-    return Published(
+    return PublishedWeights(
         arch=f"{name}.{entry.name}",
         classes=len(categories),
         class_names=[(category,) for category in categories],
         is_imagenet=bool(metrics) and len(categories) == IMAGENET_CLASSES,
         mean=list(evaluated.mean),
         std=list(evaluated.std),
-        clean_share=evaluated.crop_size[0] / evaluated.resize_size[0],
+        center_crop_ratio=evaluated.crop_size[0] / evaluated.resize_size[0],
         image_size=evaluated.crop_size[0],
         top1=metrics.get("acc@1"),
         load=lambda _image_size: _load(name, entry),
@@ -104,7 +104,7 @@ def _bring(url: str) -> Path:
     """Return the path of a published file in torch hub's folder, downloaded where it is missing."""
     name = Path(urlparse(url).path).name
     digest = torch.hub.HASH_REGEX.search(name)
-    if digest is None or len(digest[1]) < FEWEST_DIGITS:
+    if digest is None or len(digest[1]) < MIN_DIGEST_DIGITS:
         raise TeacherError(
             f"{url} names no sha256, expected one in the file's name: what cannot be checked is "
             "not opened. Convert it with safetensors.torch.save_file(state_dict, path) and give "

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from kdcache.data.policy import CLEAN_SHARE
-from kdcache.store.format.layout import PER_SAMPLE
+from kdcache.store.format.layout import PER_SAMPLE_ARRAYS
 from kdcache.store.logit_store import LogitStore
-from kdcache.store.manifest import FORMAT_VERSION, StoreManifest, digest_of
+from kdcache.store.manifest import FORMAT_VERSION, StoreManifest, digest_sample_ids
 from kdcache.store.writer import StoreWriter
 
 
@@ -71,7 +71,7 @@ def manifest(
         classes=classes,
         class_names=[f"class_{number}" for number in range(classes)],
         rows=len(rows),
-        rows_digest=digest_of(rows),
+        rows_digest=digest_sample_ids(rows),
         teacher="by-hand",
         teacher_arch="tests:by_hand",
         teacher_digest="1" * 64,
@@ -119,7 +119,7 @@ def write_shard(writer: StoreWriter, view: int, shard: int) -> None:
     size = writer.manifest.shard_rows
     part = slice(shard * size, (shard + 1) * size)
     ids = writer.sample_ids(view)[part]
-    per_sample = {name: ids.astype(dtype) for name, dtype in PER_SAMPLE.items()}
+    per_sample = {name: ids.astype(dtype) for name, dtype in PER_SAMPLE_ARRAYS.items()}
     writer.write_shard(view, shard, rows_of(writer, view)[part], {} if view else per_sample)
 
 

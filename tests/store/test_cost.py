@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from kdcache.selection.subset import Subset
-from kdcache.store.build.cost import Cost, readable
+from kdcache.store.build.cost import Cost, format_duration
 from tests.store.builds import NUM_SAMPLES, PROJECTION, SLOW, build
 from tests.store.teachers import DELAY
 
@@ -27,7 +27,7 @@ from tests.store.teachers import DELAY
     ],
 )
 def test_a_time_is_shown_for_people(seconds, shown):
-    assert readable(seconds) == shown
+    assert format_duration(seconds) == shown
 
 
 def test_the_line_says_it_all():

@@ -18,7 +18,7 @@ import pytest
 from kdcache.cli import main
 from kdcache.errors import CacheIncompleteError
 from kdcache.selection.subset import Subset
-from kdcache.store.format.layout import PER_SAMPLE
+from kdcache.store.format.layout import PER_SAMPLE_ARRAYS
 from kdcache.store.logit_store import LogitStore
 from tests.conftest import ROOT
 from tests.store.builds import NUM_SAMPLES, PROJECTION, SLOW, build
@@ -137,7 +137,7 @@ def shards_to_do(path: Path, options: dict[str, Any]) -> int:
     left = 0
     for view, count in rows.items():
         needed = ["views/{}/rows/c/{}/0"]
-        needed += [f"{name}/c/{{1}}" for name in PER_SAMPLE] if view == 0 else []
+        needed += [f"{name}/c/{{1}}" for name in PER_SAMPLE_ARRAYS] if view == 0 else []
         for shard in range(-(-count // 8)):
             if not all(name.format(view, shard) in files for name in needed):
                 left += min(8, count - shard * 8)

@@ -11,7 +11,7 @@ from kdcache.data.beton import open_beton
 from kdcache.reader.batches import PixelReader
 from kdcache.store.logit_store import LogitStore
 from kdcache.teacher.forward import TeacherForward
-from kdcache.teacher.rounding import BOUNDS, differences
+from kdcache.teacher.tolerance import TOLERANCES, relative_differences
 from tests.store import teachers
 from tests.store.builds import NUM_SAMPLES, build
 
@@ -44,26 +44,26 @@ def shares(workspace, precision, device, *, live_precision=None) -> np.ndarray:
     store = LogitStore.open(result["path"])
     stored = store.logits(np.arange(NUM_SAMPLES), 1)
     found = [live(store, workspace, live_precision or precision, device, size) for size in (5, 64)]
-    return np.max([differences(stored, logits) for logits in found], axis=0)
+    return np.max([relative_differences(stored, logits) for logits in found], axis=0)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_the_stored_rows_are_those_of_a_live_teacher_within_the_bound(workspace, precision):
     found = shares(workspace, precision, torch.device("cpu"))
-    assert found.max() <= BOUNDS[precision]
+    assert found.max() <= TOLERANCES[precision]
 
 
 def test_the_bound_of_a_precision_tells_it_from_one_with_fewer_bits(workspace):
     found = shares(workspace, "bf16", torch.device("cpu"), live_precision="fp32")
-    assert np.median(found) > BOUNDS["fp32"]
-    assert found.max() <= BOUNDS["bf16"]
+    assert np.median(found) > TOLERANCES["fp32"]
+    assert found.max() <= TOLERANCES["bf16"]
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16", "fp16"])
 def test_a_gpu_stores_what_it_answers_live_within_the_bound(workspace, precision):
     found = shares(workspace, precision, resolve_device("cuda"))
-    assert found.max() <= BOUNDS[precision]
+    assert found.max() <= TOLERANCES[precision]
 
 
 @pytest.mark.gpu

@@ -23,7 +23,7 @@ from kdcache.store.format.location import (
     exists,
     has_key,
     list_keys,
-    open_place,
+    open_zarr_store,
     read_key,
     size_bytes,
     write_key,
@@ -75,7 +75,7 @@ def test_a_store_in_memory_is_the_store_of_a_folder(workspace, tiny_store, url):
 
 def test_a_gap_at_a_url_is_filled(workspace, tiny_store, url):
     build(workspace, store=url)
-    place = open_place(url, read_only=False)
+    place = open_zarr_store(url, read_only=False)
     for key in ("views/1/rows/c/3/0", "stats/top1/c/8", "views/2/complete"):
         delete_key(place, key)
     assert build(workspace, store=url)["teacher_forwards"] == 2 * 8
@@ -127,7 +127,7 @@ def location(request, tmp_path, url):
 
 
 def test_keys_are_written_read_listed_and_removed(location):
-    place = open_place(location, read_only=False)
+    place = open_zarr_store(location, read_only=False)
     assert list_keys(place) == []
     for key in ("b/2", "a", "b/1/x", "bc/1"):
         write_key(place, key, key.encode())
@@ -143,13 +143,13 @@ def test_keys_are_written_read_listed_and_removed(location):
 
 
 def test_what_another_process_is_writing_is_not_counted(tmp_path):
-    write_key(open_place(tmp_path / "s.zarr", read_only=False), "a/0", b"123")
+    write_key(open_zarr_store(tmp_path / "s.zarr", read_only=False), "a/0", b"123")
     (tmp_path / "s.zarr/a/.1.77@host.partial").write_bytes(b"12345678")
     assert size_bytes(tmp_path / "s.zarr") == 3
 
 
 def test_only_a_store_is_removed(location):
-    place = open_place(location, read_only=False)
+    place = open_zarr_store(location, read_only=False)
     write_key(place, "thesis.tex", b"chapter 1")
     with pytest.raises(ConfigError, match=r"holds 1 files and no logit store.*thesis\.tex"):
         delete_store(location)
@@ -181,7 +181,7 @@ OUR_GROUP = b'{"zarr_format": 3, "node_type": "group", "attributes": {"kdcache":
     ],
 )
 def test_what_only_looks_like_a_store_is_kept(location, files, first):
-    place = open_place(location, read_only=False)
+    place = open_zarr_store(location, read_only=False)
     for key, content in files.items():
         write_key(place, key, content)
     with pytest.raises(ConfigError, match=f"holds {first}"):

@@ -318,7 +318,7 @@ def test_each_shard_is_read_once_however_the_order_jumps(tiny_store, monkeypatch
         blocks.append((start, stop))
         return read(group, name, start, stop)
 
-    monkeypatch.setattr(shards, "SHARDS_AT_ONCE", at_once)
+    monkeypatch.setattr(shards, "MAX_SHARDS_PER_READ", at_once)
     monkeypatch.setattr(shards, "read_shards", noting)
     ids = np.random.default_rng(0).permutation(72)
     ids = ids[(ids < 16) | (ids >= 32)]  # shards 2 and 3 of 8 rows are not needed

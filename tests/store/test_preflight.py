@@ -59,6 +59,6 @@ def test_a_good_teacher_passes_with_any_batch_and_tells_its_time(tiny_beton, bat
         precision="fp32",
     )
     found = run_preflight(forward, beton, default_views(beton.manifest), batch_size)
-    assert found.features is None
+    assert found.feature_width is None
     assert 0 < found.seconds < 10
     assert [(batch_size, 3, 32, 32)] * 2 == teachers.SHAPES_SEEN

@@ -19,7 +19,7 @@ from hypothesis.stateful import (
 )
 
 from kdcache.errors import CacheIncompleteError, CacheMismatchError
-from kdcache.store.format.layout import PER_SAMPLE
+from kdcache.store.format.layout import PER_SAMPLE_ARRAYS
 from kdcache.store.logit_store import LogitStore
 from kdcache.store.writer import StoreWriter
 from tests.store.conftest import create, manifest
@@ -66,7 +66,7 @@ class StoreModel(RuleBasedStateMachine):
         # Zeros too: a row of zeros is a row.
         salt = data.draw(st.sampled_from([0, 1, 2]))
         rows = (salt * (1 + view + part[:, None] * [1, 2, 3])).astype(np.float32)
-        scores = {name: part.astype(dtype) for name, dtype in PER_SAMPLE.items()}
+        scores = {name: part.astype(dtype) for name, dtype in PER_SAMPLE_ARRAYS.items()}
         self.writer.write_shard(view, shard, rows, {} if view else scores)
         self.written |= {(view, i): row for i, row in zip(part, rows, strict=True)}
 
@@ -82,7 +82,7 @@ class StoreModel(RuleBasedStateMachine):
         for view in range(self.views + 1):
             for shard in self.writer.missing_shards(view):
                 part = self.ids_of(view)[shard * SHARD_ROWS : (shard + 1) * SHARD_ROWS]
-                scores = {name: part.astype(dtype) for name, dtype in PER_SAMPLE.items()}
+                scores = {name: part.astype(dtype) for name, dtype in PER_SAMPLE_ARRAYS.items()}
                 rows = np.full((len(part), 3), view, dtype=np.float32)
                 self.writer.write_shard(view, shard, rows, {} if view else scores)
                 self.written |= {(view, i): row for i, row in zip(part, rows, strict=True)}

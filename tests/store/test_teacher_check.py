@@ -72,14 +72,14 @@ def test_a_teacher_far_below_what_its_file_says_is_warned_about(
             tiny_store,
             forward_of(tiny_store),
             workspace / "val.beton",
-            stated_top1=top1 + above,
+            reported_top1=top1 + above,
         )
     assert ("normalisation, image size" in caplog.text) is warns
 
 
 def test_without_an_evaluation_split_the_training_data_are_measured(tiny_store, tmp_path):
     found = check_teacher(
-        tiny_store, forward_of(tiny_store), tmp_path / "val.beton", stated_top1=99.0
+        tiny_store, forward_of(tiny_store), tmp_path / "val.beton", reported_top1=99.0
     )
     assert found["val"] is None
     correct = tiny_store.stats["correct"]

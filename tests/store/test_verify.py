@@ -23,8 +23,8 @@ from kdcache.files import read_json
 from kdcache.options import VerifyOptions
 from kdcache.selection.subset import Subset
 from kdcache.store.format.codec_file import read_decision
-from kdcache.store.format.layout import FEATURES, GIVEN, PER_SAMPLE, open_group
-from kdcache.store.format.location import open_place
+from kdcache.store.format.layout import FEATURES, INITIAL_ARRAYS, PER_SAMPLE_ARRAYS, open_group
+from kdcache.store.format.location import open_zarr_store
 from kdcache.store.logit_store import LogitStore
 from kdcache.store.upkeep.inspection import find_damage
 from kdcache.workspace import Workspace
@@ -65,11 +65,16 @@ def path(damaged_workspace) -> Path:
 
 
 def a_shard_of_every_array() -> list[str]:
-    flat = {"labels", "sample_ids", *PER_SAMPLE}
-    names = [*GIVEN, *PER_SAMPLE, FEATURES, *(f"views/{view}/rows" for view in range(3))]
+    flat = {"labels", "sample_ids", *PER_SAMPLE_ARRAYS}
+    names = [
+        *INITIAL_ARRAYS,
+        *PER_SAMPLE_ARRAYS,
+        FEATURES,
+        *(f"views/{view}/rows" for view in range(3)),
+    ]
     # The arrays of the clean view are cut into 9 shards, those that are given into one.
     return [
-        f"{name}/c/{0 if name in GIVEN else number % 9}" + ("" if name in flat else "/0")
+        f"{name}/c/{0 if name in INITIAL_ARRAYS else number % 9}" + ("" if name in flat else "/0")
         for number, name in enumerate(names)
     ]
 
@@ -85,13 +90,15 @@ EVERY_KIND = [
 
 
 def find(path: Path) -> list[str]:
-    return [key for key, _ in find_damage(*open_group(open_place(path, read_only=True), path=""))]
+    return [
+        key for key, _ in find_damage(*open_group(open_zarr_store(path, read_only=True), path=""))
+    ]
 
 
 def test_a_flipped_byte_is_found_in_every_key_below_the_root(path):
     keys = set(snapshot(path)) - {"zarr.json"}
     structure = {key for key in keys if key.endswith("/zarr.json")}
-    assert len(keys - structure) > 9 * len(PER_SAMPLE)
+    assert len(keys - structure) > 9 * len(PER_SAMPLE_ARRAYS)
     assert find(path) == []
     # What a damaged zarr.json or codec.npz says of others is not known: these go for themselves.
     for together in (structure, {"codec.npz"}, keys - structure - {"codec.npz"}):
@@ -118,7 +125,7 @@ def test_repair_gives_back_the_undisturbed_bytes_and_names_the_key(damaged_works
     if key not in {"pixel_probe/zarr.json", "features/zarr.json"}:
         # Nothing else is written, not even with the same bytes.
         together = {key}
-        if key.split("/")[0] in GIVEN:
+        if key.split("/")[0] in INITIAL_ARRAYS:
             together.add(key.partition("/c/")[0] + "/zarr.json")
         if key.startswith(("scores/", "stats/", "features/")) and "/c/" in key:
             shard = key.split("/c/")[1].split("/")[0]
@@ -220,7 +227,7 @@ def test_a_codec_file_that_is_no_archive_is_made_again(damaged_workspace, path, 
 
 
 def test_no_bit_of_a_codec_file_is_a_traceback(path):
-    group, manifest = open_group(open_place(path, read_only=True), path="")
+    group, manifest = open_group(open_zarr_store(path, read_only=True), path="")
     intact = (path / "codec.npz").read_bytes()
     refused = 0
     for place in [*range(64), *range(len(intact) - 200, len(intact))]:

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from kdcache.errors import CacheIncompleteError, ConfigError
 from kdcache.options import Score
 from kdcache.scores.predictions import SCORES, STATS
-from kdcache.store.format.layout import PER_SAMPLE, is_complete, open_group, shards_present
-from kdcache.store.format.location import open_place
+from kdcache.store.format.layout import PER_SAMPLE_ARRAYS, existing_shards, is_complete, open_group
+from kdcache.store.format.location import open_zarr_store
 from kdcache.store.logit_store import LogitStore
 from kdcache.store.writer import StoreWriter
 from tests.store.conftest import (
@@ -38,19 +38,19 @@ def group_of(path: Path) -> zarr.Group:
 
 def test_there_is_an_array_for_every_score_and_statistic():
     names = {f"scores/{name}" for name in SCORES} | {f"stats/{name}" for name in STATS}
-    assert set(PER_SAMPLE) == names
+    assert set(PER_SAMPLE_ARRAYS) == names
     assert Score.__args__ == tuple(SCORES)
 
 
 def test_a_new_store_has_all_its_arrays_and_no_shard(path):
     writer = create(path, manifest(), views=2)
-    group, found = open_group(open_place(path, read_only=True), path="")
+    group, found = open_group(open_zarr_store(path, read_only=True), path="")
     assert found == manifest()
     assert group["labels"][:].tolist() == [number % 3 for number in range(20)]
     assert group["sample_ids"][:].tolist() == list(range(20))
-    for name, dtype in PER_SAMPLE.items():
+    for name, dtype in PER_SAMPLE_ARRAYS.items():
         assert (group[name].shape, group[name].dtype) == ((20,), dtype)
-        assert shards_present(group, name) == set()
+        assert existing_shards(group, name) == set()
     assert writer.num_views == 2
     for view in range(3):
         array = group[f"views/{view}/rows"]
@@ -86,7 +86,7 @@ def test_a_shard_exists_when_it_is_written(path):
 
 def test_a_shard_of_zeros_exists_too(path):
     writer = create(path, manifest(), views=0)
-    values = {name: np.zeros(4, dtype) for name, dtype in PER_SAMPLE.items()}
+    values = {name: np.zeros(4, dtype) for name, dtype in PER_SAMPLE_ARRAYS.items()}
     writer.write_shard(0, 0, np.zeros((4, 3), np.float32), values)
     assert writer.missing_shards(0) == [1, 2, 3, 4]
 
@@ -102,12 +102,12 @@ def test_a_shard_of_the_clean_view_is_missing_where_one_of_its_scores_is(path):
 
 def test_the_rows_of_a_shard_come_after_its_scores(path):
     writer = create(path, manifest(), views=0)
-    values = {name: np.zeros(4, dtype) for name, dtype in PER_SAMPLE.items()}
+    values = {name: np.zeros(4, dtype) for name, dtype in PER_SAMPLE_ARRAYS.items()}
     with pytest.raises(ValueError, match="could not convert string to float"):
         writer.write_shard(0, 0, np.full((4, 3), "x"), values)
     group = group_of(path)
-    assert all(shards_present(group, name) == {0} for name in PER_SAMPLE)
-    assert shards_present(group, "views/0/rows") == set()
+    assert all(existing_shards(group, name) == {0} for name in PER_SAMPLE_ARRAYS)
+    assert existing_shards(group, "views/0/rows") == set()
 
 
 def test_leftovers_of_a_killed_process_are_no_shards_and_are_swept(path):
@@ -124,9 +124,9 @@ def test_leftovers_of_a_killed_process_are_no_shards_and_are_swept(path):
         leftover.parent.mkdir(parents=True, exist_ok=True)
         leftover.write_bytes(b"half")
     group = group_of(path)
-    assert shards_present(group, "views/0/rows") == {1}
-    assert shards_present(group, "views/1/rows") == set()
-    assert shards_present(group, "scores/entropy") == {1}
+    assert existing_shards(group, "views/0/rows") == {1}
+    assert existing_shards(group, "views/1/rows") == set()
+    assert existing_shards(group, "scores/entropy") == {1}
     assert not is_complete(group, 1)
     again = StoreWriter(path)
     assert not any(leftover.exists() for leftover in leftovers)

@@ -11,7 +11,7 @@ from torch import nn
 
 from kdcache.errors import TeacherError
 from kdcache.teacher.class_names import imagenet_names, require_same_classes
-from kdcache.teacher.published import Published
+from kdcache.teacher.published import PublishedWeights
 from kdcache.teacher.timm_weights import find_timm
 from kdcache.teacher.torchvision_weights import find_torchvision
 
@@ -29,15 +29,15 @@ def _no_timm(monkeypatch) -> Iterator[None]:
     imagenet_names.cache_clear()
 
 
-def published(names: list[str] | None) -> Published:
-    return Published(
+def published(names: list[str] | None) -> PublishedWeights:
+    return PublishedWeights(
         arch="theirs",
         classes=4,
         class_names=names and [(name,) for name in names],
         is_imagenet=False,
         mean=[0.5] * 3,
         std=[0.2] * 3,
-        clean_share=0.875,
+        center_crop_ratio=0.875,
         image_size=224,
         top1=None,
         load=lambda _: nn.Identity(),

@@ -17,7 +17,7 @@ from kdcache.data.policy import CLEAN_SHARE
 from kdcache.errors import ConfigError, TeacherError
 from kdcache.models.registry import make_model
 from kdcache.options import BuildLogitsOptions, VerifyOptions
-from kdcache.teacher.ensemble import Ensemble, EnsembleForward, mean_answer, open_ensemble
+from kdcache.teacher.ensemble import Ensemble, EnsembleForward, mean_logits, open_ensemble
 from kdcache.teacher.float32_head import Float32Head
 from kdcache.teacher.forward import TeacherForward
 from kdcache.teacher.teacher import tensor_digest
@@ -72,7 +72,7 @@ def test_the_mean_of_probabilities_is_that_of_float64(seed, members, scale):
     given_ = answers(seed, members=members, scale=scale)
     logs = [log_softmax(each.astype(np.float64), axis=1) for each in given_]
     expected = logsumexp(logs, axis=0) - np.log(members)
-    found = mean_answer([torch.from_numpy(each) for each in given_], "probabilities")
+    found = mean_logits([torch.from_numpy(each) for each in given_], "probabilities")
     assert found.dtype == torch.float32
     # Rounded once: half a unit in the last place of float32, 2^-24, and float64's own roundings.
     np.testing.assert_allclose(found.numpy(), expected, rtol=2.0**-24 * 1.01, atol=1e-14)
@@ -82,7 +82,7 @@ def test_the_mean_of_probabilities_is_that_of_float64(seed, members, scale):
 def test_the_mean_of_probabilities_is_that_of_the_softmaxes():
     given_ = answers(1)
     expected = np.mean([softmax(each.astype(np.float64), axis=1) for each in given_], axis=0)
-    found = mean_answer([torch.from_numpy(each) for each in given_], "probabilities")
+    found = mean_logits([torch.from_numpy(each) for each in given_], "probabilities")
     np.testing.assert_allclose(np.exp(found.double().numpy()), expected, rtol=2e-6)
 
 
@@ -92,14 +92,14 @@ def test_the_mean_of_logits_is_centred_and_forgets_each_members_constant(seed, m
     given_ = answers(seed, members=members)
     expected = np.mean([each - each.mean(axis=1, keepdims=True) for each in given_], axis=0)
     moved = [torch.from_numpy(given_[0]) + constant, *map(torch.from_numpy, given_[1:])]
-    found = mean_answer(moved, "logits").numpy()
+    found = mean_logits(moved, "logits").numpy()
     np.testing.assert_allclose(found, expected, atol=5e-5)  # float32 logits of up to 120
     np.testing.assert_allclose(found.mean(axis=1), 0, atol=1e-6)
 
 
 def test_a_probability_that_float32_cannot_hold_keeps_its_logarithm():
     sure = torch.tensor([[400.0, 0.0, 0.0]])
-    found = mean_answer([sure, sure], "probabilities")
+    found = mean_logits([sure, sure], "probabilities")
     torch.testing.assert_close(found, torch.tensor([[0.0, -400.0, -400.0]]))
 
 
@@ -170,11 +170,11 @@ def test_the_teachers_see_the_size_that_published_weights_were_evaluated_at(serv
     publish(TinyNet_Weights.SECOND, tiny_net(1).state_dict(), server.folder, server.address)
     assert open_all(PROJECTION).image_size == 32
     found = open_all("kdcache_tiny", workspace=tmp_path)
-    assert (found.image_size, found.clean_share) == (CROP, CROP / RESIZE)
+    assert (found.image_size, found.center_crop_ratio) == (CROP, CROP / RESIZE)
     found = open_all("kdcache_tiny", PROJECTION, workspace=tmp_path)
-    assert (found.image_size, found.clean_share) == (CROP, CROP / RESIZE)
+    assert (found.image_size, found.center_crop_ratio) == (CROP, CROP / RESIZE)
     assert open_all("kdcache_tiny", workspace=tmp_path, teacher_size=40).image_size == 40
-    assert open_all(PROJECTION).clean_share == CLEAN_SHARE
+    assert open_all(PROJECTION).center_crop_ratio == CLEAN_SHARE
 
 
 def test_teachers_of_several_sizes_or_squares_need_a_decision(
@@ -190,7 +190,7 @@ def test_teachers_of_several_sizes_or_squares_need_a_decision(
         open_all(*both, workspace=tmp_path)
     with caplog.at_level("INFO"):
         found = open_all(*both, workspace=tmp_path, teacher_size=32)
-    assert (found.image_size, found.clean_share) == (32, CLEAN_SHARE)
+    assert (found.image_size, found.center_crop_ratio) == (32, CLEAN_SHARE)
     assert "squares of 0.9231 and 0.9615 of the short side; the clean view is 0.875" in caplog.text
 
 

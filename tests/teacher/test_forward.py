@@ -216,7 +216,7 @@ def test_nothing_is_said_of_float32_weights(caplog):
 def test_a_teacher_that_cannot_be_recorded_says_why_and_answers_as_before(caplog):
     forward, images = forward_of(convolutions(), keep_features=True), pixels()
     before = forward(images)
-    forward.record(images)
+    forward.capture(images)
     assert "cannot be recorded as a CUDA graph (images are on cpu" in caplog.text
     assert torch.equal(forward(images), before)
     assert forward.features is not None
@@ -256,7 +256,7 @@ def test_a_recorded_teacher_answers_other_batches_with_the_same_bits(precision):
     expected = [(forward(images).clone(), forward.features.clone()) for images in batches]
     calls = []
     model.register_forward_hook(lambda *_: calls.append(1))
-    forward.record(batches[0])
+    forward.capture(batches[0])
     calls.clear()
     found = [(forward(images).clone(), forward.features.clone()) for images in batches]
     assert calls == []  # replayed
@@ -275,7 +275,7 @@ def test_a_teacher_that_waits_for_its_results_is_not_recorded_and_still_answers(
     device = resolve_device("auto")
     forward, images = forward_of(Branching(), device=device), pixels().to(device)
     expected = forward(images).clone()
-    forward.record(images)
+    forward.capture(images)
     assert "cannot be recorded as a CUDA graph" in caplog.text
     assert torch.equal(forward(images), expected)
     assert torch.equal(forward(images.flip(0)), expected.flip(0))

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from kdcache.errors import TeacherError
-from kdcache.teacher.out_of_memory import ask
+from kdcache.teacher.out_of_memory import run_forward
 
 
 def needing_more_than(fits: int):
@@ -27,10 +27,10 @@ def test_halves_are_tried_until_one_fits(fits, tried):
     answer, asked = needing_more_than(fits)
     images = torch.zeros(64, 1)
     if fits == 64:
-        assert ask(answer, images) is images
+        assert run_forward(answer, images) is images
     else:
         with pytest.raises(TeacherError, match=r"--batch-size is 64, .*can't allocate") as error:
-            ask(answer, images)
+            run_forward(answer, images)
         assert f"Use --batch-size {tried[-1]}, which does" in str(error.value)
         assert "\n" not in str(error.value)
         assert isinstance(error.value.__cause__, RuntimeError)
@@ -40,13 +40,15 @@ def test_halves_are_tried_until_one_fits(fits, tried):
 def test_where_not_one_image_fits_that_is_said():
     answer, asked = needing_more_than(0)
     with pytest.raises(TeacherError, match=r"--batch-size is 3, .*Not one image does.*teacher"):
-        ask(answer, torch.zeros(3, 1))
+        run_forward(answer, torch.zeros(3, 1))
     assert asked == [3, 1]
 
 
 def test_what_is_no_lack_of_memory_passes_through():
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
-        ask(lambda images: images.T @ torch.zeros(2, 3), torch.zeros(4, 2))  # half of it would do
+        run_forward(
+            lambda images: images.T @ torch.zeros(2, 3), torch.zeros(4, 2)
+        )  # half of it would do
 
 
 def test_another_error_of_a_smaller_batch_passes_through():
@@ -56,7 +58,7 @@ def test_another_error_of_a_smaller_batch_passes_through():
         return torch.empty(1 << 50, dtype=torch.uint8)
 
     with pytest.raises(RuntimeError, match="the batch is odd"):
-        ask(answer, torch.zeros(8, 1))
+        run_forward(answer, torch.zeros(8, 1))
 
 
 @pytest.mark.gpu
@@ -65,4 +67,4 @@ def test_a_gpu_without_memory_is_said_with_a_batch_size_that_fits():
         return torch.empty(max(len(images) - 20, 0) << 38, dtype=torch.uint8, device="cuda")
 
     with pytest.raises(TeacherError, match=r"--batch-size is 64, .*Use --batch-size 16"):
-        ask(answer, torch.zeros(64, 1, device="cuda"))
+        run_forward(answer, torch.zeros(64, 1, device="cuda"))

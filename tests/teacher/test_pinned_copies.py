@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from kdcache.teacher.pinned_copies import AHEAD, ToDevice, ToHost
+from kdcache.teacher.pinned_copies import MAX_BATCHES_IN_FLIGHT, ToDevice, ToHost
 
 CPU = torch.device("cpu")
 
@@ -21,7 +21,7 @@ def test_on_a_cpu_answers_are_copied_at_once():
     expected = answers.clone()
     to_host(answers, target)
     answers.zero_()
-    to_host.arrival()()
+    to_host.wait_function()()
     assert torch.equal(target, expected)
     assert (target.dtype, target.device) == (torch.float32, CPU)
 
@@ -34,8 +34,8 @@ def test_what_crosses_is_whole_while_host_and_device_go_on():
     # Three views side by side, as the reader's buffer has them.
     buffer = torch.empty(16, 3, 64, 64, 3, dtype=torch.uint8)
     answer = torch.empty(16, 10, device=device)
-    targets, arrivals = [], []
-    for number in range(20 * AHEAD):
+    targets, waits = [], []
+    for number in range(20 * MAX_BATCHES_IN_FLIGHT):
         buffer[:, 1] = number
         images = to_device(buffer[:, 1].permute(0, 3, 1, 2))
         assert images.is_contiguous(memory_format=torch.channels_last)
@@ -43,10 +43,10 @@ def test_what_crosses_is_whole_while_host_and_device_go_on():
         answer.copy_(images.flatten(1)[:, :10])
         targets.append(to_host.empty(16, 10))
         to_host(answer, targets[-1])
-        arrivals.append(to_host.arrival())
+        waits.append(to_host.wait_function())
         answer.zero_()
         buffer.zero_()
-    for number, (target, arrived) in enumerate(zip(targets, arrivals, strict=True)):
-        arrived()
+    for number, (target, wait) in enumerate(zip(targets, waits, strict=True)):
+        wait()
         assert target.is_pinned()
         assert (target == number).all()

@@ -99,7 +99,7 @@ def test_a_folder_brings_model_weights_classes_and_preprocessing(tmp_path):
     assert (teacher.name, teacher.spec) == ("timm-mine", f"timm:local-dir:{folder}")
     found = find_timm(f"timm:local-dir:{folder}")
     assert (found.classes, found.image_size, found.is_imagenet) == (4, 96, False)
-    assert found.clean_share == 96 / 106  # of the floor of 96 / 0.9 pixels
+    assert found.center_crop_ratio == 96 / 106  # of the floor of 96 / 0.9 pixels
     with pytest.raises(TeacherError, match="have 4 classes, expected 6"):
         open_it(f"timm:local-dir:{folder}", tmp_path, classes=6)
 
@@ -186,14 +186,14 @@ def test_timms_own_models_are_imagenets_where_they_have_1000_classes(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["resnet18", "vit_tiny_patch16_224", "efficientnet_b3"])
-def test_the_clean_share_is_that_of_timms_own_transform(name):
+def test_the_center_crop_ratio_is_that_of_timms_own_transform(name):
     about = timm.get_pretrained_cfg(name)
     steps = create_transform(
         about.input_size, crop_pct=about.crop_pct, crop_mode=about.crop_mode
     ).transforms
     found = find_timm(f"timm:{name}")
     assert found.image_size == about.input_size[1]
-    assert found.clean_share == steps[1].size[0] / steps[0].size
+    assert found.center_crop_ratio == steps[1].size[0] / steps[0].size
 
 
 def test_another_crop_mode_is_said(caplog):

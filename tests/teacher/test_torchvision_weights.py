@@ -221,7 +221,7 @@ def test_every_classifier_of_torchvision_is_found_with_a_digest_in_its_file_name
         found = find_torchvision(spec)
         assert found is not None
         assert (found.arch, found.classes, found.is_imagenet) == (spec, 1000, True)
-        assert 0.8 < found.clean_share <= 1
+        assert 0.8 < found.center_crop_ratio <= 1
         assert 50 < found.top1 < 100
         name, _, entry = spec.partition(".")
         url = models.get_model_weights(name)[entry].url
@@ -239,17 +239,17 @@ def test_the_clean_view_is_the_square_that_torchvision_evaluates_on(spec, size):
     short = functional.resize(torch.from_numpy(ramps).float(), entry.resize_size, antialias=True)
     seen = functional.center_crop(short, entry.crop_size).numpy()
     step = min(size) / entry.resize_size[0]
-    (box,) = parameters("clean", 0, 0, [0], size, clean_share=found.clean_share)
+    (box,) = parameters("clean", 0, 0, [0], size, clean_share=found.center_crop_ratio)
     for place, ramp in enumerate((seen[0, :, 0], seen[1, 0, :])):
         first, end = ramp[0] - (step - 1) / 2, ramp[-1] + (step + 1) / 2
         # One pixel of the smaller image for its rounded size and place, one for the box's own.
         assert box[place] == pytest.approx(first, abs=step + 1)
         assert box[place] + box[place + 2] == pytest.approx(end, abs=step + 1)
-    assert found.clean_share == pytest.approx(entry.crop_size[0] / entry.resize_size[0])
+    assert found.center_crop_ratio == pytest.approx(entry.crop_size[0] / entry.resize_size[0])
 
 
 def test_the_square_of_the_test_model():
-    assert find_torchvision("kdcache_tiny").clean_share == CROP / RESIZE
+    assert find_torchvision("kdcache_tiny").center_crop_ratio == CROP / RESIZE
 
 
 @pytest.mark.parametrize("name", ["shufflenet_v2_x0_5", "googlenet"])
@@ -268,6 +268,6 @@ def test_torchvisions_own_builders_take_our_tensors(server, tmp_path, monkeypatc
     for key, value in tensors.items():
         torch.testing.assert_close(value, written.state_dict()[key], rtol=0, atol=0)
     assert len(tensors) > 100
-    assert teacher.stated_top1 == entry.meta["_metrics"]["ImageNet-1K"]["acc@1"]
+    assert teacher.reported_top1 == entry.meta["_metrics"]["ImageNet-1K"]["acc@1"]
     # What torchvision changes beside the tensors where weights are given.
     assert getattr(teacher.model, "transform_input", None) is (True if sized else None)

@@ -1,1 +1,1 @@
-"""Build a store: plan, preflight, teacher pass, commits. All code that needs a teacher is here."""
+"""Fill a store: everything that needs a teacher or a reader."""

@@ -17,12 +17,12 @@ from kdcache.errors import ConfigError
 from kdcache.files import file_lock
 from kdcache.options import BuildLogitsOptions
 from kdcache.progress import logger
-from kdcache.store.build.cost import readable
-from kdcache.store.build.filling import Filling
-from kdcache.store.build.opening import has_features, open_writer, store_location, store_lock
+from kdcache.store.build.cost import format_duration
+from kdcache.store.build.opening import open_writer, store_has_features, store_location, store_lock
 from kdcache.store.build.plan import Part
 from kdcache.store.build.preflight import run_preflight
-from kdcache.store.build.target import rows_of_views, wanted_manifest
+from kdcache.store.build.shard_builder import ShardBuilder
+from kdcache.store.build.target import rows_of_views, target_manifest
 from kdcache.store.build.teacher_check import check_teacher
 from kdcache.store.codecs.request import CodecRequest
 from kdcache.store.format.layout import is_complete
@@ -87,17 +87,17 @@ def build_store(
     part = Part.parse(options.part, os.environ)
     if options.overwrite and not part.is_whole:
         raise ConfigError(
-            f"--overwrite is given to part {part.number + 1}/{part.of}, expected none: each part "
+            f"--overwrite is given to part {part.index + 1}/{part.count}, expected none: each part "
             f"would replace what the others made. Remove {location} first"
         )
     lock = store_lock(location, workspace)
     with file_lock(lock, purpose="build-logits", shared=not part.is_whole):
-        wanted = wanted_manifest(options, beton, teacher, device, location, rows)
+        wanted = target_manifest(options, beton, teacher, device, location, rows)
         forward = teacher.forward(
             num_classes=wanted.classes,
             device=device,
             precision=wanted.precision,
-            keep_features=options.features or has_features(options, location),
+            keep_features=options.features or store_has_features(options, location),
         )
         preflight = cache(
             lambda: run_preflight(forward, beton, wanted.teacher_views, wanted.batch_size)
@@ -110,28 +110,28 @@ def build_store(
             teacher.name,
             teacher.arch,
             teacher.digest[:12],
-            _shown(wanted),
+            _describe_unusual(wanted),
             options.views,
             f"{len(rows):,}",
             wanted.policy,
             wanted.codec,
             location,
         )
-        filling = Filling(options, writer, wanted, beton, forward, part)
-        cost = filling.cost(preflight)
+        builder = ShardBuilder(options, writer, wanted, beton, forward, part)
+        cost = builder.cost(preflight)
         logger.info("%s", cost or f"up to date: {writer.path}")
-        forwards, pass_seconds = filling.fill()
+        forwards, pass_seconds = builder.fill()
         if cost and forwards == cost.forwards:
-            spent = readable(pass_seconds), readable(cost.seconds)
+            spent = format_duration(pass_seconds), format_duration(cost.seconds)
             logger.info("the teacher pass took %s, expected were about %s", *spent)
         is_whole = all(is_complete(writer.group, view) for view in range(writer.num_views + 1))
         quality = {"train": None, "val": None}
-        if forwards and is_whole and part.number == 0:
+        if forwards and is_whole and part.index == 0:
             quality = check_teacher(
                 LogitStore.open(location),
                 forward,
                 workspace.beton("val"),
-                stated_top1=teacher.stated_top1,
+                reported_top1=teacher.reported_top1,
             )
     if is_whole:
         workspace.remember("store", location)
@@ -149,7 +149,7 @@ def build_store(
     }
 
 
-def _shown(wanted: StoreManifest) -> str:
+def _describe_unusual(wanted: StoreManifest) -> str:
     """Say what is unusual about the teacher's images and answers; "" where nothing is."""
     shown = ""
     if wanted.ensemble:

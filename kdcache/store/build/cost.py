@@ -21,7 +21,7 @@ TIMED_BATCHES = 2
 
 MINUTE, HOUR = 60.0, 3600.0
 
-PRECISE_BELOW = 10.0
+MAX_SECONDS_WITH_DECIMALS = 10.0
 """Seconds; above, nobody wants a decimal."""
 
 
@@ -41,7 +41,7 @@ class Cost(NamedTuple):
     def __str__(self) -> str:
         stored = "" if self.bytes is None else f", {self.bytes:,} bytes in the end"
         return (
-            f"{self.forwards:,} images through the teacher, about {readable(self.seconds)}"
+            f"{self.forwards:,} images through the teacher, about {format_duration(self.seconds)}"
             f"{stored}; paid for after {self.break_even_epochs:.1f} student epochs, over all runs, "
             "in which a live teacher would see as many"
         )
@@ -121,8 +121,8 @@ def _decoding_seconds(
         return (time.perf_counter() - started) / TIMED_BATCHES
 
 
-def readable(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """Return a time for people: 40 s, 12 min, 3.4 h."""
     if seconds < 2 * MINUTE:
-        return f"{seconds:.2g} s" if seconds < PRECISE_BELOW else f"{seconds:.0f} s"
+        return f"{seconds:.2g} s" if seconds < MAX_SECONDS_WITH_DECIMALS else f"{seconds:.0f} s"
     return f"{seconds / MINUTE:.0f} min" if seconds < 2 * HOUR else f"{seconds / HOUR:.1f} h"

@@ -18,14 +18,14 @@ from kdcache.options import BuildLogitsOptions
 from kdcache.reader.probe import probe_pixels
 from kdcache.store.build.plan import Part
 from kdcache.store.build.preflight import Preflight
-from kdcache.store.format.layout import FEATURES, array_named, has_array, is_complete, open_group
-from kdcache.store.format.location import Location, as_location, exists, open_place
+from kdcache.store.format.layout import FEATURES, get_array, has_array, is_complete, open_group
+from kdcache.store.format.location import Location, exists, open_zarr_store, parse_location
 from kdcache.store.logit_store import LogitStore
 from kdcache.store.manifest import (
     CONDITIONS,
     IDENTITY,
     StoreManifest,
-    conditions_of,
+    build_conditions,
     require_equal,
 )
 from kdcache.store.upkeep.reuse import copy_clean_view, find_clean_view
@@ -38,7 +38,7 @@ def store_location(
 ) -> Location:
     """Return where the store lies; one for a subset has the subset's name too."""
     if options.store is not None:
-        return as_location(options.store)
+        return parse_location(options.store)
     subset = workspace.require_subset(options.subset or "full")
     name = teacher_name if subset is None else f"{teacher_name}-{subset.stem}"
     return workspace.store(name).resolve()
@@ -52,11 +52,11 @@ def store_lock(location: Location, workspace: Workspace) -> Path:
     return workspace.store(digest).with_name(f".{digest}.lock")
 
 
-def has_features(options: BuildLogitsOptions, location: Location) -> bool:
+def store_has_features(options: BuildLogitsOptions, location: Location) -> bool:
     """Return whether a store that is to be continued holds features, which are kept whole then."""
     if options.overwrite or not exists(location):
         return False
-    group, _ = open_group(open_place(location, read_only=True), path=str(location))
+    group, _ = open_group(open_zarr_store(location, read_only=True), path=str(location))
     return has_array(group, FEATURES)
 
 
@@ -102,7 +102,7 @@ def open_writer(
         source = find_clean_view(workspace.store("any").parent, wanted)
     width = None
     if is_new or options.features:
-        width = preflight().features
+        width = preflight().feature_width
     probe = probe_pixels(beton, wanted.views, num_workers=options.num_workers)
     if is_new:
         shard_rows = source.manifest.shard_rows if source else wanted.shard_rows
@@ -114,13 +114,13 @@ def open_writer(
             pixel_probe=probe,
         )
     else:
-        writer.fill_in(labels=beton.labels, sample_ids=rows, pixel_probe=probe)
+        writer.write_initial_arrays(labels=beton.labels, sample_ids=rows, pixel_probe=probe)
         _require_same_pixels(writer, probe)
         if options.views > writer.num_views or (
             options.features and not has_array(writer.group, FEATURES)
         ):
             # Before an array is added: a store that is refused stays as it was.
-            conditions_here(writer, wanted, allow_mixed=options.allow_mixed)
+            conditions_to_record(writer, wanted, allow_mixed=options.allow_mixed)
     if source and source.manifest.shard_rows == writer.manifest.shard_rows:
         copy_clean_view(source, writer)
     if width is not None:
@@ -141,7 +141,7 @@ def _is_finished(options: BuildLogitsOptions, location: Location) -> bool:
 
 def _require_same_pixels(writer: StoreWriter, probe: npt.NDArray[np.uint8]) -> None:
     """Check that this machine decodes what the store's other rows were made from."""
-    stored = np.asarray(array_named(writer.group, "pixel_probe")[:])
+    stored = np.asarray(get_array(writer.group, "pixel_probe")[:])
     if len(stored) and not np.array_equal(stored, probe):
         raise CacheMismatchError(
             f"this machine decodes other pixels than those that the rows of {writer.path} were "
@@ -150,13 +150,13 @@ def _require_same_pixels(writer: StoreWriter, probe: npt.NDArray[np.uint8]) -> N
         )
 
 
-def conditions_here(
+def conditions_to_record(
     writer: StoreWriter, wanted: StoreManifest, *, allow_mixed: bool
 ) -> dict[str, Any] | None:
     """Return what to record with each shard; None where the store's own conditions hold."""
     # The store's shards stay as they are; a batch never reaches beyond one.
     here = replace(wanted, shard_rows=writer.manifest.shard_rows)
-    if conditions_of(here) == conditions_of(writer.manifest):
+    if build_conditions(here) == build_conditions(writer.manifest):
         return None
     if not allow_mixed:
         require_equal(
@@ -167,4 +167,4 @@ def conditions_here(
             remedy="Its rows would differ in the last bits from those of an undisturbed build: go "
             "on with --allow-mixed, which is recorded, or use --overwrite to build it anew",
         )
-    return conditions_of(here)
+    return build_conditions(here)

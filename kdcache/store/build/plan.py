@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -13,32 +13,34 @@ from kdcache.errors import ConfigError
 from kdcache.processes import torchrun_world
 from kdcache.store.writer import StoreWriter
 
-VIEWS_AT_ONCE = 9
+MAX_VIEWS_PER_PASS = 9
 """Views of one block of rows that come from one decoding, and whose answers are kept in memory
 together: the clean one and the 8 that are usual."""
 
 
-class Shard(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Shard:
     """A block of rows of one view that is still to be made."""
 
     view: int
-    number: int
+    index: int
     rows: npt.NDArray[np.int64]
     """Sample ids."""
 
 
-class Part(NamedTuple):
-    """Which of the blocks of rows this process makes: every `of`-th, from `number`."""
+@dataclass(frozen=True)
+class Part:
+    """Blocks of rows that this process makes: every `count`-th, starting at `index`."""
 
-    number: int = 0
-    of: int = 1
-    others_run: bool = False
+    index: int = 0
+    count: int = 1
+    runs_concurrently: bool = False
     """The other parts are being made now, so that they can be waited for."""
 
     @property
     def is_whole(self) -> bool:
         """Whether there are no other parts."""
-        return self.of == 1
+        return self.count == 1
 
     @classmethod
     def parse(cls, text: str | None, environment: Mapping[str, str]) -> Part:
@@ -54,7 +56,7 @@ class Part(NamedTuple):
                     f"--part is {text}, but torchrun already makes this process part "
                     f"{world.rank + 1}/{world.world_size}. Leave the option out"
                 )
-            return cls(world.rank, world.world_size, others_run=True)
+            return cls(world.rank, world.world_size, runs_concurrently=True)
         if text is None:
             return cls()
         match = re.fullmatch(r"(\d+)/(\d+)", text)
@@ -72,7 +74,7 @@ def missing_work(writer: StoreWriter, views: Iterable[int], part: Part) -> list[
         work += [
             Shard(view, number, ids[number * size : (number + 1) * size])
             for number in writer.missing_shards(view)
-            if number % part.of == part.number
+            if number % part.count == part.index
         ]
     return work
 
@@ -86,7 +88,7 @@ def view_groups(work: list[Shard]) -> list[tuple[Shard, list[int]]]:
     for shard in work:
         blocks.setdefault(shard.rows.tobytes(), []).append(shard)
     return [
-        (block[0], [shard.view for shard in block[first : first + VIEWS_AT_ONCE]])
+        (block[0], [shard.view for shard in block[first : first + MAX_VIEWS_PER_PASS]])
         for block in blocks.values()
-        for first in range(0, len(block), VIEWS_AT_ONCE)
+        for first in range(0, len(block), MAX_VIEWS_PER_PASS)
     ]

@@ -17,14 +17,14 @@ from kdcache.reader.batches import PixelReader
 from kdcache.store.build.plan import Shard
 from kdcache.store.build.teacher_pass import require_finite
 from kdcache.teacher.ensemble import Forward
-from kdcache.teacher.out_of_memory import ask
-from kdcache.teacher.rounding import BOUNDS, differences
+from kdcache.teacher.out_of_memory import run_forward
+from kdcache.teacher.tolerance import TOLERANCES, relative_differences
 
 
 class Preflight(NamedTuple):
     """What one batch told."""
 
-    features: int | None
+    feature_width: int | None
     """F, the width of the teacher's features; None where they are not kept."""
     seconds: float
     """Of a batch's forward, warm, with the pixels on the device."""
@@ -48,20 +48,20 @@ def run_preflight(forward: Forward, beton: Beton, views: Views, batch_size: int)
     ids = np.resize(beton.sample_ids, batch_size)
     images = _clean_images(beton, views, ids).to(forward.device)
     try:
-        first = ask(forward, images).clone()
+        first = run_forward(forward, images).clone()
     except (AssertionError, RuntimeError, ValueError) as error:
         raise TeacherError(
             f"the teacher cannot answer images of {views.image_size} px: {error}. If it was made "
             "for another size, name that with --teacher-size"
         ) from error
     require_finite(torch.isfinite(first).all(dim=1).cpu().numpy(), Shard(0, 0, ids))
-    places = torch.arange(batch_size, device=forward.device) % -(-batch_size // 2)
-    beside = images[places].contiguous(memory_format=torch.channels_last)
-    seconds, again = _timed(forward, beside)
-    _require_repeatable(again, first[places], forward, ids)
+    indices = torch.arange(batch_size, device=forward.device) % -(-batch_size // 2)
+    beside = images[indices].contiguous(memory_format=torch.channels_last)
+    seconds, again = _run_timed(forward, beside)
+    _require_repeatable(again, first[indices], forward, ids)
     if forward.device.type == "cuda":
-        forward.record(images)
-        seconds, _ = _timed(forward, images)
+        forward.capture(images)
+        seconds, _ = _run_timed(forward, images)
     width = None if forward.features is None else forward.features.shape[1]
     return Preflight(width, seconds)
 
@@ -72,22 +72,22 @@ def _clean_images(beton: Beton, views: Views, ids: np.ndarray) -> Tensor:
         return next(iter(batches)).images.clone()
 
 
-def _timed(forward: Forward, images: Tensor) -> tuple[float, Tensor]:
-    _finish(forward.device)
+def _run_timed(forward: Forward, images: Tensor) -> tuple[float, Tensor]:
+    _synchronize(forward.device)
     started = time.perf_counter()
     logits = forward(images)
-    _finish(forward.device)
+    _synchronize(forward.device)
     return time.perf_counter() - started, logits
 
 
-def _finish(device: torch.device) -> None:
+def _synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def _require_repeatable(found: Tensor, expected: Tensor, forward: Forward, ids: np.ndarray) -> None:
-    bound = BOUNDS[forward.precision]
-    shares = differences(found.cpu().numpy(), expected.cpu().numpy())
+    bound = TOLERANCES[forward.precision]
+    shares = relative_differences(found.cpu().numpy(), expected.cpu().numpy())
     worst = int(shares.argmax())
     if shares[worst] > bound:
         raise TeacherError(

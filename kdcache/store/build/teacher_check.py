@@ -19,14 +19,14 @@ from kdcache.reader.batches import PixelReader
 from kdcache.store.logit_store import LogitStore
 from kdcache.teacher.ensemble import Forward
 
-LARGEST_LOSS = 1.0
+MAX_TOP1_SHORTFALL = 1.0
 """Points of top-1 below what the teacher's file says that are no reason to warn."""
 
-ROWS_AT_ONCE = 1 << 14
+ROWS_PER_CHUNK = 1 << 14
 
 
 def check_teacher(
-    store: LogitStore, forward: Forward, val: Path, *, stated_top1: float | None
+    store: LogitStore, forward: Forward, val: Path, *, reported_top1: float | None
 ) -> dict[str, Any]:
     """Measure the teacher and warn where it is worse than its file says.
 
@@ -34,7 +34,7 @@ def check_teacher(
         store: finished, of this teacher.
         forward: the teacher.
         val: the evaluation beton; it need not exist.
-        stated_top1: percent of the evaluation split, where it is known.
+        reported_top1: percent of the evaluation split, where it is known.
 
     Returns:
         `train` and `val` (None without an evaluation split), each a `Quality` as a dict.
@@ -42,8 +42,8 @@ def check_teacher(
     Raises:
         CacheMismatchError: if the evaluation split has other classes.
     """
-    train = _of_clean_view(store)
-    _say("training data, clean view", train)
+    train = _clean_view_quality(store)
+    _log_quality("training data, clean view", train)
     if not val.exists():
         return {"train": train._asdict(), "val": None}
     reader = PixelReader(val, store.manifest.teacher_views, batch_size=store.manifest.batch_size)
@@ -52,27 +52,27 @@ def check_teacher(
             f"{val} has other classes than {store.path}, expected the same names in the same order"
         )
     found = measure_quality(forward, reader, forward.device)
-    _say("evaluation split", found)
-    if stated_top1 is not None and found.top1 < stated_top1 - LARGEST_LOSS:
+    _log_quality("evaluation split", found)
+    if reported_top1 is not None and found.top1 < reported_top1 - MAX_TOP1_SHORTFALL:
         logger.warning(
             "the teacher reaches %.2f %% on the evaluation split, but its file says %.2f %%: "
             "normalisation, image size or the order of the classes may be another here",
             found.top1,
-            stated_top1,
+            reported_top1,
         )
     return {"train": train._asdict(), "val": found._asdict()}
 
 
-def _of_clean_view(store: LogitStore) -> Quality:
+def _clean_view_quality(store: LogitStore) -> Quality:
     meter = QualityMeter()
     ids = np.arange(store.manifest.samples)
-    for part in np.split(ids, range(ROWS_AT_ONCE, len(ids), ROWS_AT_ONCE)):
+    for part in np.split(ids, range(ROWS_PER_CHUNK, len(ids), ROWS_PER_CHUNK)):
         logits = torch.from_numpy(store.logits(part, 0))
         meter.add(logits, torch.from_numpy(store.labels[part]))
     return meter.result()
 
 
-def _say(where: str, found: Quality) -> None:
+def _log_quality(where: str, found: Quality) -> None:
     logger.info(
         "teacher on the %s: top-1 %.2f %%, top-5 %.2f %%, NLL %.3f, calibration error %.3f",
         where,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from dataclasses import replace
 from itertools import groupby
 from typing import NamedTuple
 
@@ -20,11 +21,11 @@ from kdcache.progress import progress_bar
 from kdcache.reader.batches import PixelReader, Pixels
 from kdcache.store.build.plan import Shard, view_groups
 from kdcache.teacher.ensemble import Forward
-from kdcache.teacher.out_of_memory import ask
+from kdcache.teacher.out_of_memory import run_forward
 from kdcache.teacher.pinned_copies import ToDevice, ToHost
 
 
-class Answers(NamedTuple):
+class TeacherOutputs(NamedTuple):
     """What the teacher says of one shard, on the host."""
 
     shard: Shard
@@ -34,7 +35,7 @@ class Answers(NamedTuple):
     """(n,) int64."""
     features: Tensor | None
     """(n, F) float32 penultimate activations, of view 0 where they are kept."""
-    arrived: Callable[[], None]
+    wait: Callable[[], None]
     """Waits until logits and features are there: call it first, in any thread."""
 
 
@@ -47,7 +48,7 @@ def run_teacher(
     batch_size: int,
     num_workers: int | None,
     after_batch: Callable[[], None] = lambda: None,
-) -> Iterator[Answers]:
+) -> Iterator[TeacherOutputs]:
     """Yield the answers of every shard; views of the same rows come from one decoding.
 
     Args:
@@ -73,7 +74,9 @@ def run_teacher(
         batches_ahead=0 if forward.device.type == "cpu" else 2,
         views_per_sample=max(len(numbers) for _, numbers in groups),
     )
-    way = _Way(forward, ToDevice(forward.device), ToHost(forward.device), after_batch)
+    pipeline = DevicePipeline(
+        forward, ToDevice(forward.device), ToHost(forward.device), after_batch
+    )
     total = sum(len(shard.rows) for shard in work)
     with progress_bar(total=total, unit="image", description="teacher") as bar:
         # Read without a gap from block to block, as long as it is the same views.
@@ -83,7 +86,7 @@ def run_teacher(
             # Closed here: where the teacher fails, the error would keep the reader's thread alive.
             with closing(reader.read_views(batches, numbers)) as read:  # type: ignore[type-var]
                 for block in blocks:
-                    yield from _answers(block, numbers, read, beton, batch_size, way, bar)
+                    yield from _answers(block, numbers, read, beton, batch_size, pipeline, bar)
 
 
 def require_finite(finite: npt.NDArray[np.bool_], shard: Shard) -> None:
@@ -105,7 +108,7 @@ def require_finite(finite: npt.NDArray[np.bool_], shard: Shard) -> None:
         )
 
 
-class _Way(NamedTuple):
+class DevicePipeline(NamedTuple):
     """From pixels on the host to answers on the host."""
 
     forward: Forward
@@ -130,26 +133,26 @@ def _answers(
     read: Iterator[list[Pixels]],
     beton: Beton,
     size: int,
-    way: _Way,
+    pipeline: DevicePipeline,
     bar: tqdm,
-) -> Iterator[Answers]:
+) -> Iterator[TeacherOutputs]:
     count = len(block.rows)
-    logits = {view: way.to_host.empty(count, way.forward.num_classes) for view in numbers}
+    logits = {view: pipeline.to_host.empty(count, pipeline.forward.num_classes) for view in numbers}
     features: Tensor | None = None
     for start in range(0, count, size):
         end = min(start + size, count)
         for view, pixels in zip(numbers, next(read), strict=True):
-            answer = ask(way.forward, way.to_device(pixels.images))
-            way.to_host(answer[: end - start], logits[view][start:end])
-            seen = way.forward.features
+            answer = run_forward(pipeline.forward, pipeline.to_device(pixels.images))
+            pipeline.to_host(answer[: end - start], logits[view][start:end])
+            seen = pipeline.forward.features
             if view == 0 and seen is not None:
                 if features is None:
-                    features = way.to_host.empty(count, seen.shape[1])
-                way.to_host(seen[: end - start], features[start:end])
+                    features = pipeline.to_host.empty(count, seen.shape[1])
+                pipeline.to_host(seen[: end - start], features[start:end])
             bar.update(end - start)
-        way.after_batch()
-    arrived = way.to_host.arrival()
+        pipeline.after_batch()
+    wait = pipeline.to_host.wait_function()
     labels = torch.from_numpy(beton.labels[beton.positions(block.rows)])
     for view in numbers:
-        shard = block._replace(view=view)
-        yield Answers(shard, logits[view], labels, features if view == 0 else None, arrived)
+        shard = replace(block, view=view)
+        yield TeacherOutputs(shard, logits[view], labels, features if view == 0 else None, wait)

@@ -11,11 +11,11 @@ from kdcache.errors import CacheCorruptError, ConfigError, DatasetError, KDCache
 from kdcache.options import VerifyOptions
 from kdcache.progress import logger
 from kdcache.store.format.layout import open_group
-from kdcache.store.format.location import Location, as_location, exists, open_place
+from kdcache.store.format.location import Location, exists, open_zarr_store, parse_location
 from kdcache.store.upkeep.inspection import Damage, find_damage
 from kdcache.workspace import Workspace
 
-NAMED = 10
+MAX_LISTED = 10
 """Damaged keys that a message names; the others are counted."""
 
 
@@ -71,9 +71,9 @@ def verify(options: VerifyOptions) -> dict[str, Any]:
         raise errors[0]
     compared = None
     if options.teacher and location is not None:
-        from kdcache.store.build.verify_teacher import ask_again  # loads torch
+        from kdcache.store.build.verify_teacher import compare_with_teacher  # loads torch
 
-        compared = ask_again(location, options, workspace)
+        compared = compare_with_teacher(location, options, workspace)
     return {
         "images": sum(check.samples for check in checks),
         "store": None if location is None else str(location),
@@ -96,19 +96,19 @@ def _location(options: VerifyOptions, workspace: Workspace) -> Location | None:
     asked = options.store or options.teacher or options.repair
     if not asked and workspace.recall("store") is None:
         return None
-    location = as_location(options.store) if options.store else workspace.require_store(None)
+    location = parse_location(options.store) if options.store else workspace.require_store(None)
     if not exists(location):
         raise FileNotFoundError(f"{location} does not exist, expected a logit store")
     return location
 
 
 def _damaged(location: Location) -> list[Damage]:
-    return find_damage(*open_group(open_place(location, read_only=True), path=str(location)))
+    return find_damage(*open_group(open_zarr_store(location, read_only=True), path=str(location)))
 
 
 def _describe(location: Location, damaged: list[Damage]) -> str:
-    named = "; ".join(f"{key}: {what}" for key, what in damaged[:NAMED])
-    more = f" and {len(damaged) - NAMED} more" if len(damaged) > NAMED else ""
+    named = "; ".join(f"{key}: {what}" for key, what in damaged[:MAX_LISTED])
+    more = f" and {len(damaged) - MAX_LISTED} more" if len(damaged) > MAX_LISTED else ""
     return (
         f"{location} has {len(damaged)} damaged files: {named}{more}. Run kdcache verify --repair, "
         "which builds them again with the store's teacher"

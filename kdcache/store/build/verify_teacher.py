@@ -18,10 +18,10 @@ from kdcache.files import differences, file_lock
 from kdcache.options import BuildLogitsOptions, VerifyOptions
 from kdcache.store.build.build import build_store
 from kdcache.store.build.opening import store_lock
-from kdcache.store.build.recheck import Recheck, recheck
 from kdcache.store.build.target import machine_conditions
-from kdcache.store.format.layout import FEATURES, has_array, open_group, views_found
-from kdcache.store.format.location import Location, list_keys, open_place
+from kdcache.store.build.teacher_comparison import TeacherComparison, compare_rows
+from kdcache.store.format.layout import FEATURES, expected_views, has_array, open_group
+from kdcache.store.format.location import Location, list_keys, open_zarr_store
 from kdcache.store.format.shards import read_whole
 from kdcache.store.logit_store import LogitStore
 from kdcache.store.manifest import CONDITIONS, StoreManifest, require_equal
@@ -42,7 +42,7 @@ def repair_store(
     """
     beton = open_beton(workspace.require_beton())
     with file_lock(store_lock(location, workspace), purpose="verify --repair"):
-        group, manifest = open_group(open_place(location, read_only=False), path=str(location))
+        group, manifest = open_group(open_zarr_store(location, read_only=False), path=str(location))
         specs = options.teacher or tuple(manifest.teachers)
         _require_same_teacher(specs, location, manifest, options, workspace, beton)
         features = has_array(group, FEATURES) or any(key.startswith(FEATURES) for key, _ in damaged)
@@ -52,7 +52,7 @@ def repair_store(
             arch=options.arch,
             ensemble=manifest.ensemble or BuildLogitsOptions.ensemble,
             store=str(location),
-            views=max(views_found(list_keys(group.store)), default=0),
+            views=max(expected_views(list_keys(group.store)), default=0),
             features=features,
             codec=manifest.codec,
             policy=manifest.policy,
@@ -71,7 +71,9 @@ def repair_store(
     build_store(build, workspace, beton, rows)
 
 
-def ask_again(location: Location, options: VerifyOptions, workspace: Workspace) -> Recheck:
+def compare_with_teacher(
+    location: Location, options: VerifyOptions, workspace: Workspace
+) -> TeacherComparison:
     """Compare a sample of the store's rows with what its teacher answers now.
 
     Raises:
@@ -86,7 +88,7 @@ def ask_again(location: Location, options: VerifyOptions, workspace: Workspace) 
         device=resolve_device(options.device),
         precision=about.precision,
     )
-    found = recheck(
+    found = compare_rows(
         store,
         beton,
         forward,
@@ -94,10 +96,10 @@ def ask_again(location: Location, options: VerifyOptions, workspace: Workspace) 
         seed=options.seed,
         num_workers=options.num_workers,
     )
-    if found.differing:
+    if found.num_mismatched:
         raise TeacherError(
             f"{' + '.join(options.teacher)} answers otherwise than {location} says for "
-            f"{found.differing:,} of {found.rows:,} rows; the largest difference is "
+            f"{found.num_mismatched:,} of {found.rows:,} rows; the largest difference is "
             f"{found.largest_difference:.3g} of the row's range, expected at most "
             f"{found.bound:.3g} at {about.precision}. The store was built by {about.teacher} "
             f"(sha256 {about.teacher_digest[:12]}), this one is {teacher.digest[:12]}"
@@ -156,7 +158,7 @@ def _open_teachers(
         teacher_size=manifest.teacher_size,
     )
     shown = {
-        "clean_share": found.clean_share,
+        "clean_share": found.center_crop_ratio,
         "mean": [member.mean for member in found.members],
         "std": [member.std for member in found.members],
     }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from kdcache.store.codecs.codec import Codec
-from kdcache.store.format.layout import PER_SAMPLE
+from kdcache.store.format.layout import PER_SAMPLE_ARRAYS
 
 CHECKSUM_BYTES = 4
 """CRC-32C of a chunk."""
@@ -53,11 +53,11 @@ def store_bytes(
     """
     rows = rows_bytes(num_samples, 1, clean.row_bytes, shard_rows=shard_rows)
     rows += rows_bytes(num_rows, num_views, codec.row_bytes, shard_rows=shard_rows)
-    per_sample = sum(np.dtype(dtype).itemsize for dtype in PER_SAMPLE.values())
+    per_sample = sum(np.dtype(dtype).itemsize for dtype in PER_SAMPLE_ARRAYS.values())
     samples = rows_bytes(num_samples, 1, per_sample, shard_rows=shard_rows)
     samples += num_samples * LABEL_BYTES + num_rows * ID_BYTES
     fitted = sum(array.nbytes for array in codec.arrays.values())
-    shards = (len(PER_SAMPLE) + 1) * -(-num_samples // shard_rows)
+    shards = (len(PER_SAMPLE_ARRAYS) + 1) * -(-num_samples // shard_rows)
     shards += num_views * -(-num_rows // shard_rows)
-    arrays = len(PER_SAMPLE) + ARRAYS_OF_ONE_CHUNK + 1 + num_views
+    arrays = len(PER_SAMPLE_ARRAYS) + ARRAYS_OF_ONE_CHUNK + 1 + num_views
     return rows + samples + fitted + shards * CHECKSUM_BYTES + arrays * METADATA_BYTES

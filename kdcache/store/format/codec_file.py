@@ -20,10 +20,10 @@ from kdcache.store.codecs.codec import Codec
 from kdcache.store.codecs.dense import Dense, Float32
 from kdcache.store.codecs.registry import CODECS, codec_from
 from kdcache.store.format.layout import CODEC_KEY
-from kdcache.store.format.location import has_key, name_of, read_key, write_key
+from kdcache.store.format.location import display_name, has_key, read_key, write_key
 from kdcache.store.manifest import StoreManifest
 
-WITHOUT_SETTINGS = frozenset({Dense.name, Float32.name})
+CODECS_WITHOUT_SETTINGS = frozenset({Dense.name, Float32.name})
 """Codecs that have no settings: the manifest's word is enough."""
 
 
@@ -55,7 +55,7 @@ def read_decision(group: zarr.Group, manifest: StoreManifest) -> Decision | None
     Raises:
         CacheCorruptError: if the file is damaged.
     """
-    if manifest.codec in WITHOUT_SETTINGS:
+    if manifest.codec in CODECS_WITHOUT_SETTINGS:
         return Decision(CODECS[manifest.codec](manifest.classes), ())
     content = read_key(group.store, CODEC_KEY)
     if content is None:
@@ -66,14 +66,14 @@ def read_decision(group: zarr.Group, manifest: StoreManifest) -> Decision | None
         return Decision(codec_from(decision["settings"], arrays), decision["table"])
     except (CacheCorruptError, KeyError, TypeError, ValueError) as error:
         raise CacheCorruptError(
-            f"{CODEC_KEY} of {name_of(group.store)} is damaged: {error}. "
+            f"{CODEC_KEY} of {display_name(group.store)} is damaged: {error}. "
             "Run kdcache verify --repair"
         ) from error
 
 
-def is_decided(group: zarr.Group, manifest: StoreManifest) -> bool:
+def has_codec(group: zarr.Group, manifest: StoreManifest) -> bool:
     """Return whether the codec of the views from 1 is known."""
-    return manifest.codec in WITHOUT_SETTINGS or has_key(group.store, CODEC_KEY)
+    return manifest.codec in CODECS_WITHOUT_SETTINGS or has_key(group.store, CODEC_KEY)
 
 
 def codec_of(group: zarr.Group, manifest: StoreManifest, view: int) -> Codec:
@@ -88,7 +88,7 @@ def codec_of(group: zarr.Group, manifest: StoreManifest, view: int) -> Codec:
     decision = read_decision(group, manifest)
     if decision is None:
         raise CacheIncompleteError(
-            f"the codec of {name_of(group.store)} is not decided yet, which happens after view 0. "
-            "Run kdcache build-logits again with the same arguments; it continues"
+            f"the codec of {display_name(group.store)} is not decided yet: it is chosen "
+            "after view 0. Run kdcache build-logits again with the same arguments; it continues"
         )
     return decision.codec

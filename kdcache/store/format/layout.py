@@ -29,19 +29,19 @@ import zarr
 from zarr.abc.store import Store
 
 from kdcache.errors import CacheCorruptError
-from kdcache.store.format.location import has_key, list_keys, name_of, write_key
-from kdcache.store.manifest import StoreManifest, digest_of_content
+from kdcache.store.format.location import display_name, has_key, list_keys, write_key
+from kdcache.store.manifest import StoreManifest, digest_content
 
 MANIFEST_ATTRIBUTE = "kdcache"
 DIGEST_ATTRIBUTE = "kdcache_digest"
 
 CODEC_KEY = "codec.npz"
-COMPLETE = "complete"
+COMPLETE_MARKER = "complete"
 
-GIVEN = ("labels", "sample_ids", "pixel_probe")
+INITIAL_ARRAYS = ("labels", "sample_ids", "pixel_probe")
 """Arrays that are written before the first shard."""
 
-PER_SAMPLE: dict[str, npt.DTypeLike] = {
+PER_SAMPLE_ARRAYS: dict[str, npt.DTypeLike] = {
     "scores/cross_entropy": np.float32,
     "scores/entropy": np.float32,
     "scores/margin": np.float32,
@@ -64,7 +64,7 @@ def rows_name(view: int) -> str:
 
 def complete_key(view: int) -> str:
     """Return the key of a view's marker."""
-    return f"views/{view}/{COMPLETE}"
+    return f"views/{view}/{COMPLETE_MARKER}"
 
 
 def mixed_key(view: int, shard: int) -> str:
@@ -80,10 +80,10 @@ def record_conditions(place: Store, view: int, shard: int, conditions: Mapping[s
 
 def shard_key(group: zarr.Group, name: str, shard: int) -> str:
     """Return the key of one shard of an array."""
-    return f"{name}/c/{shard}" + "/0" * (array_named(group, name).ndim - 1)
+    return f"{name}/c/{shard}" + "/0" * (get_array(group, name).ndim - 1)
 
 
-def array_named(group: zarr.Group, name: str) -> zarr.Array:  # type: ignore[type-arg]
+def get_array(group: zarr.Group, name: str) -> zarr.Array:  # type: ignore[type-arg]
     """Return an array that the layout says is there.
 
     Raises:
@@ -93,8 +93,8 @@ def array_named(group: zarr.Group, name: str) -> zarr.Array:  # type: ignore[typ
         array = group[name]
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise CacheCorruptError(
-            f"{name} of {name_of(group.store)} is missing or its zarr.json is damaged: {error}. "
-            "Run kdcache verify --repair"
+            f"{name} of {display_name(group.store)} is missing or its zarr.json is damaged: "
+            f"{error}. Run kdcache verify --repair"
         ) from error
     assert isinstance(array, zarr.Array)  # noqa: S101  (the layout says so)
     return array
@@ -107,19 +107,19 @@ def has_array(group: zarr.Group, name: str) -> bool:
 
 def clean_arrays(group: zarr.Group) -> list[str]:
     """Return the arrays that view 0 fills besides its rows."""
-    return [*PER_SAMPLE, *([FEATURES] if has_array(group, FEATURES) else [])]
+    return [*PER_SAMPLE_ARRAYS, *([FEATURES] if has_array(group, FEATURES) else [])]
 
 
-def arrays_of(group: zarr.Group, view: int) -> list[str]:
+def view_arrays(group: zarr.Group, view: int) -> list[str]:
     """Return every array that a view fills, its rows last."""
     return [*(clean_arrays(group) if view == 0 else []), rows_name(view)]
 
 
-def shards_present(group: zarr.Group, array_name: str) -> set[int]:
+def existing_shards(group: zarr.Group, array_name: str) -> set[int]:
     """Return the numbers of an array's shards that exist."""
     prefix = f"{array_name}/c/"
-    places = (key.removeprefix(prefix).split("/") for key in list_keys(group.store, prefix))
-    return {int(place[0]) for place in places if all(part.isdigit() for part in place)}
+    split_keys = (key.removeprefix(prefix).split("/") for key in list_keys(group.store, prefix))
+    return {int(place[0]) for place in split_keys if all(part.isdigit() for part in place)}
 
 
 def num_shards(array: zarr.Array) -> int:  # type: ignore[type-arg]
@@ -131,7 +131,7 @@ def missing_shards(group: zarr.Group, names: list[str]) -> list[int]:
     """Return the shards that one of the arrays lacks, in order."""
     missing: set[int] = set()
     for name in names:
-        missing |= set(range(num_shards(array_named(group, name)))) - shards_present(group, name)
+        missing |= set(range(num_shards(get_array(group, name)))) - existing_shards(group, name)
     return sorted(missing)
 
 
@@ -145,7 +145,7 @@ def mark_complete(group: zarr.Group, view: int) -> None:
     write_key(group.store, complete_key(view), b"complete\n")
 
 
-def views_started(group: zarr.Group) -> list[int]:
+def existing_views(group: zarr.Group) -> list[int]:
     """Return the numbers of the views that have an array, in order."""
     keys = (key.split("/") for key in list_keys(group.store, "views/"))
     return sorted(
@@ -153,7 +153,7 @@ def views_started(group: zarr.Group) -> list[int]:
     )
 
 
-def views_found(keys: list[str]) -> list[int]:
+def expected_views(keys: list[str]) -> list[int]:
     """Return the numbers of the views that a store with these keys must have, in order.
 
     They are 0 to the last one of which there is anything; a view that a build has just begun, with
@@ -185,7 +185,7 @@ def open_group(place: Store, *, path: str) -> tuple[zarr.Group, StoreManifest]:
         raise CacheCorruptError(f"{path} has no manifest, expected a store of kdcache build-logits")
     manifest = StoreManifest.from_json(content, path=path)
     digest = group.attrs.get(DIGEST_ATTRIBUTE)
-    if digest != digest_of_content(content) and content["format_version"] > 1:
+    if digest != digest_content(content) and content["format_version"] > 1:
         raise CacheCorruptError(
             f"the manifest in {path}/zarr.json differs from its digest: it was damaged or edited. "
             "Bring a copy of that file from another copy of the store, or build it again with "

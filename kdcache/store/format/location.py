@@ -29,7 +29,7 @@ PARTIAL_SUFFIX = ".partial"
 """Of a file that is being written."""
 
 
-def as_location(given: Path | str) -> Location:
+def parse_location(given: Path | str) -> Location:
     """Return a URL as it is and anything else as a path."""
     return given if isinstance(given, str) and "://" in given else Path(given)
 
@@ -108,13 +108,13 @@ class RemoteStore(FsspecStore):
             raise
         except Exception as error:
             raise KDCacheError(
-                f"{name_of(self)} cannot be reached for {key or 'its keys'}: "
+                f"{display_name(self)} cannot be reached for {key or 'its keys'}: "
                 f"{type(error).__name__}: {error}. Check the URL, the endpoint and the credentials "
                 "that its client reads from the environment"
             ) from error
 
 
-def open_place(location: Location, *, read_only: bool) -> Store:
+def open_zarr_store(location: Location, *, read_only: bool) -> Store:
     """Return zarr's store for a location; it need not hold anything yet.
 
     Raises:
@@ -135,7 +135,7 @@ def open_place(location: Location, *, read_only: bool) -> Store:
         ) from error
 
 
-def name_of(place: Store) -> str:
+def display_name(place: Store) -> str:
     """Return the path or URL of a store, as a user writes it."""
     if isinstance(place, FsspecStore):
         return str(place.fs.unstrip_protocol(place.path))
@@ -147,7 +147,7 @@ def exists(location: Location) -> bool:
     if isinstance(location, Path):
         return (location / ROOT_KEY).is_file()
     # Read, not asked for: some clients take a host that does not answer for one without the key.
-    return read_key(open_place(location, read_only=True), ROOT_KEY) is not None
+    return read_key(open_zarr_store(location, read_only=True), ROOT_KEY) is not None
 
 
 def has_key(place: Store, key: str) -> bool:
@@ -192,4 +192,4 @@ def size_bytes(location: Location) -> int:
         files = (path for path in location.rglob("*") if path.suffix != PARTIAL_SUFFIX)
         # A file that another process is writing can be gone by now under the name it was found by.
         return sum(path.stat().st_size for path in files if path.is_file())
-    return int(sync(open_place(location, read_only=True).getsize_prefix("")))
+    return int(sync(open_zarr_store(location, read_only=True).getsize_prefix("")))

@@ -10,10 +10,10 @@ from pathlib import Path, PurePosixPath
 from kdcache.errors import ConfigError
 from kdcache.store.format.layout import (
     CODEC_KEY,
-    COMPLETE,
+    COMPLETE_MARKER,
     DIGEST_ATTRIBUTE,
     FEATURES,
-    GIVEN,
+    INITIAL_ARRAYS,
     MANIFEST_ATTRIBUTE,
 )
 from kdcache.store.format.location import (
@@ -22,18 +22,18 @@ from kdcache.store.format.location import (
     Location,
     delete_key,
     list_keys,
-    open_place,
+    open_zarr_store,
     read_key,
 )
 
 _ARRAY = r"(zarr\.json|c(/\d+)+)"
 _KEY = re.compile(
-    rf"zarr\.json|{re.escape(CODEC_KEY)}|({'|'.join(GIVEN)}|{FEATURES})/{_ARRAY}"
+    rf"zarr\.json|{re.escape(CODEC_KEY)}|({'|'.join(INITIAL_ARRAYS)}|{FEATURES})/{_ARRAY}"
     rf"|(scores|stats)/(zarr\.json|\w+/{_ARRAY})"
-    rf"|views/(zarr\.json|\d+/(zarr\.json|{COMPLETE}|rows/{_ARRAY}|mixed/\d+\.json))"
+    rf"|views/(zarr\.json|\d+/(zarr\.json|{COMPLETE_MARKER}|rows/{_ARRAY}|mixed/\d+\.json))"
 )
 
-_IN_EVERY_STORE = "sample_ids/zarr.json"
+_SENTINEL_KEY = "sample_ids/zarr.json"
 """By which a store is known whose manifest is damaged."""
 
 
@@ -44,21 +44,21 @@ def delete_store(location: Location) -> None:
         ConfigError: if there is something that is no store, or lies in one and is no part of it;
             names it, and removes nothing.
     """
-    place = open_place(location, read_only=False)
+    place = open_zarr_store(location, read_only=False)
     keys = list_keys(place, partials=True)
     if any(not key.endswith(PARTIAL_SUFFIX) for key in keys):
         root = read_key(place, ROOT_KEY)
-        if root is None or not _is_of_store(root, keys):
+        if root is None or not _is_store_root(root, keys):
             raise ConfigError(
                 f"{location} holds {len(keys)} files and no logit store, the first is {keys[0]}. "
                 "Name another path for the store, or remove them"
             )
-    if foreign := [key for key in keys if not _is_part_of_store(key)]:
+    if foreign := [key for key in keys if not _is_store_key(key)]:
         raise ConfigError(
             f"{location} holds {len(foreign)} files that are no part of a logit store, the first "
             f"is {foreign[0]}. Name another path for the store, or move them elsewhere"
         )
-    for key in sorted(keys, key=lambda key: (key == ROOT_KEY, key == _IN_EVERY_STORE)):
+    for key in sorted(keys, key=lambda key: (key == ROOT_KEY, key == _SENTINEL_KEY)):
         delete_key(place, key)
     if isinstance(location, Path):
         folders = {folder for key in keys for folder in PurePosixPath(key).parents if folder.name}
@@ -67,16 +67,16 @@ def delete_store(location: Location) -> None:
                 (location / folder).rmdir()
 
 
-def _is_of_store(root: bytes, keys: list[str]) -> bool:
+def _is_store_root(root: bytes, keys: list[str]) -> bool:
     """Return whether a zarr.json is the root of a store, or was before it was damaged."""
     try:
         attributes = set(json.loads(root)["attributes"])
     except (KeyError, TypeError, ValueError):
-        return _IN_EVERY_STORE in keys
+        return _SENTINEL_KEY in keys
     return not attributes.isdisjoint({MANIFEST_ATTRIBUTE, DIGEST_ATTRIBUTE})
 
 
-def _is_part_of_store(key: str) -> bool:
+def _is_store_key(key: str) -> bool:
     """Return whether the layout has a key; or has the one that a killed process was writing."""
     if not key.endswith(PARTIAL_SUFFIX):
         return _KEY.fullmatch(key) is not None

@@ -18,10 +18,10 @@ from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.storage import StorePath, WrapperStore
 
 from kdcache.errors import CacheCorruptError
-from kdcache.store.format.layout import array_named, shard_key
-from kdcache.store.format.location import name_of
+from kdcache.store.format.layout import get_array, shard_key
+from kdcache.store.format.location import display_name
 
-SHARDS_AT_ONCE = 4
+MAX_SHARDS_PER_READ = 4
 """Shards that are read together, where neighbours are needed: zarr reads them concurrently."""
 
 
@@ -43,12 +43,12 @@ def read_whole(group: zarr.Group, name: str) -> npt.NDArray[Any]:
     Raises:
         CacheCorruptError: if a shard is gone, or its bytes differ from their checksum; names it.
     """
-    return read_shards(group, name, 0, array_named(group, name).shape[0])
+    return read_shards(group, name, 0, get_array(group, name).shape[0])
 
 
 def shard_damage(group: zarr.Group, name: str, shard: int) -> str | None:
     """Return what is wrong with one shard, None if nothing is."""
-    array = _requiring(array_named(group, name))
+    array = _requiring(get_array(group, name))
     size = array.chunks[0]
     try:
         array[shard * size : (shard + 1) * size]
@@ -77,7 +77,7 @@ def read_rows(
     Raises:
         CacheCorruptError: if a shard is gone, or its bytes differ from their checksum; names it.
     """
-    array = array_named(group, name)
+    array = get_array(group, name)
     if out is None:
         out = np.empty((len(positions), array.shape[1]), dtype=array.dtype)
     by_position = np.argsort(positions, kind="stable")
@@ -97,7 +97,7 @@ def read_shards(group: zarr.Group, name: str, start: int, stop: int) -> npt.NDAr
     Raises:
         CacheCorruptError: if a shard is gone, or its bytes differ from their checksum; names it.
     """
-    array = _requiring(array_named(group, name))
+    array = _requiring(get_array(group, name))
     try:
         return np.asarray(array[start:stop])
     except (FileNotFoundError, ValueError, RuntimeError):
@@ -105,7 +105,7 @@ def read_shards(group: zarr.Group, name: str, start: int, stop: int) -> npt.NDAr
         for shard in range(start // size, -(-stop // size)):
             if found := shard_damage(group, name, shard):
                 raise CacheCorruptError(
-                    f"{shard_key(group, name, shard)} of {name_of(group.store)} {found}. "
+                    f"{shard_key(group, name, shard)} of {display_name(group.store)} {found}. "
                     "Run kdcache verify --repair"
                 ) from None
         raise
@@ -117,9 +117,9 @@ def _requiring(array: zarr.Array) -> zarr.Array:  # type: ignore[type-arg]
 
 
 def _runs(shards: npt.NDArray[np.int64]) -> Iterator[tuple[int, int]]:
-    """Yield [first, last) runs of neighbouring shards, at most `SHARDS_AT_ONCE` long."""
+    """Yield [first, last) runs of neighbouring shards, at most `MAX_SHARDS_PER_READ` long."""
     ends = np.flatnonzero(np.diff(shards) != 1) + 1
     for run in np.split(shards, ends):
-        for first in range(0, len(run), SHARDS_AT_ONCE):
-            part = run[first : first + SHARDS_AT_ONCE]
+        for first in range(0, len(run), MAX_SHARDS_PER_READ):
+            part = run[first : first + MAX_SHARDS_PER_READ]
             yield int(part[0]), int(part[-1]) + 1

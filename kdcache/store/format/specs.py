@@ -17,8 +17,8 @@ import zarr
 from zarr.codecs import Crc32cCodec
 from zarr.storage import MemoryStore
 
-from kdcache.store.format.codec_file import WITHOUT_SETTINGS, codec_of
-from kdcache.store.format.layout import CODEC_KEY, PER_SAMPLE, array_named
+from kdcache.store.format.codec_file import CODECS_WITHOUT_SETTINGS, codec_of
+from kdcache.store.format.layout import CODEC_KEY, PER_SAMPLE_ARRAYS, get_array
 from kdcache.store.format.location import has_key, read_key, write_key
 from kdcache.store.manifest import StoreManifest
 
@@ -41,8 +41,8 @@ def array_spec(group: zarr.Group, manifest: StoreManifest, name: str) -> ArraySp
     Raises:
         CacheIncompleteError: if the codec of a view is not decided yet.
     """
-    if name in PER_SAMPLE:
-        return ArraySpec((manifest.samples,), PER_SAMPLE[name], manifest.shard_rows)
+    if name in PER_SAMPLE_ARRAYS:
+        return ArraySpec((manifest.samples,), PER_SAMPLE_ARRAYS[name], manifest.shard_rows)
     if name == "labels":
         return ArraySpec((manifest.samples,), np.int64, manifest.samples)
     if name == "sample_ids":
@@ -53,7 +53,7 @@ def array_spec(group: zarr.Group, manifest: StoreManifest, name: str) -> ArraySp
     codec = codec_of(group, manifest, view)
     shape = (manifest.rows if view else manifest.samples, codec.row_width)
     attributes = {}
-    if view and manifest.codec not in WITHOUT_SETTINGS:
+    if view and manifest.codec not in CODECS_WITHOUT_SETTINGS:
         attributes[CODEC_ATTRIBUTE] = codec_digest(group)
     return ArraySpec(shape, codec.dtype, manifest.shard_rows, attributes)
 
@@ -65,7 +65,7 @@ def codec_digest(group: zarr.Group) -> str:
 
 def is_encoded_with(group: zarr.Group, name: str) -> bool:
     """Return whether rows were encoded with the store's present codec file."""
-    return array_named(group, name).attrs.get(CODEC_ATTRIBUTE) == codec_digest(group)
+    return get_array(group, name).attrs.get(CODEC_ATTRIBUTE) == codec_digest(group)
 
 
 def array_metadata(spec: ArraySpec) -> bytes:

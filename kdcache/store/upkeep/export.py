@@ -17,7 +17,7 @@ from kdcache.options import ExportOptions
 from kdcache.store.logit_store import LogitStore
 from kdcache.workspace import Workspace
 
-ROWS_AT_ONCE = 4096
+ROWS_PER_GROUP = 4096
 """Of a parquet file's row groups: what is in memory at a time."""
 
 
@@ -53,7 +53,7 @@ def export(options: ExportOptions) -> dict[str, Any]:
     }
 
 
-def _about(store: LogitStore, view: int) -> str:
+def _manifest_json(store: LogitStore, view: int) -> str:
     return json.dumps(store.manifest.to_json() | {"view": view})
 
 
@@ -72,11 +72,11 @@ def _write_parquet(
             ("logits", pa.list_(pa.float32(), classes)),
             *((name, pa.from_numpy_dtype(values.dtype)) for name, values in columns.items()),
         ],
-        metadata={"kdcache": _about(store, view)},
+        metadata={"kdcache": _manifest_json(store, view)},
     )
     with pq.ParquetWriter(path, schema) as writer:
-        for start in range(0, len(ids), ROWS_AT_ONCE):
-            part = slice(start, start + ROWS_AT_ONCE)
+        for start in range(0, len(ids), ROWS_PER_GROUP):
+            part = slice(start, start + ROWS_PER_GROUP)
             logits = store.logits(ids[part], view)
             arrays = [
                 pa.array(ids[part]),
@@ -100,6 +100,6 @@ def _write_npz(
             sample_id=ids,
             label=store.labels[ids],
             logits=store.logits(ids, view),
-            manifest=_about(store, view),
+            manifest=_manifest_json(store, view),
             **columns,  # type: ignore[arg-type]
         )

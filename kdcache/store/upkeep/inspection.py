@@ -12,20 +12,20 @@ from zarr.core.metadata import ArrayV3Metadata
 
 from kdcache.errors import CacheCorruptError
 from kdcache.progress import progress_bar
-from kdcache.store.format.codec_file import WITHOUT_SETTINGS, is_decided, read_decision
+from kdcache.store.format.codec_file import CODECS_WITHOUT_SETTINGS, has_codec, read_decision
 from kdcache.store.format.layout import (
     CODEC_KEY,
-    COMPLETE,
+    COMPLETE_MARKER,
     FEATURES,
-    GIVEN,
-    PER_SAMPLE,
-    array_named,
+    INITIAL_ARRAYS,
+    PER_SAMPLE_ARRAYS,
+    existing_shards,
+    expected_views,
+    get_array,
     is_complete,
     num_shards,
     rows_name,
     shard_key,
-    shards_present,
-    views_found,
 )
 from kdcache.store.format.location import list_keys, read_key
 from kdcache.store.format.shards import read_whole, shard_damage
@@ -36,7 +36,7 @@ from kdcache.store.format.specs import (
     codec_digest,
     group_metadata,
 )
-from kdcache.store.manifest import StoreManifest, digest_of
+from kdcache.store.manifest import StoreManifest, digest_sample_ids
 
 
 class Damage(NamedTuple):
@@ -60,7 +60,7 @@ def find_damage(group: zarr.Group, manifest: StoreManifest) -> list[Damage]:
                 damaged += _damaged_shards(group, name, bar.update)
     if not any(found.key.startswith("sample_ids") for found in damaged):
         ids = read_whole(group, "sample_ids")
-        if digest_of(ids) != manifest.rows_digest:
+        if digest_sample_ids(ids) != manifest.rows_digest:
             damaged.append(Damage("sample_ids/c/0", "differs from the manifest's digest"))
     return sorted(damaged)
 
@@ -73,11 +73,11 @@ def expected_structure(
     But those of `pixel_probe` and `features`, whose sizes the manifest does not say, and of views
     whose codec is missing or damaged.
     """
-    views = views_found(keys)
+    views = expected_views(keys)
     around = ["scores", "stats", "views", *(f"views/{view}" for view in views)]
     expected = {f"{name}/zarr.json": group_metadata() for name in around}
     known = views[:1] if any(_damaged_codec(group, manifest, keys)) else views
-    for name in ["labels", "sample_ids", *PER_SAMPLE, *(rows_name(view) for view in known)]:
+    for name in ["labels", "sample_ids", *PER_SAMPLE_ARRAYS, *(rows_name(view) for view in known)]:
         expected[f"{name}/zarr.json"] = array_metadata(array_spec(group, manifest, name))
     return expected
 
@@ -85,7 +85,12 @@ def expected_structure(
 def _arrays(keys: list[str]) -> list[str]:
     """Return every array of which there is anything."""
     features = [FEATURES] if any(key.startswith(f"{FEATURES}/") for key in keys) else []
-    return [*GIVEN, *PER_SAMPLE, *features, *(rows_name(view) for view in views_found(keys))]
+    return [
+        *INITIAL_ARRAYS,
+        *PER_SAMPLE_ARRAYS,
+        *features,
+        *(rows_name(view) for view in expected_views(keys)),
+    ]
 
 
 def _damaged_structure(
@@ -96,51 +101,55 @@ def _damaged_structure(
         content = read_key(group.store, key)
         if content is None:
             yield Damage(key, "is missing")
-        elif _meaning(content) != _meaning(expected):
+        elif _parse_metadata(content) != _parse_metadata(expected):
             yield Damage(key, "says otherwise than the manifest")
     for name in _arrays(keys):
         key = f"{name}/zarr.json"
-        if key not in structure and _meaning(read_key(group.store, key) or b"") is None:
+        if key not in structure and _parse_metadata(read_key(group.store, key) or b"") is None:
             yield Damage(key, "is missing or no zarr.json")
     for key in keys:
         if key.endswith(".json") and "/mixed/" in key and _json(group, key) is None:
             yield Damage(key, "is no JSON")
-        if key.endswith(f"/{COMPLETE}") and read_key(group.store, key) != b"complete\n":
+        if key.endswith(f"/{COMPLETE_MARKER}") and read_key(group.store, key) != b"complete\n":
             yield Damage(key, "is no marker")
 
 
 def _damaged_codec(group: zarr.Group, manifest: StoreManifest, keys: list[str]) -> Iterator[Damage]:
-    if is_decided(group, manifest):
+    if has_codec(group, manifest):
         try:
             read_decision(group, manifest)
         except CacheCorruptError as error:
             yield Damage(CODEC_KEY, str(error))
             return
-    elif any(views_found(keys)):
+    elif any(expected_views(keys)):
         yield Damage(CODEC_KEY, "is missing")
         return
     # An npz has bytes that say nothing to a reader; the views know them all.
     recorded = _recorded_digests(group, keys)
-    if manifest.codec not in WITHOUT_SETTINGS and recorded and codec_digest(group) not in recorded:
+    if (
+        manifest.codec not in CODECS_WITHOUT_SETTINGS
+        and recorded
+        and codec_digest(group) not in recorded
+    ):
         yield Damage(CODEC_KEY, "is not the file that the views were encoded with")
 
 
 def _recorded_digests(group: zarr.Group, keys: list[str]) -> set[object]:
     """Return the digests of the codec file that the views from 1 hold."""
-    names = (f"{rows_name(view)}/zarr.json" for view in views_found(keys) if view)
-    said = (_meaning(read_key(group.store, name) or b"") for name in names)
+    names = (f"{rows_name(view)}/zarr.json" for view in expected_views(keys) if view)
+    said = (_parse_metadata(read_key(group.store, name) or b"") for name in names)
     return {array["attributes"].get(CODEC_ATTRIBUTE) for array in said if isinstance(array, dict)}
 
 
 def _damaged_shards(
     group: zarr.Group, name: str, advance: Callable[[int], Any]
 ) -> Iterator[Damage]:
-    shards = range(num_shards(array_named(group, name)))
-    present = shards_present(group, name)
+    shards = range(num_shards(get_array(group, name)))
+    present = existing_shards(group, name)
     advance(1)
     for shard in shards:
         if shard not in present:
-            if _must_be_whole(group, name):
+            if _must_be_complete(group, name):
                 yield Damage(shard_key(group, name, shard), "is missing")
             continue
         advance(1)
@@ -148,14 +157,14 @@ def _damaged_shards(
             yield Damage(shard_key(group, name, shard), what)
 
 
-def _must_be_whole(group: zarr.Group, name: str) -> bool:
-    if name in GIVEN:
+def _must_be_complete(group: zarr.Group, name: str) -> bool:
+    if name in INITIAL_ARRAYS:
         return True
     view = int(name.split("/")[1]) if name.startswith("views/") else 0
     return is_complete(group, view)
 
 
-def _meaning(content: bytes) -> object:
+def _parse_metadata(content: bytes) -> object:
     """Return what a zarr.json says, whatever version of zarr wrote it; None if it is none."""
     try:
         given = json.loads(content)

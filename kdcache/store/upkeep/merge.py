@@ -11,19 +11,19 @@ from kdcache.errors import CacheMismatchError, ConfigError
 from kdcache.options import MergeOptions
 from kdcache.progress import logger
 from kdcache.store.format.layout import (
-    arrays_of,
+    existing_views,
     is_complete,
     mark_complete,
     missing_shards,
     open_group,
-    views_started,
+    view_arrays,
 )
 from kdcache.store.format.location import (
     Location,
-    as_location,
     exists,
     list_keys,
-    open_place,
+    open_zarr_store,
+    parse_location,
     read_key,
     write_key,
 )
@@ -44,8 +44,8 @@ def merge(options: MergeOptions) -> dict[str, Any]:
             conditions, or hold different bytes under one key.
         ConfigError: if there is something at `out`, or `out` is one of the parts.
     """
-    out = as_location(options.out)
-    sources = [_open(as_location(part)) for part in options.parts]
+    out = parse_location(options.out)
+    sources = [_open(parse_location(part)) for part in options.parts]
     first = sources[0][1]
     for part, (_, manifest) in zip(options.parts, sources, strict=True):
         require_equal(
@@ -55,7 +55,7 @@ def merge(options: MergeOptions) -> dict[str, Any]:
             path=part,
             remedy=f"Parts must be built with the same options and versions as {options.parts[0]}",
         )
-    if _resolved(out) in [_resolved(as_location(part)) for part in options.parts]:
+    if _resolved(out) in [_resolved(parse_location(part)) for part in options.parts]:
         raise ConfigError(
             f"--out is {out}, which is one of the parts, expected another place: what is replaced "
             "cannot be read"
@@ -63,8 +63,8 @@ def merge(options: MergeOptions) -> dict[str, Any]:
     if exists(out) and not options.overwrite:
         raise ConfigError(f"--out is {out}, which exists. Use --overwrite to replace it")
     delete_store(out)
-    place = open_place(out, read_only=False)
-    markers = {f"views/{view}/complete" for group, _ in sources for view in views_started(group)}
+    place = open_zarr_store(out, read_only=False)
+    markers = {f"views/{view}/complete" for group, _ in sources for view in existing_views(group)}
     written: set[str] = set()
     # A folder's own zarr.json before what lies in it, the manifest first of all.
     for part, (group, _) in zip(options.parts, sources, strict=True):
@@ -80,7 +80,9 @@ def merge(options: MergeOptions) -> dict[str, Any]:
                 write_key(place, key, content)
                 written.add(key)
     group, _ = open_group(place, path=str(out))
-    missing = {view: missing_shards(group, arrays_of(group, view)) for view in views_started(group)}
+    missing = {
+        view: missing_shards(group, view_arrays(group, view)) for view in existing_views(group)
+    }
     for view, shards in missing.items():
         if not shards and not is_complete(group, view):
             mark_complete(group, view)
@@ -103,4 +105,4 @@ def _resolved(location: Location) -> Location:
 def _open(location: Location) -> tuple[zarr.Group, Any]:
     if not exists(location):
         raise FileNotFoundError(f"{location} does not exist, expected a logit store")
-    return open_group(open_place(location, read_only=True), path=str(location))
+    return open_group(open_zarr_store(location, read_only=True), path=str(location))

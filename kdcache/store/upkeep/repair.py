@@ -5,9 +5,9 @@ from __future__ import annotations
 import zarr
 
 from kdcache.errors import CacheCorruptError
-from kdcache.store.format.codec_file import WITHOUT_SETTINGS
-from kdcache.store.format.layout import CODEC_KEY, COMPLETE, GIVEN, mixed_key
-from kdcache.store.format.location import delete_key, list_keys, name_of, write_key
+from kdcache.store.format.codec_file import CODECS_WITHOUT_SETTINGS
+from kdcache.store.format.layout import CODEC_KEY, COMPLETE_MARKER, INITIAL_ARRAYS, mixed_key
+from kdcache.store.format.location import delete_key, display_name, list_keys, write_key
 from kdcache.store.manifest import StoreManifest
 from kdcache.store.upkeep.inspection import Damage, expected_structure
 
@@ -17,8 +17,8 @@ def needs_teacher(group: zarr.Group, manifest: StoreManifest, damaged: list[Dama
     structure = expected_structure(group, manifest, list_keys(group.store))
     return any(
         key not in structure
-        and not key.startswith(tuple(f"{name}/" for name in GIVEN))
-        and not key.endswith(f"/{COMPLETE}")
+        and not key.startswith(tuple(f"{name}/" for name in INITIAL_ARRAYS))
+        and not key.endswith(f"/{COMPLETE_MARKER}")
         for key, _ in damaged
     )
 
@@ -35,9 +35,9 @@ def remove_damaged(group: zarr.Group, manifest: StoreManifest, damaged: list[Dam
     for key, what in damaged:
         if key.startswith("sample_ids/c/") and manifest.rows < manifest.samples:
             raise CacheCorruptError(
-                f"{key} of {name_of(place)} {what}: which samples the views cover is lost. Run "
-                "kdcache build-logits with the --subset that the store was built for; it fills the "
-                "gap"
+                f"{key} of {display_name(place)} {what}: the list of samples that the "
+                "views cover is lost. Run kdcache build-logits with the --subset that the store "
+                "was built for; it fills the gap"
             )
         if key in structure:
             write_key(place, key, structure[key])
@@ -50,7 +50,7 @@ def remove_damaged(group: zarr.Group, manifest: StoreManifest, damaged: list[Dam
             # What its shards hold is not known any more.
             for part in list_keys(place, key.removesuffix("zarr.json")):
                 delete_key(place, part)
-        elif key == CODEC_KEY and manifest.codec in WITHOUT_SETTINGS:
+        elif key == CODEC_KEY and manifest.codec in CODECS_WITHOUT_SETTINGS:
             continue
         else:
             delete_key(place, key)

@@ -10,15 +10,15 @@ from kdcache.errors import KDCacheError
 from kdcache.files import differences, make_directory, replace_atomically, sync_directory
 from kdcache.progress import logger
 from kdcache.store.format.layout import (
-    array_named,
     complete_key,
+    get_array,
     num_shards,
     record_conditions,
     rows_name,
 )
 from kdcache.store.format.location import list_keys, read_key, write_key
 from kdcache.store.logit_store import LogitStore
-from kdcache.store.manifest import CLEAN_IDENTITY, StoreManifest, conditions_of
+from kdcache.store.manifest import CLEAN_IDENTITY, StoreManifest, build_conditions
 from kdcache.store.writer import StoreWriter
 
 CLEAN_KEYS = ("scores/", "stats/", "features/", "views/0/")
@@ -26,7 +26,7 @@ CLEAN_KEYS = ("scores/", "stats/", "features/", "views/0/")
 
 def find_clean_view(folder: Path, wanted: StoreManifest) -> LogitStore | None:
     """Return a finished store in a folder whose clean view is the wanted one, the first by name."""
-    asked = {name: getattr(wanted, name) for name in CLEAN_IDENTITY}
+    expected = {name: getattr(wanted, name) for name in CLEAN_IDENTITY}
     for path in sorted(folder.glob("*.zarr")):
         try:
             store = LogitStore.open(path)
@@ -34,7 +34,7 @@ def find_clean_view(folder: Path, wanted: StoreManifest) -> LogitStore | None:
             logger.info("%s gives no clean view: %s", path, error)
             continue
         same_codec = (store.manifest.codec == "float32") == (wanted.codec == "float32")
-        if same_codec and not differences(store.manifest.to_json(), asked):
+        if same_codec and not differences(store.manifest.to_json(), expected):
             return store
     return None
 
@@ -46,10 +46,10 @@ def copy_clean_view(source: LogitStore, target: StoreWriter) -> None:
     """
     place, into = source.group.store, target.group.store
     keys = [key for prefix in CLEAN_KEYS for key in list_keys(place, prefix)]
-    if differ := differences(source.manifest.to_json(), conditions_of(target.manifest)):
+    if differ := differences(source.manifest.to_json(), build_conditions(target.manifest)):
         logger.info("view 0 of %s was built under other conditions: %s", source.path, differ)
-        for shard in range(num_shards(array_named(source.group, rows_name(0)))):
-            record_conditions(into, 0, shard, conditions_of(source.manifest))
+        for shard in range(num_shards(get_array(source.group, rows_name(0)))):
+            record_conditions(into, 0, shard, build_conditions(source.manifest))
     # The marker comes last, as in a build.
     for key in sorted(keys, key=lambda key: key == complete_key(0)):
         if isinstance(source.path, Path) and isinstance(target.path, Path):

@@ -16,29 +16,29 @@ from kdcache.options import BuildLogitsOptions
 from kdcache.progress import logger
 from kdcache.reader.batches import workers_of_rank
 from kdcache.scores.predictions import SCORES, STATS
-from kdcache.store.build.commits import Commits
+from kdcache.store.build.codec_decision import decide_codec
+from kdcache.store.build.commit_thread import CommitThread
 from kdcache.store.build.cost import Cost, expected_seconds
-from kdcache.store.build.decide import decide_codec
-from kdcache.store.build.opening import conditions_here
+from kdcache.store.build.opening import conditions_to_record
 from kdcache.store.build.plan import Part, Shard, missing_work
 from kdcache.store.build.preflight import Preflight
-from kdcache.store.build.teacher_pass import Answers, require_finite, run_teacher
+from kdcache.store.build.teacher_pass import TeacherOutputs, require_finite, run_teacher
 from kdcache.store.format.accounting import store_bytes
-from kdcache.store.format.codec_file import is_decided
+from kdcache.store.format.codec_file import has_codec
 from kdcache.store.format.layout import FEATURES, is_complete
 from kdcache.store.manifest import StoreManifest
 from kdcache.store.writer import StoreWriter
 from kdcache.teacher.ensemble import Forward
 
-WAIT_SECONDS = 0.2
+POLL_SECONDS = 0.2
 """Between two looks at what other ranks have made."""
 
-WAITING_BYTES = 1 << 28
+MAX_QUEUED_BYTES = 1 << 28
 """Most that logits take that wait to be encoded and written; a single shard may take more."""
 
 
 @dataclass(frozen=True)
-class Filling:
+class ShardBuilder:
     """A store that is there, and who makes what it lacks."""
 
     options: BuildLogitsOptions
@@ -67,7 +67,9 @@ class Filling:
         self._conditions()  # where they are refused, the teacher need not be asked
         about = self.writer.manifest
         seconds = expected_seconds(
-            [work] if self._is_decided else [_of_clean_view(work), _of_other_views(work)],
+            [work]
+            if self._is_decided
+            else [_clean_view_shards(work), _augmented_view_shards(work)],
             preflight().seconds,
             beton=self.beton,
             views=about.teacher_views,
@@ -76,10 +78,10 @@ class Filling:
             together=self.forward.device.type != "cpu",
         )
         return Cost(
-            forwards=_images(work),
+            forwards=_count_images(work),
             seconds=seconds,
             bytes=self._expected_bytes() if self._is_decided else None,
-            break_even_epochs=_images(missing_work(self.writer, views, Part())) / about.rows,
+            break_even_epochs=_count_images(missing_work(self.writer, views, Part())) / about.rows,
         )
 
     def fill(self) -> tuple[int, float]:
@@ -88,22 +90,24 @@ class Filling:
         last = self.num_views
         # One pass where the codec is known, two where it is decided from the clean view.
         for views in [range(last + 1)] if self._is_decided else [range(1), range(1, last + 1)]:
-            if views[0] == 1 and not self._decide():
+            if views[0] == 1 and not self._decide_codec():
                 return forwards, seconds
             self.writer.add_views(views[-1])
             if work := missing_work(self.writer, views, self.part):
-                seconds += self.make(work)
-                forwards += _images(work)
+                seconds += self.build_shards(work)
+                forwards += _count_images(work)
             for view in views:
                 if not self.writer.missing_shards(view):
                     self.writer.finish_view(view)
-        if self.part.others_run and self.part.number == 0:
-            _wait(lambda: all(is_complete(self.writer.group, view) for view in range(last + 1)))
+        if self.part.runs_concurrently and self.part.index == 0:
+            _wait_until(
+                lambda: all(is_complete(self.writer.group, view) for view in range(last + 1))
+            )
         return forwards, seconds
 
     @property
     def _is_decided(self) -> bool:
-        return self.num_views == 0 or is_decided(self.writer.group, self.writer.manifest)
+        return self.num_views == 0 or has_codec(self.writer.group, self.writer.manifest)
 
     @property
     def _num_workers(self) -> int:
@@ -111,20 +115,20 @@ class Filling:
 
     def _conditions(self) -> dict[str, Any] | None:
         allow_mixed = self.options.allow_mixed
-        return conditions_here(self.writer, self.wanted, allow_mixed=allow_mixed)
+        return conditions_to_record(self.writer, self.wanted, allow_mixed=allow_mixed)
 
-    def _decide(self) -> bool:
+    def _decide_codec(self) -> bool:
         """Decide the codec from view 0; return False where other parts have to make that first."""
         writer = self.writer
-        if self.part.others_run:
+        if self.part.runs_concurrently:
             # The first rank decides when all have made their shards.
-            _wait(
+            _wait_until(
                 lambda: (
-                    is_decided(writer.group, writer.manifest)
-                    or (self.part.number == 0 and not writer.missing_shards(0))
+                    has_codec(writer.group, writer.manifest)
+                    or (self.part.index == 0 and not writer.missing_shards(0))
                 )
             )
-        if is_decided(writer.group, writer.manifest):
+        if has_codec(writer.group, writer.manifest):
             return True
         if unfinished := writer.missing_shards(0):
             logger.warning(
@@ -141,14 +145,14 @@ class Filling:
         )
         return True
 
-    def make(self, work: list[Shard]) -> float:
+    def build_shards(self, work: list[Shard]) -> float:
         """Ask the teacher and commit some shards, whose arrays are there; return the seconds."""
         about = self.writer.manifest
         conditions = self._conditions()
         started = time.perf_counter()
-        with Commits(
+        with CommitThread(
             lambda answers: commit_shard(self.writer, answers, conditions),
-            capacity=max(1, WAITING_BYTES // (4 * about.shard_rows * about.classes)),
+            capacity=max(1, MAX_QUEUED_BYTES // (4 * about.shard_rows * about.classes)),
         ) as commits:
             for answers in run_teacher(
                 self.forward,
@@ -175,25 +179,27 @@ class Filling:
         )
 
 
-def _images(work: list[Shard]) -> int:
+def _count_images(work: list[Shard]) -> int:
     return sum(len(shard.rows) for shard in work)
 
 
-def _of_clean_view(work: list[Shard]) -> list[Shard]:
+def _clean_view_shards(work: list[Shard]) -> list[Shard]:
     return [shard for shard in work if shard.view == 0]
 
 
-def _of_other_views(work: list[Shard]) -> list[Shard]:
+def _augmented_view_shards(work: list[Shard]) -> list[Shard]:
     return [shard for shard in work if shard.view > 0]
 
 
-def _wait(is_done: Callable[[], bool]) -> None:
+def _wait_until(is_done: Callable[[], bool]) -> None:
     """Wait for other ranks; torchrun ends this one when one of them fails."""
     while not is_done():
-        time.sleep(WAIT_SECONDS)
+        time.sleep(POLL_SECONDS)
 
 
-def commit_shard(writer: StoreWriter, answers: Answers, conditions: dict[str, Any] | None) -> None:
+def commit_shard(
+    writer: StoreWriter, answers: TeacherOutputs, conditions: dict[str, Any] | None
+) -> None:
     """Encode and write one shard, with the scores where it is of view 0.
 
     The host works the scores out as it does the codes: they are the same function of the logits,
@@ -207,7 +213,7 @@ def commit_shard(writer: StoreWriter, answers: Answers, conditions: dict[str, An
     Raises:
         TeacherError: if an answer cannot be stored; names the sample.
     """
-    answers.arrived()
+    answers.wait()
     shard, logits = answers.shard, answers.logits
     codec = writer.codec(shard.view)
     require_finite(codec.representable(logits), shard)
@@ -219,4 +225,4 @@ def commit_shard(writer: StoreWriter, answers: Answers, conditions: dict[str, An
                 per_sample[f"{folder}/{name}"] = function(logits, answers.labels).numpy()
         if answers.features is not None:
             per_sample[FEATURES] = answers.features.to(torch.float16).numpy()
-    writer.write_shard(shard.view, shard.number, rows, per_sample, conditions=conditions)
+    writer.write_shard(shard.view, shard.index, rows, per_sample, conditions=conditions)

@@ -10,16 +10,18 @@ import numpy as np
 import pytest
 import torch
 
-from kdcache.store.build.commits import Commits
+from kdcache.store.build.commit_thread import CommitThread
 from kdcache.store.build.plan import Shard
-from kdcache.store.build.teacher_pass import Answers
+from kdcache.store.build.teacher_pass import TeacherOutputs
 
 MANY = 8
 
 
-def answers(number: int) -> Answers:
+def answers(number: int) -> TeacherOutputs:
     shard = Shard(0, number, np.arange(2))
-    return Answers(shard, torch.zeros(2, 3), torch.zeros(2, dtype=torch.int64), None, lambda: None)
+    return TeacherOutputs(
+        shard, torch.zeros(2, 3), torch.zeros(2, dtype=torch.int64), None, lambda: None
+    )
 
 
 class Disk:
@@ -31,23 +33,23 @@ class Disk:
         if is_open:
             self.gate.set()
 
-    def commit(self, given: Answers) -> None:
+    def commit(self, given: TeacherOutputs) -> None:
         assert self.gate.wait(10)
-        self.written.append(given.shard.number)
+        self.written.append(given.shard.index)
 
 
 class FullDisk(Disk):
     """Has room for three shards."""
 
-    def commit(self, given: Answers) -> None:
-        if given.shard.number == 3:
+    def commit(self, given: TeacherOutputs) -> None:
+        if given.shard.index == 3:
             raise OSError(28, "No space left on device", "shard 3")
         super().commit(given)
 
 
 def test_shards_are_committed_in_the_order_in_which_they_were_put():
     disk = Disk()
-    with Commits(disk.commit, capacity=2) as commits:
+    with CommitThread(disk.commit, capacity=2) as commits:
         for number in range(MANY):
             commits.put(answers(number))
     assert disk.written == list(range(MANY))
@@ -62,7 +64,7 @@ def test_no_more_wait_than_may():
             commits.put(answers(number))
             put.append(number)
 
-    with Commits(disk.commit, capacity=2) as commits:
+    with CommitThread(disk.commit, capacity=2) as commits:
         producer = threading.Thread(target=produce)
         producer.start()
         deadline = time.monotonic() + 10
@@ -81,7 +83,7 @@ def test_what_was_answered_is_committed_when_the_teacher_fails(error):
     disk = Disk(is_open=False)
 
     def fail() -> None:
-        with Commits(disk.commit, capacity=MANY) as commits:
+        with CommitThread(disk.commit, capacity=MANY) as commits:
             for number in range(5):
                 commits.put(answers(number))
             disk.gate.set()
@@ -97,7 +99,7 @@ def test_an_error_of_the_thread_ends_the_pass_with_its_traceback():
     reached = []
 
     def produce() -> None:
-        with Commits(disk.commit, capacity=1) as commits:
+        with CommitThread(disk.commit, capacity=1) as commits:
             for number in range(1000):
                 commits.put(answers(number))
                 commits.raise_failure()
@@ -115,7 +117,7 @@ def test_an_error_of_the_last_shard_is_not_lost():
     disk = FullDisk()
 
     def produce() -> None:
-        with Commits(disk.commit, capacity=9) as commits:
+        with CommitThread(disk.commit, capacity=9) as commits:
             for number in range(4):
                 commits.put(answers(number))
 
@@ -128,14 +130,14 @@ def test_nobody_waits_for_room_beside_a_thread_that_has_failed():
     """The one that writes fails while the queue is full and the teacher waits for room."""
 
     class Failing(Disk):
-        def commit(self, given: Answers) -> None:
+        def commit(self, given: TeacherOutputs) -> None:
             super().commit(given)
             raise OSError(28, "No space left on device", "shard 0")
 
     disk = Failing(is_open=False)
 
     def produce() -> None:
-        with Commits(disk.commit, capacity=1) as commits:
+        with CommitThread(disk.commit, capacity=1) as commits:
             threading.Timer(0.1, disk.gate.set).start()
             for number in range(MANY):
                 commits.put(answers(number))
@@ -149,7 +151,7 @@ def test_an_error_of_both_shows_both():
     disk = FullDisk()
 
     def produce() -> None:
-        with Commits(disk.commit, capacity=9) as commits:
+        with CommitThread(disk.commit, capacity=9) as commits:
             commits.put(answers(3))
             raise KeyError("forward")
 

@@ -12,11 +12,11 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
-from kdcache.store.build.teacher_pass import Answers
+from kdcache.store.build.teacher_pass import TeacherOutputs
 
 
-class Commits:
-    """Commits shards in the order in which they are put; use it in a `with` statement.
+class CommitThread:
+    """CommitThread shards in the order in which they are put; use it in a `with` statement.
 
     Leaving the statement waits for everything that was put, also where it is left by an error or
     by Ctrl-C: what the teacher has answered is kept. A second Ctrl-C does not wait. An error of the
@@ -28,9 +28,9 @@ class Commits:
         capacity: most shards that wait.
     """
 
-    def __init__(self, commit: Callable[[Answers], None], *, capacity: int) -> None:
+    def __init__(self, commit: Callable[[TeacherOutputs], None], *, capacity: int) -> None:
         self._commit = commit
-        self._waiting: queue.Queue[Answers | None] = queue.Queue(capacity)
+        self._waiting: queue.Queue[TeacherOutputs | None] = queue.Queue(capacity)
         self._failure: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="kdcache-commits", daemon=True)
 
@@ -49,7 +49,7 @@ class Commits:
         if error is not self._failure:
             self.raise_failure()
 
-    def put(self, answers: Answers) -> None:
+    def put(self, answers: TeacherOutputs) -> None:
         """Hand over a shard; waits where as many wait as may."""
         self.raise_failure()
         self._waiting.put(answers)

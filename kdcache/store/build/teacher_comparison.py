@@ -13,13 +13,13 @@ from kdcache.store.build.teacher_pass import run_teacher
 from kdcache.store.codecs.dense import Dense, Float32
 from kdcache.store.logit_store import LogitStore
 from kdcache.teacher.ensemble import Forward
-from kdcache.teacher.rounding import BOUNDS, differences
+from kdcache.teacher.tolerance import TOLERANCES, relative_differences
 
 FLOAT16_ROUNDING = 2.0**-11
 """Of `dense`, as a share of a logit; none is further from its row's mean than the row's range."""
 
 
-class Recheck(NamedTuple):
+class TeacherComparison(NamedTuple):
     """What asking again found."""
 
     rows: int
@@ -28,13 +28,13 @@ class Recheck(NamedTuple):
     """Between stored and new centred logits, as a share of the row's range; of the views whose
     codec keeps every logit."""
     bound: float
-    """Expected of it: `kdcache.teacher.rounding.BOUNDS`, and the rounding of float16."""
-    differing: int
+    """Expected of it: `kdcache.teacher.tolerance.TOLERANCES`, and the rounding of float16."""
+    num_mismatched: int
     """Rows whose stored answer is not the new one within the bound; of views under a codec that
     keeps less, compared after the same encoding."""
 
 
-def recheck(
+def compare_rows(
     store: LogitStore,
     beton: Beton,
     forward: Forward,
@@ -42,7 +42,7 @@ def recheck(
     rows: int,
     seed: int,
     num_workers: int | None = None,
-) -> Recheck:
+) -> TeacherComparison:
     """Ask the teacher about `rows` random rows of each view and compare.
 
     Args:
@@ -58,8 +58,8 @@ def recheck(
         ids = store.sample_ids if view else np.arange(store.manifest.samples)
         drawn = generator(seed, "recheck", view).choice(ids, min(rows, len(ids)), replace=False)
         work.append(Shard(view, 0, np.sort(drawn)))
-    bound = BOUNDS[store.manifest.precision] + FLOAT16_ROUNDING
-    largest, differing, compared = 0.0, 0, 0
+    bound = TOLERANCES[store.manifest.precision] + FLOAT16_ROUNDING
+    largest, num_mismatched, compared = 0.0, 0, 0
     for answers in run_teacher(
         forward,
         work,
@@ -68,15 +68,15 @@ def recheck(
         batch_size=store.manifest.batch_size,
         num_workers=num_workers,
     ):
-        answers.arrived()
+        answers.wait()
         view, ids = answers.shard.view, answers.shard.rows
         codec = store.codec_of(view)
         new = answers.logits.numpy()
         if not isinstance(codec, (Dense, Float32)):
             new = codec.decode(codec.encode(new, sample_ids=ids, view=view))
-        found = differences(store.logits(ids, view), new)
-        differing += int((found > bound).sum())
+        found = relative_differences(store.logits(ids, view), new)
+        num_mismatched += int((found > bound).sum())
         compared += len(ids)
         if isinstance(codec, (Dense, Float32)):
             largest = max(largest, float(found.max(initial=0.0)))
-    return Recheck(compared, largest, bound, differing)
+    return TeacherComparison(compared, largest, bound, num_mismatched)

@@ -9,7 +9,7 @@ from kdcache.store.codecs.choice import (
     format_table,
 )
 from kdcache.store.format.codec_file import Decision, write_decision
-from kdcache.store.format.layout import rows_name, views_started
+from kdcache.store.format.layout import existing_views, rows_name
 from kdcache.store.format.location import delete_key, list_keys
 from kdcache.store.format.shards import read_rows
 from kdcache.store.format.specs import is_encoded_with
@@ -37,7 +37,7 @@ def _drop_rows_of_another_codec(writer: StoreWriter) -> None:
 
     There are none, unless a damaged decision was made again by another version of a library.
     """
-    for view in views_started(writer.group)[1:]:
+    for view in existing_views(writer.group)[1:]:
         if not is_encoded_with(writer.group, rows_name(view)):
             logger.warning("view %d of %s is encoded with another codec", view, writer.path)
             for key in list_keys(writer.group.store, f"views/{view}/"):

@@ -12,14 +12,14 @@ import numpy.typing as npt
 
 from kdcache.options import Precision
 
-BOUNDS: dict[Precision, float] = {"fp32": 1e-4, "tf32": 1e-2, "fp16": 2e-2, "bf16": 1e-1}
+TOLERANCES: dict[Precision, float] = {"fp32": 1e-4, "tf32": 1e-2, "fp16": 2e-2, "bf16": 1e-1}
 """Largest difference of a centred logit, as a share of its row's range, between two runs of one
 teacher at one precision: up to a few hundred units in the last place of each, for sums that are cut
 otherwise in every layer. A CPU with avx512_bf16 stays far below: 3e-7 at fp32 and at bf16, ResNet-8
 and ResNet-20 over batches of 64, 32, 3 and 1. `tests/store/test_live_teacher.py` measures it."""
 
 
-def differences(
+def relative_differences(
     found_BC: npt.NDArray[np.floating], expected_BC: npt.NDArray[np.floating]
 ) -> npt.NDArray[np.float64]:
     """Return each row's largest difference of centred logits, (B,), as a share of its range.
