@@ -54,6 +54,9 @@ _READ_ONLY = (DoctorOptions, ShowOptions, StatusOptions)
 _DISTRIBUTED = (BuildLogitsOptions,)
 """Commands that several processes may run at once, by their options."""
 
+_OLD_OPTIONS = {("run", "--recipe"): "--pipeline"}
+"""(command, old option) -> its present name; the old ones work in this version."""
+
 app = App(
     name="kdcache",
     help="Run the teacher once; distil students from its cached logits on pruned data.",
@@ -73,6 +76,7 @@ def parse(arguments: Sequence[str]) -> CommonOptions | None:
         CycloptsError: if the words are no options of the command.
     """
     _require_command(arguments)
+    _note_old_options(arguments)
     options: CommonOptions | None = app(list(arguments), exit_on_error=False, print_error=False)
     return options
 
@@ -115,6 +119,15 @@ def require_one_process(options: CommonOptions, environment: Mapping[str, str]) 
             if type(options) in _DISTRIBUTED
             else "Start one (srun --ntasks 1), unless each has other options",
         )
+
+
+def _note_old_options(arguments: Sequence[str]) -> None:
+    for word in arguments[1:]:
+        option = word.partition("=")[0]
+        if (present := _OLD_OPTIONS.get((arguments[0], option))) is not None:
+            logger.warning(
+                "%s is now called %s; the old name works in this version", option, present
+            )
 
 
 def _require_command(arguments: Sequence[str]) -> None:

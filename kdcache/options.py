@@ -129,16 +129,17 @@ class DoctorOptions(CommonOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions(CommonOptions):
-    """Run all stages of a recipe, but those whose inputs and options have not changed."""
+    """Run the steps of a pipeline whose inputs or options have changed."""
 
-    recipe: str = field(kw_only=False)
-    """digits, cifar10, cifar100, tiny-imagenet or imagenet, or the path of a TOML file."""
+    pipeline: Annotated[str, Parameter(name=("--pipeline", "--recipe"))] = field(kw_only=False)
+    """Name of a bundled pipeline (digits, cifar10, cifar100, tiny-imagenet, imagenet or
+    imagenet-mdslr), or the path of a TOML file."""
 
     source: str | None = None
-    """Images to pack, instead of what the recipe says."""
+    """Images to pack, instead of the pipeline's own source."""
 
     dry_run: Annotated[bool, _FLAG] = False
-    """Say what would run, and why; do nothing."""
+    """Print which steps would run, and why, without running them."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -84,14 +84,14 @@ OPTIONS = {
     "merge": {"--parts", "--out", "--overwrite"},
     "export": {"--out", "--store", "--view", "--overwrite"},
     "show": {"--path"},
-    "run": {"--recipe", "--source", "--dry-run"},
+    "run": {"--pipeline", "--recipe", "--source", "--dry-run"},
     "doctor": set(),
     "study": {
         *("--grid", "--source", "--results", "--block", "--jobs", "--part", "--until", "--commit"),
         *("--tune-fraction", "--retry", "--dry-run", "--table", "--where", "--plot"),
     },
 }
-"""Frozen: an option that is added, renamed or lost is a change for every user and recipe."""
+"""Frozen: an option that is added, renamed or lost is a change for every user and pipeline."""
 
 
 class Answer(NamedTuple):

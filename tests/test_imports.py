@@ -57,7 +57,7 @@ WALK: list[tuple[list[str], set[str]]] = [
 
 ELSEWHERE = {
     "merge": "of parts, in tests/store/test_merge.py; it runs no model and reads no image",
-    "run": "tests/pipeline_runs/test_runner.py: each step loads its own; a second run nothing",
+    "run": "tests/pipeline_runs/test_runner.py: it loads what its steps load, and nothing again",
 }
 
 REPORT = """

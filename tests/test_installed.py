@@ -23,10 +23,10 @@ def test_the_package_under_test_is_the_installed_one():
     assert {"PIL", "numba", "torch"} <= beside
 
 
-def test_recipes_and_type_marker_are_installed_with_the_package():
+def test_pipelines_and_type_marker_are_installed_with_the_package():
     ours = ROOT / "pipelines"
-    recipes = {path.relative_to(ours) for path in ours.rglob("*.toml")}
+    pipelines = {path.relative_to(ours) for path in ours.rglob("*.toml")}
     installed = bundled_pipelines()
-    assert recipes
-    assert recipes == {path.relative_to(installed) for path in installed.rglob("*.toml")}
+    assert pipelines
+    assert pipelines == {path.relative_to(installed) for path in installed.rglob("*.toml")}
     assert (Path(kdcache.__file__).parent / "py.typed").is_file()

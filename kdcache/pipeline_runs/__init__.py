@@ -1,1 +1,1 @@
-"""All stages of a recipe in one command, each only when something it depends on has changed."""
+"""`kdcache run`: run every step of a pipeline whose options or inputs have changed."""

@@ -1,9 +1,9 @@
-"""A recipe: the commands of a walk with their options, in the order in which they run.
+"""A pipeline: a TOML file that lists commands with their options, in the order in which they run.
 
-A TOML file of [[stage]] tables. `run` names the command, `name` is how the stage is called in what
-is printed, and every other key is an option of that command, under the same rules:
+The file holds one [[step]] table per command. `run` names the command. `name` is the step's name in
+messages and results. Every other key is an option of that command, under the same rules:
 
-    [[stage]]
+    [[step]]
     run = "select"
     method = "medium"
     keep = 0.7
@@ -23,27 +23,29 @@ from kdcache.commands import COMMANDS as EVERY_COMMAND
 from kdcache.commands import parse
 from kdcache.errors import ConfigError
 from kdcache.options import CommonOptions
+from kdcache.progress import logger
 
 COMMANDS = ("pack", "train-teacher", "build-logits", "select", "train")
 
-_RECIPE = "[[stage]] tables alone, each with run = COMMAND"
-_OF_THE_WHOLE = frozenset({"workspace", "json", "quiet", "help", "version"})
+_OLD_TABLE = "stage"
+_EXPECTED = "[[step]] tables, each with run = COMMAND, and nothing else"
+_OPTIONS_OF_RUN = frozenset({"workspace", "json", "quiet", "help", "version"})
 
 
 class Step(NamedTuple):
-    """One command of a recipe."""
+    """One command of a pipeline."""
 
     name: str
-    """Different for each."""
+    """Unique within the pipeline."""
     command: str
     options: CommonOptions
 
 
 def bundled_pipelines() -> Path:
-    """Return the folder of the recipes that come with kdcache.
+    """Return the folder of the pipelines that come with kdcache.
 
-    It is inside an installed package, and beside the package in a checkout. Beside an installed
-    package a folder of this name would be another package's.
+    In an installed package the folder lies inside the package; in a checkout it lies beside it.
+    A folder of this name beside an installed package would belong to another package.
     """
     package = Path(__file__).parents[1]
     inside = package / "pipelines"
@@ -51,98 +53,108 @@ def bundled_pipelines() -> Path:
 
 
 def find_pipeline(name: str) -> Path:
-    """Return the file of one of our recipes by its name, or the path that was given.
+    """Return the file of a bundled pipeline by its name, or the path that was given.
 
     Raises:
-        ConfigError: if there is none; lists ours.
+        ConfigError: if there is no such file; the message lists the bundled pipelines.
     """
     given = Path(name)
     if given.suffix == ".toml":
         if not given.is_file():
-            raise ConfigError(f"{name} does not exist, expected a recipe")
+            raise ConfigError(f"PIPELINE is {name}, expected a TOML file, but it does not exist")
         return given
-    ours = {path.stem: path for path in sorted(bundled_pipelines().glob("*.toml"))}
-    if name not in ours:
+    bundled = {path.stem: path for path in sorted(bundled_pipelines().glob("*.toml"))}
+    if name not in bundled:
         raise ConfigError(
-            f"recipe is {name}, expected one of {', '.join(sorted(ours))}, or the path of a .toml"
+            f"PIPELINE is {name}, expected one of {', '.join(sorted(bundled))}, or the path of a "
+            ".toml file"
         )
-    return ours[name]
+    return bundled[name]
 
 
 def read_pipeline(path: Path, *, workspace: Path, quiet: bool, source: str | None) -> list[Step]:
-    """Return the stages of a recipe.
+    """Read the steps of a pipeline and check their options.
 
     Args:
-        path: of the TOML file.
-        workspace: of every stage.
-        quiet: of every stage.
-        source: what is packed, instead of what the recipe says.
+        path: the TOML file.
+        workspace: the workspace that every step works in.
+        quiet: whether every step prints only warnings and errors.
+        source: the images to pack, instead of the pipeline's own source.
 
     Raises:
-        ConfigError: if it is no recipe, or an option is wrong; names file and stage.
+        ConfigError: if the file is not a pipeline, or an option is wrong; names file and step.
     """
     try:
         with path.open("rb") as file:
             content = tomllib.load(file)
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is no recipe ({error!r}), expected {_RECIPE}") from error
+        raise ConfigError(f"{path} is not a pipeline ({error!r}), expected {_EXPECTED}") from error
     tables = _tables(path, content)
     if source is not None and not any(table.get("run") == "pack" for table in tables):
         raise ConfigError(
-            f"--source is {source}, but {path} has no stage that packs. Leave the option out"
+            f"--source is {source}, but {path} has no pack step that would read it. Leave --source "
+            "out"
         )
     common = [f"--workspace={workspace}", *(["--quiet"] if quiet else [])]
-    stages: list[Step] = []
+    steps: list[Step] = []
     for number, table in enumerate(tables, 1):
-        about = f"stage {number} of {path}"
+        where = f"step {number} of {path}"
         command = table.get("run")
         if command not in COMMANDS:
-            raise ConfigError(f"run of {about} is {command!r}, expected {', '.join(COMMANDS)}")
+            raise ConfigError(f"run of {where} is {command!r}, expected {', '.join(COMMANDS)}")
         given = {key: value for key, value in table.items() if key not in {"run", "name"}}
-        if refused := sorted(_OF_THE_WHOLE & given.keys()):
+        if refused := sorted(_OPTIONS_OF_RUN & given.keys()):
             raise ConfigError(
-                f"{about} has {refused[0]} = {given[refused[0]]!r}, expected options of {command}. "
-                f"Say it of all stages: kdcache run RECIPE --{refused[0]}"
+                f"{where} has {refused[0]} = {given[refused[0]]!r}, expected options of {command}. "
+                f"Set it for all steps: kdcache run PIPELINE --{refused[0]}"
             )
         if command == "pack" and source is not None:
             given["source"] = source
         if command == "pack" and not given.keys() & {"source", "subset"}:
             raise ConfigError(
-                f"{about}, pack: --source is not given, expected where the images are. Run: "
-                "kdcache run RECIPE --source SOURCE"
+                f"{where}, pack: --source is not given, expected the path of the images. Run: "
+                "kdcache run PIPELINE --source SOURCE"
             )
         try:
             options = parse([command, *command_words(given, command), *common])
         except (CycloptsError, ConfigError) as error:
-            said = " ".join(str(error).split())
-            raise ConfigError(f"{about}, {command}: {said}") from error
+            message = " ".join(str(error).split())
+            raise ConfigError(f"{where}, {command}: {message}") from error
         assert options is not None  # noqa: S101  (no --help among the words)
-        stages.append(Step(_name(table, stages), command, options))
-    return stages
+        steps.append(Step(_unique_name(table, steps), command, options))
+    return steps
 
 
 def _tables(path: Path, content: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the stages of a TOML file, if it holds these and nothing else."""
-    tables = content.get("stage")
-    if other := sorted(content.keys() - {"stage"}):
-        raise ConfigError(f"{path} is no recipe: it holds {other[0]}, expected {_RECIPE}")
+    """Return the step tables of a TOML file that holds nothing else."""
+    key = "step"
+    if _OLD_TABLE in content and key not in content:
+        logger.warning(
+            "%s: [[%s]] is the old name of [[step]] and works in this version only. Rename it",
+            path,
+            _OLD_TABLE,
+        )
+        key = _OLD_TABLE
+    tables = content.get(key)
+    if other := sorted(content.keys() - {key}):
+        raise ConfigError(f"{path} is not a pipeline: it holds {other[0]}, expected {_EXPECTED}")
     if not (isinstance(tables, list) and tables and all(isinstance(t, dict) for t in tables)):
-        raise ConfigError(f"{path} is no recipe: stage is {tables!r}, expected {_RECIPE}")
+        raise ConfigError(f"{path} is not a pipeline: {key} is {tables!r}, expected {_EXPECTED}")
     return tables
 
 
-def _name(table: Mapping[str, Any], before: list[Step]) -> str:
+def _unique_name(table: Mapping[str, Any], before: list[Step]) -> str:
     wanted = str(table.get("name", table["run"]))
-    names = {stage.name for stage in before}
+    taken = {step.name for step in before}
     return next(
         name
         for name in (wanted, *(f"{wanted} {number}" for number in range(2, len(before) + 2)))
-        if name not in names
+        if name not in taken
     )
 
 
 def command_words(table: Mapping[str, Any], command: str) -> list[str]:
-    """Return a table as the command line says it."""
+    """Return the command-line words for a table of options."""
     kind, _ = EVERY_COMMAND[command]
     is_off = {field.name for field in fields(kind) if field.default is False}
     words = []
@@ -151,7 +163,7 @@ def command_words(table: Mapping[str, Any], command: str) -> list[str]:
         if value is True:
             words.append(f"--{option}")
         elif value is False and option.replace("-", "_") in is_off:
-            continue  # the command line has no word for what is so anyway
+            continue  # the option is off by default and has no --no- form
         elif value is False:
             words.append(f"--no-{option}")
         else:

@@ -1,4 +1,4 @@
-"""What each stage of a recipe was made with, and what it came to."""
+"""The record of each step of a pipeline: its dependencies when it last ran, and its result."""
 
 from __future__ import annotations
 
@@ -10,76 +10,80 @@ from kdcache.pipeline_runs.signatures import signature
 
 
 class Records:
-    """What each stage of a recipe was made with when it last ran.
+    """The dependencies and results of a pipeline's steps, in one JSON file.
 
     Args:
-        path: of the JSON file, which need not exist.
+        path: the JSON file; it need not exist.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._content = read_json(path) if path.exists() else {}
 
-    def reason_to_run(self, name: str, asked: dict[str, Any]) -> str | None:
-        """Return why a stage has to run, None where it is up to date."""
+    def reason_to_run(self, name: str, dependencies: dict[str, Any]) -> str | None:
+        """Return why a step has to run, or None if it is up to date."""
         record = self._content.get(name)
         if record is None:
             return "for the first time"
         found = record["asked"]
         for part in ("command", "kdcache"):
-            if differ := differences(found, {part: asked[part]}):
+            if differ := differences(found, {part: dependencies[part]}):
                 return differ
-        for part, said in (("options", "other options"), ("inputs", "another input")):
-            keys = sorted(found[part].keys() | asked[part].keys())
+        for part, label in (("options", "other options"), ("inputs", "another input")):
+            keys = sorted(found[part].keys() | dependencies[part].keys())
             both = {key: found[part].get(key) for key in keys}
-            wanted = {key: asked[part].get(key) for key in keys}
+            wanted = {key: dependencies[part].get(key) for key in keys}
             changed = [key for key in keys if both[key] != wanted[key]]
             if changed and part == "inputs":
-                return f"{said}: {', '.join(changed)} is not as it was"
+                return f"{label}: {', '.join(changed)} has changed"
             if changed:
-                return f"{said}: {differences(both, {key: wanted[key] for key in changed})}"
+                return f"{label}: {differences(both, {key: wanted[key] for key in changed})}"
         if "result" not in record:
-            return "it was begun and not finished"
+            return "it started and did not finish"
         for path, stamp in record["outputs"].items():
-            if _as_path(path) != stamp:
-                return f"{path} is gone or was changed since"
+            if _signature_at(path) != stamp:
+                return f"{path} is missing or has changed"
         return None
 
     def result(self, name: str) -> dict[str, Any]:
-        """Return the result of a stage that is up to date."""
+        """Return the result of a step that is up to date."""
         result: dict[str, Any] = self._content[name]["result"]
         return result
 
     def was_ever_finished(self, name: str) -> bool:
-        """Return whether the stage has run to its end before."""
+        """Return whether the step has finished at least once."""
         return bool(self._content.get(name, {}).get("was_made"))
 
-    def is_unfinished(self, name: str, asked: dict[str, Any]) -> bool:
-        """Return whether the stage was begun with the same, and not finished."""
+    def is_unfinished(self, name: str, dependencies: dict[str, Any]) -> bool:
+        """Return whether the step started with the same dependencies and has not finished."""
         record = self._content.get(name, {})
-        return record.get("asked") == asked and "result" not in record
+        return record.get("asked") == dependencies and "result" not in record
 
-    def begun(self, name: str) -> list[str]:
-        """Return the run folders that there were when the stage was begun."""
+    def runs_before(self, name: str) -> list[str]:
+        """Return the run folders that existed when the step started."""
         runs: list[str] = self._content[name].get("runs_before", [])
         return runs
 
-    def begin(self, name: str, asked: dict[str, Any], runs_before: list[str]) -> None:
-        """Note that a stage is being made."""
-        kept = self.begun(name) if self.is_unfinished(name, asked) else runs_before
+    def begin(self, name: str, dependencies: dict[str, Any], runs_before: list[str]) -> None:
+        """Record that a step starts."""
+        kept = self.runs_before(name) if self.is_unfinished(name, dependencies) else runs_before
         self._content[name] = {
-            "asked": asked,
+            "asked": dependencies,
             "runs_before": kept,
             "was_made": self.was_ever_finished(name),
         }
         write_json(self._path, self._content)
 
     def finish(
-        self, name: str, asked: dict[str, Any], result: dict[str, Any], outputs: dict[str, Any]
+        self,
+        name: str,
+        dependencies: dict[str, Any],
+        result: dict[str, Any],
+        outputs: dict[str, Any],
     ) -> None:
-        """Note what a stage came to."""
+        """Record the result and the outputs of a step that finished."""
         self._content[name] = {
-            "asked": asked,
+            "asked": dependencies,
             "result": result,
             "outputs": outputs,
             "was_made": True,
@@ -87,5 +91,5 @@ class Records:
         write_json(self._path, self._content)
 
 
-def _as_path(path: str) -> Any:
+def _signature_at(path: str) -> Any:
     return signature(path if "://" in path else Path(path))

@@ -1,9 +1,9 @@
-"""Whether files are those of last time.
+"""Signatures of a step's files, which show whether a file has changed since the last run.
 
-Of what kdcache made and a later stage reads, the content tells: a manifest, which holds digests of
-what it describes, or a small file. So where a stage is made again and comes to the same, no stage
-after it runs. Of a user's images and of weights, size and time of change tell: reading them takes
-minutes.
+A file that kdcache made and a later step reads is compared by content: by its manifest, which holds
+digests of the data, or by the digest of a small file. So when a step runs again with the same
+result, no later step runs. Users' images and weights are compared by size and time of change,
+because reading them takes minutes.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ from kdcache.workspace import Workspace
 
 HUGGING_FACE_PREFIX = "hf:"
 
-_TELLING_OF_STORE = ("zarr.json", "codec.npz", "views/*/complete")
-"""These say what is in a store: its manifest, what the codec was decided as, and its views."""
+_STORE_FILES = ("zarr.json", "codec.npz", "views/*/complete")
+"""The files that describe a store: its manifest, its codec, and its complete views."""
 
-_TELLING = (*_TELLING_OF_STORE, "config.json", "last.safetensors")
-"""Of a store and of a run: these files are replaced when anything in it is."""
+_CHANGING_FILES = (*_STORE_FILES, "config.json", "last.safetensors")
+"""The files of a store or run folder that change whenever anything in it changes."""
 
 
 def inputs_of(options: CommonOptions, workspace: Workspace) -> dict[str, Any]:
-    """Return what tells of every file that a stage reads, by path; None where there is none."""
+    """Return the signature of every file that a step reads, by path; None for a missing file."""
     paths: list[Path | str] = []
     if isinstance(options, PackOptions):
         if options.source is not None:
@@ -63,19 +63,19 @@ def inputs_of(options: CommonOptions, workspace: Workspace) -> dict[str, Any]:
 
 
 def _content(path: Path | str) -> Any:
-    """Return what tells the content of a beton, a store or a file, as JSON content."""
+    """Return a signature of the content of a beton, store or file, as JSON content."""
     if isinstance(path, str) or path.suffix == ".safetensors":
         return signature(path)
     if path.suffix == ".beton":
         return _content_of_beton(manifest_path(path))
     if path.is_dir():
-        files = sorted(file for pattern in _TELLING_OF_STORE for file in path.glob(pattern))
+        files = sorted(file for pattern in _STORE_FILES for file in path.glob(pattern))
         return {str(file.relative_to(path)): sha256_of(file) for file in files}
     return sha256_of(path) if path.is_file() else None
 
 
 def _content_of_beton(manifest: Path) -> Any:
-    """Return a digest of what a manifest says but where the images came from, and when."""
+    """Return a digest of a manifest, without the origin of the images and the date."""
     if not manifest.is_file():
         return None
     about = read_json(manifest)
@@ -84,19 +84,19 @@ def _content_of_beton(manifest: Path) -> Any:
 
 
 def signature(path: Path | str) -> Any:
-    """Return what changes when a file, a store or a run does, as JSON content; None without it."""
-    if isinstance(path, str):  # a URL: whoever writes there says so by another name
+    """Return size and time of change of a file, store or run, as JSON content; None if missing."""
+    if isinstance(path, str):  # a URL: new content gets a new name
         return path
     if path.is_dir():
-        files = sorted(file for pattern in _TELLING for file in path.glob(pattern))
+        files = sorted(file for pattern in _CHANGING_FILES for file in path.glob(pattern))
         return [[str(file.relative_to(path)), *_stamp(file)] for file in files]
     return _stamp(path) if path.is_file() else None
 
 
 def signature_of_images(source: str) -> Any:
-    """Return the signature of a source: of every file in a folder, or of a pattern.
+    """Return the signature of a source: of a file, or of all files in a folder or of a pattern.
 
-    None where it is no file of this machine, such as a data set that comes with a package.
+    Return None if the source is not on this machine's disks, such as a data set in a package.
     """
     path = Path(source.removeprefix(HUGGING_FACE_PREFIX))
     if path.is_file():
@@ -104,14 +104,14 @@ def signature_of_images(source: str) -> Any:
     files = _files_below(path) if path.is_dir() else _files_of_pattern(source)
     content = hashlib.sha256()
     found = 0
-    for found, file in enumerate(files, 1):  # noqa: B007  (how many is asked after the loop)
+    for found, file in enumerate(files, 1):  # noqa: B007  (used after the loop)
         stamp = _stamp(file) if os.path.isfile(file) else None  # noqa: PTH113  (a million)
         content.update(f"{file} {stamp}\n".encode(errors="surrogateescape"))
     return content.hexdigest() if found else None
 
 
 def _files_below(folder: Path) -> Iterator[str]:
-    """Yield what is below a folder, in a fixed order; what links lead to is there too, once."""
+    """Yield all paths below a folder in a fixed order; follow links, and visit each folder once."""
     seen: set[str] = set()
     for below, folders, names in os.walk(folder, followlinks=True):
         folders.sort()
@@ -126,7 +126,7 @@ def _files_of_pattern(source: str) -> Iterator[str]:
 
     try:
         names = list(braceexpand(source))
-    except ValueError:  # `pack` says what is wrong with it
+    except ValueError:  # `pack` reports what is wrong with it
         return
     for name in names:
         yield from sorted(glob.glob(name))  # noqa: PTH207  (a pattern is no Path)
@@ -138,7 +138,7 @@ def _stamp(path: Path | str) -> list[int]:
 
 
 def _teacher(name: str, workspace: Workspace) -> list[Path]:
-    """Return the file of a teacher, where it is one of ours or a path."""
+    """Return the file of a teacher that is a path or lies in the workspace, else no file."""
     return [path for path in (Path(name), workspace.teacher(name)) if path.is_file()][:1]
 
 

@@ -1,4 +1,4 @@
-"""Our recipes for ImageNet, on real photos in a tree of ImageNet's shape.
+"""Our pipelines for ImageNet, on real photos in a tree of ImageNet's shape.
 
 Small models stand in for the large ones, so that it takes seconds; all else is as we ship it.
 """
@@ -59,7 +59,7 @@ def tree(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def ran(tree, tmp_path_factory) -> Iterator[Path]:
-    """The workspace of both recipes, the one after the other."""
+    """The workspace of both pipelines, the one after the other."""
     root = tmp_path_factory.mktemp("published")
     torch.manual_seed(0)
     with pytest.MonkeyPatch.context() as patch, serving(root) as server:
@@ -71,17 +71,17 @@ def ran(tree, tmp_path_factory) -> Iterator[Path]:
 
 
 def smaller(name: str, folder: Path) -> Path:
-    """Write a recipe of ours with small models and few epochs; return its path."""
+    """Write a pipeline of ours with small models and few epochs; return its path."""
     text = find_pipeline(name).read_text()
     for large, small in SMALLER.items():
         text = text.replace(large, small)
-    assert "resnet" not in text.partition("[[stage]]")[2]
+    assert "resnet" not in text.partition("[[step]]")[2]
     path = folder / f"{name}.toml"
     path.write_text(text)
     return path
 
 
-def stages(workspace: Path, name: str) -> dict:
+def steps(workspace: Path, name: str) -> dict:
     return read_json(workspace / "recipes" / f"{name}.json")
 
 
@@ -110,12 +110,12 @@ def test_views_are_of_the_kept_alone(ran, name):
     assert store.num_views == 2
 
 
-@pytest.mark.parametrize(("recipe", "stage"), [("imagenet", "KD"), ("imagenet-mdslr", "MDSLR")])
-def test_the_student_is_trained_as_the_recipe_says(ran, recipe, stage):
-    student = stages(ran, recipe)[stage]["result"]
+@pytest.mark.parametrize(("pipeline", "step"), [("imagenet", "KD"), ("imagenet-mdslr", "MDSLR")])
+def test_the_student_is_trained_as_the_pipeline_says(ran, pipeline, step):
+    student = steps(ran, pipeline)[step]["result"]
     assert student["samples"] == 700
     assert student["teacher_forwards"] == 0
     config = read_json(Path(student["path"]) / "config.json")["config"]
     assert (config["lr"], config["weight_decay"], config["batch_size"]) == (0.1, 1e-4, 256)
-    assert config["reshape"] is (stage == "MDSLR")
-    assert config["schedule"] == ("step" if stage == "MDSLR" else "one-cycle")
+    assert config["reshape"] is (step == "MDSLR")
+    assert config["schedule"] == ("step" if step == "MDSLR" else "one-cycle")

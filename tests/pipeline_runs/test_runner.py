@@ -1,4 +1,4 @@
-"""A recipe runs what is not up to date, and nothing else."""
+"""A pipeline runs what is not up to date, and nothing else."""
 
 from __future__ import annotations
 
@@ -22,49 +22,49 @@ from kdcache.pipeline_runs.runner import run
 from kdcache.selection.select import select
 from tests.workspaces import copy_workspace, metrics
 
-RECIPE = """
-[[stage]]
+PIPELINE = """
+[[step]]
 run = "pack"
 source = "{source}"
 val_fraction = 0.25
 
-[[stage]]
+[[step]]
 run = "train-teacher"
 model = "resnet8"
 epochs = 1
 num_workers = 1
 
-[[stage]]
+[[step]]
 run = "build-logits"
 teacher = "resnet8"
 views = 1
 
-[[stage]]
+[[step]]
 run = "select"
 keep = 0.5
 
-[[stage]]
+[[step]]
 name = "KD"
 run = "train"
 subset = "medium-0.5"
 epochs = 1
 
-[[stage]]
+[[step]]
 name = "all, no KD"
 run = "train"
 subset = "full"
 epochs = 1
 kd = false
 """
-STAGES = ["pack", "train-teacher", "build-logits", "select", "KD", "all, no KD"]
+STEPS = ["pack", "train-teacher", "build-logits", "select", "KD", "all, no KD"]
 
 
 @pytest.fixture(scope="session")
 def finished(tiny_folder, tmp_path_factory) -> tuple[Path, dict[str, Any]]:
-    """A workspace with the recipe beside it, run once. Read only."""
-    folder = tmp_path_factory.mktemp("recipe")
+    """A workspace with the pipeline beside it, run once. Read only."""
+    folder = tmp_path_factory.mktemp("pipeline")
     shutil.copytree(tiny_folder, folder / "images")
-    (folder / "own.toml").write_text(RECIPE.format(source=folder / "images"))
+    (folder / "own.toml").write_text(PIPELINE.format(source=folder / "images"))
     result = run(RunOptions(str(folder / "own.toml"), workspace=folder / "workspace"))
     return folder, result
 
@@ -88,7 +88,7 @@ def folder(finished, tmp_path) -> Path:
 
 
 def ran(folder: Path, **options: Any) -> list[str]:
-    """Run again and return the stages that ran."""
+    """Run again and return the steps that ran."""
     result = run(RunOptions(str(folder / "own.toml"), workspace=folder / "workspace", **options))
     return [name for name, about in result["stages"].items() if about["did"] != "up to date"]
 
@@ -101,7 +101,7 @@ def change(folder: Path, old: str, new: str) -> None:
 
 def test_the_first_time_everything_runs(finished):
     _, result = finished
-    assert list(result["stages"]) == STAGES
+    assert list(result["stages"]) == STEPS
     for about in result["stages"].values():
         assert (about["did"], about["why"]) == ("ran", "for the first time")
     assert result["students"].keys() == {"KD", "all, no KD"}
@@ -121,7 +121,7 @@ def test_the_second_time_nothing_runs_and_torch_is_not_loaded(folder):
     started = time.perf_counter()
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     seconds = time.perf_counter() - started
-    assert (done.returncode, done.stderr.count("up to date")) == (0, len(STAGES)), done.stderr
+    assert (done.returncode, done.stderr.count("up to date")) == (0, len(STEPS)), done.stderr
     result = json.loads(done.stdout)
     assert {about["did"] for about in result["stages"].values()} == {"up to date"}
     assert result["students"]["KD"]["top1"] is not None
@@ -154,11 +154,11 @@ def test_what_was_changed_is_said(folder):
     }
 
 
-def test_what_the_recipe_made_is_replaced_and_nothing_else(folder):
+def test_what_the_pipeline_made_is_replaced_and_nothing_else(folder):
     change(folder, 'model = "resnet8"\nepochs = 1', 'model = "resnet8"\nepochs = 2')
-    assert ran(folder) == STAGES[1:]
+    assert ran(folder) == STEPS[1:]
     assert ran(folder) == []
-    # Made by hand, under the name that a new stage would give it.
+    # Made by hand, under the name that a new step would give it.
     select(
         SelectOptions(
             workspace=folder / "workspace",
@@ -168,7 +168,7 @@ def test_what_the_recipe_made_is_replaced_and_nothing_else(folder):
         )
     )
     text = (folder / "own.toml").read_text()
-    (folder / "own.toml").write_text(text + '\n[[stage]]\nrun = "select"\nkeep = 0.2\n')
+    (folder / "own.toml").write_text(text + '\n[[step]]\nrun = "select"\nkeep = 0.2\n')
     with pytest.raises(CacheMismatchError, match=r"medium-0\.2\.npz was made otherwise"):
         ran(folder)
 
@@ -189,7 +189,7 @@ def test_a_changed_image_reruns_everything(folder, tmp_path, finished):
     image = next(images.rglob("*.png"))
     other = next(path for path in images.rglob("*.png") if path != image)
     image.write_bytes(other.read_bytes())
-    assert ran(folder) == STAGES
+    assert ran(folder) == STEPS
 
 
 def test_a_touched_image_is_packed_again_and_nothing_follows(folder, finished):
@@ -207,7 +207,7 @@ def test_a_touched_image_is_packed_again_and_nothing_follows(folder, finished):
         os.utime(image, ns=(about.st_atime_ns, about.st_mtime_ns))
 
 
-def test_what_ran_in_between_is_not_taken_for_a_stage(folder):
+def test_what_ran_in_between_is_not_taken_for_a_step(folder):
     select(SelectOptions(workspace=folder / "workspace", method="random", keep=0.2))
     change(folder, 'subset = "medium-0.5"\n', "")
     assert ran(folder) == ["KD"]
@@ -235,7 +235,7 @@ def test_a_run_that_was_killed_goes_on_where_it_was(folder):
     process.send_signal(signal.SIGKILL)
     process.wait()
     result = run(RunOptions(str(folder / "own.toml"), workspace=folder / "workspace"))
-    assert result["stages"]["KD"]["why"] == "it was begun and not finished"
+    assert result["stages"]["KD"]["why"] == "it started and did not finish"
     assert [line["epoch"] for line in metrics(run_dir)] == list(range(1, 13))
     assert not run_dir.with_name("resnet8-medium-0.5-s0-3").exists()
 
@@ -247,9 +247,9 @@ def test_what_a_pack_wrote_beside_its_beton_is_made_again(folder):
     assert manifest_path(beton).exists()
 
 
-def test_a_recipe_runs_once_at_a_time(folder):
+def test_a_pipeline_runs_once_at_a_time(folder):
     with (
-        file_lock(folder / "workspace/recipes/.own.lock", purpose="run of a recipe"),
+        file_lock(folder / "workspace/recipes/.own.lock", purpose="run of a pipeline"),
         pytest.raises(KDCacheError, match=rf"own\.lock is held by process {os.getpid()}"),
     ):
         ran(folder)

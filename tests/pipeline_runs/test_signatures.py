@@ -1,4 +1,4 @@
-"""What is read decides whether a stage runs: every file of a source, however it is named."""
+"""What is read decides whether a step runs: every file of a source, however it is named."""
 
 from __future__ import annotations
 
