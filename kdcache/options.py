@@ -18,6 +18,7 @@ from typing import Annotated, Literal, get_args
 from cyclopts import Parameter
 
 from kdcache.errors import ConfigError
+from kdcache.scores.registry import SCORES
 
 Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["fp32", "tf32", "bf16", "fp16"]
@@ -27,7 +28,6 @@ BadImage = Literal["stop", "skip"]
 Method = Literal[
     "random", "easy", "hard", "medium", "window", "stratified", "beta", "class-adaptive"
 ]
-Score = Literal["cross_entropy", "entropy", "margin", "least_confidence", "el2n"]
 Order = Literal["random", "block-random", "sequential"]
 Balance = Literal["proportional", "class", "none"]
 Optimizer = Literal["sgd", "adamw"]
@@ -593,8 +593,10 @@ class PruningOptions:
 class SelectOptions(PruningOptions, CommonOptions):
     """Choose the sample ids to keep, from the scores in the store."""
 
-    score: Score = "cross_entropy"
-    """Difficulty score in the store; higher is harder."""
+    score: Annotated[
+        str, Parameter(help=f"Difficulty score; higher is harder: {SCORES.described()}.")
+    ] = "cross_entropy"
+    """Difficulty score; higher is harder. One of `kdcache.scores.registry`, or module:name."""
 
     scores: Path | None = None
     """Scores of your own instead, higher is harder: a .npy by sample id, or a .csv or .parquet with
@@ -628,6 +630,7 @@ class SelectOptions(PruningOptions, CommonOptions):
     def __post_init__(self) -> None:
         """Check every range, and that no option is given that the others make void."""
         super().__post_init__()
+        SCORES.require(self.score)
         require_suffix("scores", self.scores, SCORE_FILES)
         require_suffix("export", self.export, SCORE_FILES)
         require_suffix("out", self.out, (".npz",))
@@ -645,6 +648,29 @@ class SelectOptions(PruningOptions, CommonOptions):
                 )
             decided = ["score", "scores", "balance", "min_per_class", "average_with"]
             _require_unset(self, decided, "no --parity", unless=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreOptions(CommonOptions):
+    """Compute a difficulty score from the stored answers to the clean view, without a teacher."""
+
+    name: Annotated[
+        str, Parameter(help=f"Score that the store was built without: {SCORES.described()}.")
+    ] = field(kw_only=False)
+    """Score that the store was built without, of `kdcache.scores.registry`, or module:name."""
+
+    teacher: str | None = None
+    """Name of the store to read; the last one built when left out."""
+
+    store: str | None = None
+    """Path of the store, instead of a --teacher of the workspace."""
+
+    overwrite: Annotated[bool, _FLAG] = False
+    """Replace a score file."""
+
+    def __post_init__(self) -> None:
+        """Check the name."""
+        SCORES.require(self.name)
 
 
 @dataclass(frozen=True, kw_only=True)

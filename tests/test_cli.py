@@ -60,6 +60,7 @@ OPTIONS = {
         *("--part", "--allow-mixed", "--num-workers", "--overwrite"),
         *MODEL,
     },
+    "score": {"--name", "--teacher", "--store", "--overwrite"},
     "select": {
         *("--method", "--score", "--scores", "--keep", "--balance", "--min-per-class", "--start"),
         *("--cut", "--peak", "--concentration", "--parity", "--seed", "--teacher", "--store"),

@@ -45,6 +45,7 @@ WALK: list[tuple[list[str], set[str]]] = [
     (["train-teacher", *STEPS], TRAINS),
     (["build-logits", "--views", "1"], RUNS_MODEL),
     (["select"], OPENS_STORE | RUNS_COMPILED),
+    (["score", "el2n"], OPENS_STORE),
     (["train", *STEPS], TRAINS),
     (["evaluate"], RUNS_MODEL),
     (["verify"], OPENS_STORE | {"PIL"}),

@@ -18,6 +18,7 @@ PYPROJECT = Path(__file__).parents[1] / "pyproject.toml"
 STAGES = [
     "errors",
     "calls",
+    "registry",
     "scores",
     "rng",
     "files",

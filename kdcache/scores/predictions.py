@@ -1,4 +1,4 @@
-"""Difficulty scores and statistics of one clean pass, from float32 logits.
+"""Difficulty scores and statistics that are functions of logits and labels.
 
 Every score has one direction: higher is harder. `STATS` are measurements without a direction.
 
@@ -46,15 +46,6 @@ def el2n(logits_BC: Tensor, labels_B: Tensor) -> Tensor:
     """
     one_hot_BC = functional.one_hot(labels_B, logits_BC.shape[1])
     return torch.linalg.vector_norm(logits_BC.double().softmax(dim=1) - one_hot_BC, dim=1).float()
-
-
-SCORES = {
-    "cross_entropy": cross_entropy,
-    "entropy": entropy,
-    "margin": margin,
-    "least_confidence": least_confidence,
-    "el2n": el2n,
-}
 
 
 def correct(logits_BC: Tensor, labels_B: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Where the scores of a selection come from: a store, several, a view's rows, or a file."""
+"""Finding the scores of a selection: in stores, in stored rows, or in a file."""
 
 from __future__ import annotations
 
@@ -11,8 +11,11 @@ from kdcache.data.beton import BetonManifest
 from kdcache.errors import CacheMismatchError, ConfigError
 from kdcache.files import sha256_of
 from kdcache.options import SelectOptions
+from kdcache.registry import is_user_code, user_code_digest
+from kdcache.scores.registry import SCORES
 from kdcache.selection.mdslr import augmented_cross_entropy
 from kdcache.selection.score_files import read_scores
+from kdcache.selection.stored_scores import compute_scores, load_scores
 from kdcache.store.logit_store import LogitStore
 from kdcache.workspace import Workspace
 
@@ -53,8 +56,9 @@ def scores_identity(
         return {"scores": options.scores.name, "scores_digest": sha256_of(options.scores)}
     if options.average_with:
         others = _others(options, workspace, store)
-        return {"averaged_with": [other.manifest.teacher_digest for other in others]}
-    return {}
+        digests = [other.manifest.teacher_digest for other in others]
+        return {"averaged_with": digests} | _score_identity(store, options.score)
+    return _score_identity(store, options.score)
 
 
 def average(stores: list[LogitStore], score: str) -> npt.NDArray[np.float32]:
@@ -91,12 +95,28 @@ def _others(options: SelectOptions, workspace: Workspace, store: LogitStore) -> 
 
 
 def _score(store: LogitStore, name: str) -> npt.NDArray[Any]:
-    if name not in store.scores:
-        raise ConfigError(
-            f"--score is {name}, but {store.path} holds {', '.join(store.scores)}. "
-            "Run kdcache build-logits with --overwrite"
-        )
-    return store.scores[name]
+    """Return a score of the store, of a file beside it, or computed by the user's code."""
+    if name in store.scores:
+        return store.scores[name]
+    if (found := load_scores(store, name)) is not None:
+        return found.scores
+    if is_user_code(name):
+        return compute_scores(store, name).scores
+    raise ConfigError(
+        f"--score is {name}, but {store.path} holds {', '.join(store.scores)}: it was built "
+        f"before {name} was added. Run: kdcache score {name} --store {store.path}"
+    )
+
+
+def _score_identity(store: LogitStore, name: str) -> dict[str, Any]:
+    """Return what tells a score that was computed from stored rows from others; JSON content."""
+    if name in store.scores:
+        return {}
+    if is_user_code(name):
+        SCORES.load(name)  # its digest is known once it is imported
+        return {"score_code_digest": user_code_digest(name)}
+    found = load_scores(store, name)
+    return {} if found is None else {"score_computed_from": found.about["computed_from"]}
 
 
 def _sample_names(workspace: Workspace, store: LogitStore) -> list[str]:

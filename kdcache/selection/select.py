@@ -95,7 +95,7 @@ def subset_name(options: SelectOptions) -> str:
     if options.scores is not None:
         parts.append(options.scores.stem)
     elif options.score != defaults.score:
-        parts.append(options.score)
+        parts.append(options.score.rpartition(":")[2])
     if options.balance != defaults.balance:
         parts.append(options.balance)
     parts += options.average_with and ["with", *map(teacher_name, options.average_with)]

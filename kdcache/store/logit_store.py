@@ -16,13 +16,13 @@ from kdcache.store.format.codec_file import CODECS_WITHOUT_SETTINGS, clean_codec
 from kdcache.store.format.layout import (
     FEATURES,
     INITIAL_ARRAYS,
-    PER_SAMPLE_ARRAYS,
     existing_views,
     expected_views,
     has_array,
     is_complete,
     missing_shards,
     open_group,
+    per_sample_arrays,
     rows_name,
     shard_key,
     view_arrays,
@@ -46,7 +46,7 @@ class PerSampleArrays(Mapping[str, npt.NDArray[Any]]):
     def __init__(self, group: zarr.Group, folder: str) -> None:
         self._group = group
         self._folder = folder
-        parts = (name.split("/") for name in PER_SAMPLE_ARRAYS)
+        parts = (name.split("/") for name in per_sample_arrays(group))
         self._names = sorted(name for beside, name in parts if beside == folder)
 
     def __getitem__(self, name: str) -> npt.NDArray[Any]:

@@ -26,6 +26,7 @@ from kdcache.store.format.layout import (
     missing_shards,
     mixed_key,
     open_group,
+    per_sample_arrays,
     record_conditions,
     rows_name,
     shard_key,
@@ -120,7 +121,9 @@ class StoreWriter:
             create_array(self.group, name, ArraySpec(values.shape, values.dtype, len(values)))
             with zarr.config.set({"array.write_empty_chunks": True}):
                 self.group[name][:] = values  # type: ignore[index]
-        for name in PER_SAMPLE_ARRAYS:
+        # Once view 0 has rows, a score that is new in the registry would have no numbers.
+        is_new = not has_array(self.group, rows_name(0))
+        for name in PER_SAMPLE_ARRAYS if is_new else per_sample_arrays(self.group):
             self._create(name)
 
     def add_features(self, width: int) -> None:

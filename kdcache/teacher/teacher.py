@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
-import os
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +14,7 @@ from kdcache.errors import ConfigError, TeacherError
 from kdcache.models.registry import MODELS, TIMM_PREFIX, make_model
 from kdcache.models.weights import fill_model, load_weights
 from kdcache.progress import logger
+from kdcache.registry import load_user_code
 from kdcache.teacher.class_names import require_same_classes
 from kdcache.teacher.published import PublishedWeights
 from kdcache.teacher.timm_weights import find_timm
@@ -198,23 +196,7 @@ def _from_publisher(
 
 
 def _from_callable(spec: str, data: BetonManifest) -> Teacher:
-    module_name, _, attribute = spec.partition(":")
-    # As `python -m` does, so that a module beside the user is found by the console script too.
-    sys.path.insert(0, os.getcwd())  # noqa: PTH109  (sys.path holds strings)
-    try:
-        make = getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(
-            f"--teacher is {spec}, expected module:callable, but {error}. "
-            "Run in the module's folder, or set PYTHONPATH"
-        ) from error
-    finally:
-        sys.path.pop(0)
-    if not callable(make):
-        raise ConfigError(
-            f"--teacher is {spec}, expected module:callable, but {attribute} is "
-            f"{type(make).__name__}"
-        )
+    make = load_user_code(spec, option="teacher")
     model = make()
     if not isinstance(model, nn.Module):
         raise TeacherError(

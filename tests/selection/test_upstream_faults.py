@@ -11,7 +11,7 @@ import torch
 
 from kdcache.errors import ConfigError
 from kdcache.options import PruningOptions, SelectOptions
-from kdcache.scores.predictions import SCORES
+from kdcache.scores.registry import SCORES
 from kdcache.selection.pruning import select_ids
 from kdcache.selection.score_files import read_scores
 from kdcache.selection.select import select

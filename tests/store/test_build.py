@@ -28,7 +28,8 @@ from kdcache.errors import (
     TeacherError,
 )
 from kdcache.reader.batches import pixels
-from kdcache.scores.predictions import SCORES, STATS
+from kdcache.scores.predictions import STATS
+from kdcache.scores.registry import SCORES
 from kdcache.store.logit_store import LogitStore
 from tests import teachers
 from tests.conftest import ROOT

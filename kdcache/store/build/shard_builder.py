@@ -15,7 +15,8 @@ from kdcache.data.beton import Beton
 from kdcache.options import BuildLogitsOptions
 from kdcache.progress import logger
 from kdcache.reader.batches import workers_of_rank
-from kdcache.scores.predictions import SCORES, STATS
+from kdcache.scores.predictions import STATS
+from kdcache.scores.registry import SCORES
 from kdcache.store.build.codec_decision import decide_codec
 from kdcache.store.build.commit_thread import CommitThread
 from kdcache.store.build.cost import Cost, expected_seconds
@@ -25,7 +26,7 @@ from kdcache.store.build.preflight import Preflight
 from kdcache.store.build.teacher_pass import TeacherOutputs, require_finite, run_teacher
 from kdcache.store.format.accounting import store_bytes
 from kdcache.store.format.codec_file import has_codec
-from kdcache.store.format.layout import FEATURES, is_complete
+from kdcache.store.format.layout import FEATURES, is_complete, per_sample_arrays
 from kdcache.store.manifest import StoreManifest
 from kdcache.store.writer import StoreWriter
 from kdcache.teacher.ensemble import Forward
@@ -220,9 +221,12 @@ def commit_shard(
     rows = codec.encode(logits, sample_ids=shard.rows, view=shard.view)
     per_sample: dict[str, npt.NDArray[np.generic]] = {}
     if shard.view == 0:
+        # A store that was begun before a score was added to the registry does without it.
+        stored = set(per_sample_arrays(writer.group))
         for folder, functions in (("scores", SCORES), ("stats", STATS)):
-            for name, function in functions.items():
-                per_sample[f"{folder}/{name}"] = function(logits, answers.labels).numpy()
+            for name in functions:
+                if (array := f"{folder}/{name}") in stored:
+                    per_sample[array] = functions[name](logits, answers.labels).numpy()
         if answers.features is not None:
             per_sample[FEATURES] = answers.features.to(torch.float16).numpy()
     writer.write_shard(shard.view, shard.index, rows, per_sample, conditions=conditions)

@@ -6,7 +6,7 @@ NAME.zarr/
   sample_ids                   (M,) int64, rows of the views from 1: all N, or a subset, sorted
   pixel_probe                  (n, 16) uint8, digests of a few views' pixels
   codec.npz                    what was decided about the views from 1: codec, basis, table
-  scores/NAME                  (N,) float32, higher = harder
+  scores/NAME                  (N,) float32, higher = harder; what was registered when it was built
   stats/NAME                   (N,)
   features                     (N, F) float16 of the clean view, where they were asked for
   views/V/rows                 (N or M, width) encoded logits; one chunk a shard, with its CRC-32C
@@ -20,7 +20,7 @@ answers a missing chunk with fill values, so existence is always checked first.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,7 @@ import zarr
 from zarr.abc.store import Store
 
 from kdcache.errors import CacheCorruptError
+from kdcache.scores.registry import SCORES
 from kdcache.store.format.location import display_name, has_key, list_keys, write_key
 from kdcache.store.manifest import StoreManifest, digest_content
 
@@ -42,17 +43,23 @@ INITIAL_ARRAYS = ("labels", "sample_ids", "pixel_probe")
 """Arrays that are written before the first shard."""
 
 PER_SAMPLE_ARRAYS: dict[str, npt.DTypeLike] = {
-    "scores/cross_entropy": np.float32,
-    "scores/entropy": np.float32,
-    "scores/margin": np.float32,
-    "scores/least_confidence": np.float32,
-    "scores/el2n": np.float32,
+    **{f"scores/{name}": np.float32 for name in SCORES},
     "stats/correct": np.bool_,
     "stats/logit_std": np.float32,
     "stats/logsumexp": np.float32,
     "stats/top1": np.int64,
 }
-"""Arrays of one number per sample, filled with view 0."""
+"""Arrays of one number per sample that a new store has, filled with view 0."""
+
+ADDED_LATER = frozenset(
+    name
+    for name in PER_SAMPLE_ARRAYS
+    if name.startswith("scores/")
+    and name.removeprefix("scores/")
+    not in {"cross_entropy", "entropy", "margin", "least_confidence", "el2n"}
+)
+"""Those that not every store of this format version has: scores that were added to the registry
+after the version was fixed. An older store lacks them and is complete."""
 
 FEATURES = "features"
 
@@ -105,9 +112,24 @@ def has_array(group: zarr.Group, name: str) -> bool:
     return has_key(group.store, f"{name}/zarr.json")
 
 
+def per_sample_arrays(group: zarr.Group) -> list[str]:
+    """Return the arrays of `PER_SAMPLE_ARRAYS` that a store must have, see `ADDED_LATER`."""
+    later = [key for name in sorted(ADDED_LATER) for key in list_keys(group.store, f"{name}/")]
+    return per_sample_in(later)
+
+
+def per_sample_in(keys: Iterable[str]) -> list[str]:
+    """Return the arrays of `PER_SAMPLE_ARRAYS` that a store with these keys must have.
+
+    One that was added later must be whole where any of its keys exists.
+    """
+    found = {key.rpartition("/zarr.json")[0] or key.partition("/c/")[0] for key in keys}
+    return [name for name in PER_SAMPLE_ARRAYS if name not in ADDED_LATER or name in found]
+
+
 def clean_arrays(group: zarr.Group) -> list[str]:
     """Return the arrays that view 0 fills besides its rows."""
-    return [*PER_SAMPLE_ARRAYS, *([FEATURES] if has_array(group, FEATURES) else [])]
+    return [*per_sample_arrays(group), *([FEATURES] if has_array(group, FEATURES) else [])]
 
 
 def view_arrays(group: zarr.Group, view: int) -> list[str]:

@@ -18,12 +18,12 @@ from kdcache.store.format.layout import (
     COMPLETE_MARKER,
     FEATURES,
     INITIAL_ARRAYS,
-    PER_SAMPLE_ARRAYS,
     existing_shards,
     expected_views,
     get_array,
     is_complete,
     num_shards,
+    per_sample_in,
     rows_name,
     shard_key,
 )
@@ -77,7 +77,12 @@ def expected_structure(
     around = ["scores", "stats", "views", *(f"views/{view}" for view in views)]
     expected = {f"{name}/zarr.json": group_metadata() for name in around}
     known = views[:1] if any(_damaged_codec(group, manifest, keys)) else views
-    for name in ["labels", "sample_ids", *PER_SAMPLE_ARRAYS, *(rows_name(view) for view in known)]:
+    for name in [
+        "labels",
+        "sample_ids",
+        *per_sample_in(keys),
+        *(rows_name(view) for view in known),
+    ]:
         expected[f"{name}/zarr.json"] = array_metadata(array_spec(group, manifest, name))
     return expected
 
@@ -87,7 +92,7 @@ def _arrays(keys: list[str]) -> list[str]:
     features = [FEATURES] if any(key.startswith(f"{FEATURES}/") for key in keys) else []
     return [
         *INITIAL_ARRAYS,
-        *PER_SAMPLE_ARRAYS,
+        *per_sample_in(keys),
         *features,
         *(rows_name(view) for view in expected_views(keys)),
     ]

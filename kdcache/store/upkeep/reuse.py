@@ -13,10 +13,11 @@ from kdcache.store.format.layout import (
     complete_key,
     get_array,
     num_shards,
+    per_sample_arrays,
     record_conditions,
     rows_name,
 )
-from kdcache.store.format.location import list_keys, read_key, write_key
+from kdcache.store.format.location import delete_key, list_keys, read_key, write_key
 from kdcache.store.logit_store import LogitStore
 from kdcache.store.manifest import CLEAN_IDENTITY, StoreManifest, build_conditions
 from kdcache.store.writer import StoreWriter
@@ -50,6 +51,9 @@ def copy_clean_view(source: LogitStore, target: StoreWriter) -> None:
         logger.info("view 0 of %s was built under other conditions: %s", source.path, differ)
         for shard in range(num_shards(get_array(source.group, rows_name(0)))):
             record_conditions(into, 0, shard, build_conditions(source.manifest))
+    # A score that the source was built without goes before the view is there.
+    for name in set(per_sample_arrays(target.group)) - set(per_sample_arrays(source.group)):
+        delete_key(into, f"{name}/zarr.json")
     # The marker comes last, as in a build.
     for key in sorted(keys, key=lambda key: key == complete_key(0)):
         if isinstance(source.path, Path) and isinstance(target.path, Path):

@@ -1,0 +1,140 @@
+"""Scores that are computed from the stored clean view, and the files that keep them.
+
+Nothing in a store changes in place. A score that the store was built without lies beside it:
+`NAME.zarr` has `NAME.scores/SCORE.npz`, with the arrays `scores` (N,) float32 and `about`, a JSON
+string that says what it was computed from.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from kdcache.errors import CacheCorruptError, CacheMismatchError, ConfigError
+from kdcache.files import arrays_of_npz, differences, make_directory, replace_atomically
+from kdcache.progress import progress_bar
+from kdcache.registry import is_user_code, user_code_digest
+from kdcache.scores.registry import SCORES
+from kdcache.selection.pruning import require_finite
+from kdcache.store.logit_store import LogitStore
+
+_BLOCK_NUMBERS = 1 << 24
+"""Logits of one block, 64 MiB; a block has at least one row."""
+
+
+class StoredScores(NamedTuple):
+    """A score that was computed from stored rows."""
+
+    scores: npt.NDArray[np.float32]
+    """(N,) by sample id, finite, higher = harder."""
+    about: dict[str, Any]
+    """What it was computed from, JSON content: `score`, `computed_from`, the store's
+    `manifest_digest`, `data_fingerprint` and `teacher_digest`, and the `code_digest` of a score of
+    the user's own."""
+
+
+def score_file(store: LogitStore, name: str) -> Path:
+    """Return the path of a score's file beside its store.
+
+    Raises:
+        ConfigError: if the store is on an object store.
+    """
+    if not isinstance(store.path, Path):
+        raise ConfigError(
+            f"{store.path} is on an object store, expected a store in a folder: score files lie "
+            "beside it. Give scores of your own with select --scores"
+        )
+    folder = store.path.with_name(f"{store.path.stem}.scores")
+    return folder / f"{name.replace(':', '-')}.npz"
+
+
+def compute_scores(store: LogitStore, name: str) -> StoredScores:
+    """Compute a score from the stored rows of the clean view.
+
+    Args:
+        store: a finished store.
+        name: a score of the registry, or `module:name`.
+
+    Raises:
+        ConfigError: if there is no such score, or it returns anything but one finite number per
+            sample.
+    """
+    import torch
+
+    function = SCORES.load(name)
+    num_samples = store.manifest.samples
+    block_rows = max(1, _BLOCK_NUMBERS // store.manifest.classes)
+    scores = np.empty(num_samples, dtype=np.float32)
+    with (
+        torch.inference_mode(),
+        progress_bar(total=num_samples, unit="image", description=f"score {name}") as bar,
+    ):
+        for first in range(0, num_samples, block_rows):
+            ids = np.arange(first, min(first + block_rows, num_samples))
+            logits = torch.from_numpy(store.logits(ids, 0))
+            found = function(logits, torch.from_numpy(store.labels[ids]))
+            if not isinstance(found, torch.Tensor) or found.shape != (len(ids),):
+                shape = getattr(found, "shape", None)
+                shown = type(found).__name__ if shape is None else f"shape {tuple(shape)}"
+                raise ConfigError(
+                    f"score {name} returned {shown} for {len(ids):,} samples, expected a tensor "
+                    f"of shape ({len(ids)},): one number per sample, higher for a harder one"
+                )
+            scores[ids] = found.numpy()
+            bar.update(len(ids))
+    require_finite(scores)
+    return StoredScores(scores, _about(store, name))
+
+
+def save_scores(path: Path, found: StoredScores) -> None:
+    """Write a score file; it appears complete or not at all."""
+    make_directory(path.parent)
+    with replace_atomically(path) as partial, partial.open("wb") as file:
+        np.savez(file, scores=found.scores, about=json.dumps(found.about))
+
+
+def load_scores(store: LogitStore, name: str) -> StoredScores | None:
+    """Return the score of a file beside the store, or None where there is no such file.
+
+    Raises:
+        CacheCorruptError: if the file is damaged.
+        CacheMismatchError: if it was computed from another store, or by another version of the
+            user's code.
+    """
+    if not isinstance(store.path, Path):
+        return None
+    path = score_file(store, name)
+    if not path.exists():
+        return None
+    remedy = f"Run kdcache score {name} --overwrite"
+    try:
+        arrays = arrays_of_npz(path.read_bytes())
+        scores, about = arrays["scores"], dict(json.loads(str(arrays["about"])))
+    except (CacheCorruptError, KeyError, TypeError, ValueError) as error:
+        raise CacheCorruptError(f"{path} is no score file ({error}). {remedy}") from error
+    if is_user_code(name):
+        SCORES.load(name)  # its digest is that of the code that is there now
+    if differ := differences(about, _about(store, name)):
+        raise CacheMismatchError(f"{path} was computed from something else: {differ}. {remedy}")
+    if scores.shape != (store.manifest.samples,) or scores.dtype != np.float32:
+        raise CacheCorruptError(
+            f"{path} holds {scores.dtype} of shape {scores.shape}, expected float32 of shape "
+            f"({store.manifest.samples},). {remedy}"
+        )
+    return StoredScores(scores, about)
+
+
+def _about(store: LogitStore, name: str) -> dict[str, Any]:
+    manifest = store.manifest
+    return {
+        "score": name,
+        "computed_from": f"stored rows of view 0 ({store.codec_of(0)})",
+        "manifest_digest": manifest.digest(),
+        "data_fingerprint": manifest.data_fingerprint,
+        "teacher_digest": manifest.teacher_digest,
+        "code_digest": user_code_digest(name) if is_user_code(name) else None,
+    }
