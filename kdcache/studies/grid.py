@@ -55,6 +55,7 @@ class Block:
         priority: blocks of a smaller one run first.
         make: names of teachers to make, for data of the block, without any student.
         data: names of the data sets that `make` is for.
+        tune_fraction: of a block that chooses settings; its teachers are trained without that part.
         cells: in the order of the product.
     """
 
@@ -62,6 +63,7 @@ class Block:
     priority: int
     make: tuple[str, ...]
     data: tuple[str, ...]
+    tune_fraction: float | None
     cells: tuple[Cell, ...]
 
 
@@ -225,7 +227,7 @@ def _block(
         raise ConfigError(f"make names {unknown[0]!r}, expected one of {', '.join(teachers)}")
     if make:
         data = tuple(str(value) for value in values.get("data", []))
-        return Block(name, priority, make, data, ())
+        return Block(name, priority, make, data, tune_fraction, ())
     combinations = list(_combinations(values))
     include = _conditions("include", given)
     exclude = _conditions("exclude", given)
@@ -239,7 +241,7 @@ def _block(
         cells.setdefault(cell.id, cell)
     if not cells:
         raise ConfigError("include and exclude leave no cell, expected at least one")
-    return Block(name, priority, (), (), tuple(cells.values()))
+    return Block(name, priority, (), (), tune_fraction, tuple(cells.values()))
 
 
 def _combinations(values: Mapping[str, list[Any]]) -> Iterator[dict[str, Any]]:

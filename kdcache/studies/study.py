@@ -182,7 +182,7 @@ def _teachers_of(
     """Yield the teachers that a block makes, with what comes before each."""
     for data in block.data:
         for name in block.make:
-            settings = {"data": data, "label_noise": None, "tune_fraction": options.tune_fraction}
+            settings = {"data": data, "label_noise": None, "tune_fraction": block.tune_fraction}
             row = row_of_teacher(
                 settings, name, grid.teachers[name], block=block.name, commit=options.commit
             )

@@ -197,3 +197,8 @@ def test_a_tuning_fraction_makes_every_student_a_tuning_one(tmp_path):
         True,
     ]
     assert tuning.cells[0].id == asked.cells[0].id != plain.cells[0].id
+
+
+def test_the_teachers_of_a_tuning_block_are_made_without_its_part(tmp_path):
+    made = grid(tmp_path, 'tuning = true\nmake = ["big"]', head="tune_fraction = 0.1\n" + HEAD)
+    assert [(block.make, block.tune_fraction) for block in made.blocks] == [(("big",), 0.1)]
