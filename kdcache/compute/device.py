@@ -11,10 +11,10 @@ from kdcache.options import Device
 
 
 def resolve_device(device: Device) -> torch.device:
-    """Return the device to run on.
+    """Return the device of this process.
 
     Raises:
-        ConfigError: if CUDA is asked for and there is none.
+        ConfigError: if `device` is cuda and torch finds no CUDA device.
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise ConfigError(
@@ -23,5 +23,5 @@ def resolve_device(device: Device) -> torch.device:
         )
     if device == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
-    # torchrun says which of the machine's devices is this process's.
+    # torchrun gives each process of a machine its device.
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))

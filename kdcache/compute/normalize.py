@@ -7,11 +7,11 @@ from torch import Tensor, nn
 
 
 class Normalise(nn.Module):
-    """uint8 pixels to float32 images of mean 0 and standard deviation 1, on the device.
+    """Map uint8 pixels to normalised float32 images, on the device of the module.
 
     Args:
-        mean: (3,) in [0, 1].
-        std: (3,) above 0.
+        mean: (3,) of each channel, in [0, 1].
+        std: (3,) of each channel, above 0.
     """
 
     def __init__(self, mean: list[float], std: list[float]) -> None:

@@ -19,7 +19,7 @@ def teacher_precision(requested: Precision | None, device: torch.device) -> Prec
 
 
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[Any]:
-    """Return the context in which a model's body runs at a precision."""
+    """Return the autocast context of a precision; it does nothing for fp32 and tf32."""
     if precision in _AUTOCAST:
         return torch.autocast(device.type, dtype=_AUTOCAST[precision])
     return nullcontext()
@@ -27,7 +27,7 @@ def autocast(device: torch.device, precision: Precision) -> AbstractContextManag
 
 @contextmanager
 def matmul_precision(precision: Precision) -> Iterator[None]:
-    """Allow TF32 where `precision` is tf32, and only there."""
+    """Allow TF32 inside the context if `precision` is tf32, else forbid it."""
     before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
     torch.backends.cudnn.allow_tf32 = precision == "tf32"

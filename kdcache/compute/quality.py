@@ -1,4 +1,4 @@
-"""How good a model's answers are: accuracy, likelihood and calibration, over any number of batches.
+"""Measure accuracy, likelihood and calibration of a model over any number of batches.
 
 References:
     Guo et al. 2017, "On Calibration of Modern Neural Networks": the expected calibration error over
@@ -22,30 +22,30 @@ CALIBRATION_BINS = 15
 
 
 class Quality(NamedTuple):
-    """Of a model on a set of images."""
+    """Quality of a model on a set of images."""
 
     top1: float
-    """Percent."""
+    """Top-1 accuracy, in percent."""
     top5: float
-    """Percent: the label is among the five largest logits, or among all where there are fewer."""
+    """Top-5 accuracy, in percent; 100 if there are at most five classes."""
     nll: float
     """Mean -log p of the label, in nats."""
     ece: float
-    """Mean distance between confidence and accuracy over bins of confidence, in [0, 1]."""
+    """Expected calibration error: mean gap of confidence and accuracy over bins, in [0, 1]."""
 
 
 class QualityMeter:
-    """Sums over batches."""
+    """Accumulate the quality of a model over batches."""
 
     def __init__(self) -> None:
         self._count = 0
         self._hits_1 = self._hits_5 = 0
         self._nll = 0.0
-        # Of each bin: the sum of confidences less the number of hits.
+        # For each bin: the sum of confidences minus the number of hits.
         self._gaps = torch.zeros(CALIBRATION_BINS, dtype=torch.float64)
 
     def add(self, logits_BC: Tensor, labels_B: Tensor) -> None:
-        """Add a batch of float32 logits with its labels, on one device."""
+        """Add (B, C) float32 logits and their (B,) labels, on one device."""
         top = logits_BC.topk(min(5, logits_BC.shape[1]), dim=1).indices == labels_B[:, None]
         self._count += len(labels_B)
         self._hits_1 += int(top[:, 0].sum())
@@ -58,7 +58,7 @@ class QualityMeter:
         self._gaps.index_add_(0, bins_B, confidence_B - top[:, 0].cpu().double())
 
     def result(self) -> Quality:
-        """Return what the batches come to; there must have been one."""
+        """Return the quality over all batches; at least one must have been added."""
         return Quality(
             top1=100 * self._hits_1 / self._count,
             top5=100 * self._hits_5 / self._count,
@@ -69,18 +69,18 @@ class QualityMeter:
 
 @torch.inference_mode()
 def measure_quality(
-    answer: Callable[[Tensor], Tensor], reader: PixelReader, device: torch.device
+    forward: Callable[[Tensor], Tensor], reader: PixelReader, device: torch.device
 ) -> Quality:
     """Return a model's quality on the clean view of a beton.
 
     Args:
-        answer: maps (B, 3, S, S) uint8 pixels to (B, C) float32 logits on `device`.
-        reader: of the beton.
-        device: where the logits are.
+        forward: maps (B, 3, S, S) uint8 pixels to (B, C) float32 logits on `device`.
+        reader: reader of the beton.
+        device: device of the logits.
     """
     count = len(reader.beton)
     bounds = batch_bounds(count, reader.batch_size)
     meter = QualityMeter()
     for pixels in reader.read(np.split(np.arange(count), bounds[1:-1]), 0):
-        meter.add(answer(pixels.images), pixels.labels.to(device))
+        meter.add(forward(pixels.images), pixels.labels.to(device))
     return meter.result()

@@ -1,9 +1,9 @@
 """Difficulty scores and statistics that are functions of logits and labels.
 
-Every score has one direction: higher is harder. `STATS` are measurements without a direction.
+Every score has one direction: higher is harder. `STATS` have no direction.
 
-Scores are worked out in float64 and rounded to float32 once: float32 cannot tell 1 - 1e-9 from 1,
-so that all samples which a good teacher is sure of would have the score 0.
+Scores are computed in float64 and rounded to float32 once. In float32, 1 - 1e-9 equals 1, so all
+samples of which the teacher is certain would have the score 0.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ def cross_entropy(logits_BC: Tensor, labels_B: Tensor) -> Tensor:
     return functional.cross_entropy(logits_BC.double(), labels_B, reduction="none").float()
 
 
-def entropy(logits_BC: Tensor, labels_B: Tensor) -> Tensor:  # noqa: ARG001  (one signature for all)
+def entropy(logits_BC: Tensor, labels_B: Tensor) -> Tensor:  # noqa: ARG001  (all scores share a signature)
     """Return the entropy of the prediction, (B,) in nats, in [0, log C]."""
     log_probs_BC = logits_BC.double().log_softmax(dim=1)
     return -(log_probs_BC.exp() * log_probs_BC).sum(dim=1).clamp(max=0).float()

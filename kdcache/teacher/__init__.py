@@ -1,1 +1,1 @@
-"""In: pixels. Out: logits, and one difficulty score per sample."""
+"""Load teachers, and compute their logits and difficulty scores from pixels."""

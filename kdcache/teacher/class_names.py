@@ -1,8 +1,8 @@
-"""Are the classes of the data those of a teacher, in the same order?
+"""Check that a teacher has the classes of the data, in the same order.
 
-A teacher whose classes stand in another order answers wrongly without a word. Names are compared
-where both sides have some that can be: data sets are packed with the names of their folders, which
-for ImageNet are WordNet ids, and publishers use English words, of which a class has several.
+A teacher with another class order gives wrong logits, and nothing else reports it. This module
+compares names if both sides have comparable ones. A packed data set has the names of its folders;
+for ImageNet these are WordNet ids. Publishers use English words, several for each class.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from kdcache.teacher.published import ClassNames, PublishedWeights
 IMAGENET_CLASSES = 1_000
 
 MIN_KNOWN_FRACTION = 0.5
-"""Of the data's names that a teacher knows, from which on the two speak the same language."""
+"""The names are compared if the teacher knows at least this fraction of the data's names."""
 
 _WORDNET_ID = re.compile(r"n\d{8}")
 
 
 @cache
 def imagenet_names() -> tuple[ClassNames, ...]:
-    """Return the words of each class of ImageNet, and its WordNet id where timm is installed."""
+    """Return the words of each ImageNet class, and its WordNet id if timm is installed."""
     from torchvision import models
 
     words = models.get_model_weights("resnet18").DEFAULT.meta["categories"]
@@ -44,14 +44,14 @@ def require_same_classes(names: Sequence[str], teacher: PublishedWeights) -> boo
     """Compare the names of the data's classes with a teacher's.
 
     Args:
-        names: of the data, as many as the teacher has classes.
+        names: class names of the data, one for each class of the teacher.
         teacher: published weights.
 
     Returns:
-        Whether they agree; False where they cannot be compared, which is logged.
+        True if the names agree; False if they cannot be compared, which is logged.
 
     Raises:
-        TeacherError: if a class is another one; names the first.
+        TeacherError: if a class differs; names the first.
     """
     known = imagenet_names() if teacher.is_imagenet else teacher.class_names
     if known is None:
@@ -79,13 +79,13 @@ def _is_id(name: str) -> bool:
 
 
 def _require_sorted_ids(names: Sequence[str], teacher: PublishedWeights) -> bool:
-    """Check what is left to check of WordNet ids without a list of them: ImageNet is sorted."""
+    """Check that WordNet ids are sorted, as ImageNet's are; only timm has a list of them."""
     for label, (name, in_order) in enumerate(zip(names, sorted(names), strict=True)):
         if name != in_order:
             raise _class_mismatch(label, name, in_order, teacher)
     logger.info(
-        "the data's %d classes are WordNet ids in sorted order, as ImageNet's are; that they are "
-        "ImageNet's is compared where timm is installed: pip install 'kdcache[timm]'",
+        "the data's %d classes are WordNet ids in sorted order, as ImageNet's are. To compare them "
+        "with ImageNet's own list, install timm: pip install 'kdcache[timm]'",
         len(names),
     )
     return True
@@ -96,14 +96,16 @@ def _class_mismatch(
 ) -> TeacherError:
     return TeacherError(
         f"class {label} of the packed data is {name!r}, expected {expected!r} as in "
-        f"{teacher.arch}: the classes are others, or stand in another order. Pack the data with "
-        "the teacher's names in its order, or let module:callable return the model with its "
-        "classes rearranged"
+        f"{teacher.arch}: the classes differ, or their order does. Pack the data with the "
+        "teacher's class names in its order, or let module:callable return the model with its "
+        "classes reordered"
     )
 
 
 def _log_incomparable(teacher: PublishedWeights, why: str) -> bool:
-    logger.info("classes of the data and of %s are compared by number alone: %s", teacher.arch, why)
+    logger.info(
+        "the classes of the data and of %s are compared by number only: %s", teacher.arch, why
+    )
     return False
 
 

@@ -1,9 +1,9 @@
-"""A forward pass recorded once and replayed: a CUDA graph.
+"""Capture a forward pass as a CUDA graph and replay it.
 
-One launch takes the place of some hundred, which is most of the time of a small model. Recorded and
-not compiled (torch.compile), because a replay runs the very kernels that the model runs without it:
-the logits keep their bits, whether they come from the pass, from `verify --teacher` or from a live
-teacher, and nothing needs a compiler on the machine.
+One launch replaces about a hundred, which take most of the time of a small model. The model is
+captured, not compiled with torch.compile, because a replay runs the same kernels as the model. So
+the logits are bit-equal in a build, in `verify --teacher` and in a live teacher, and the machine
+needs no compiler.
 """
 
 from __future__ import annotations
@@ -14,22 +14,22 @@ import torch
 from torch import Tensor
 
 WARM_UPS = 2
-"""Forwards before the recording, in which libraries choose their kernels and their memory."""
+"""Forwards before the capture, in which libraries choose kernels and allocate memory."""
 
 
 class CapturedForward:
-    """The kernels of one forward, for batches of one size and smaller ones.
+    """Replay the kernels of one forward pass, for batches of up to B images.
 
-    Of a smaller batch the answers are computed beside those to images of earlier batches: an answer
-    depends on its image alone.
+    A smaller batch is padded with images of earlier batches. This is safe because the output for an
+    image depends on that image only.
 
     Args:
-        run: maps images to answers, all on a CUDA device; what it allocates and computes must not
-            depend on the images' values.
-        images: (B, 3, S, S) an example of the largest batch.
+        run: maps images to outputs, all on one CUDA device. Its allocations and its kernels must
+            not depend on the pixel values.
+        images: (B, 3, S, S) example of the largest batch.
 
     Raises:
-        RuntimeError: if it cannot be recorded, as where it waits for its own results.
+        RuntimeError: if `run` cannot be captured, for example because it waits for its results.
     """
 
     def __init__(self, run: Callable[[Tensor], Tensor], images: Tensor) -> None:
@@ -45,14 +45,14 @@ class CapturedForward:
         present.wait_stream(side)
         self._graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self._graph, stream=side):
-            self._answers = run(self._images)
+            self._outputs = run(self._images)
 
     def fits(self, images: Tensor) -> bool:
-        """Return whether it answers such a batch."""
+        """Return whether the graph can run this batch."""
         return len(images) <= len(self._images) and images.shape[1:] == self._images.shape[1:]
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Return the answers to a batch that fits; the next call fills their memory again."""
+        """Return the outputs for a batch that fits; the next call overwrites them."""
         self._images[: len(images)].copy_(images, non_blocking=True)
         self._graph.replay()
-        return self._answers[: len(images)]
+        return self._outputs[: len(images)]

@@ -1,7 +1,7 @@
-"""Teachers asked together about the same pixels, and their answers made one.
+"""Run one teacher or several on the same pixels, and average the logits of several.
 
-With one teacher it is that teacher. Several see the same view at the same size, each with its own
-normalisation and float32 head; the mean of their answers is what the student learns from.
+All members see the same view at the same size. Each has its own normalisation and float32 head. The
+student learns from the mean of their outputs.
 """
 
 from __future__ import annotations
@@ -30,29 +30,29 @@ from kdcache.workspace import Workspace
 
 @dataclass(frozen=True)
 class Ensemble:
-    """One teacher or several, and what they are shown."""
+    """One teacher or several, with the geometry of their images."""
 
     members: Sequence[Teacher]
     mode: EnsembleMode | None
-    """What the mean is taken of; None with one member."""
+    """The quantity that is averaged; None with one member."""
     image_size: int
-    """Height and width of their images."""
+    """Height and width of their images, in pixels."""
     center_crop_ratio: float
-    """Side of the clean view's centre square, as a share of the short side."""
+    """Side of the clean view's centre crop, as a fraction of the short side, in (0, 1]."""
 
     @property
     def name(self) -> str:
-        """Under which their store is kept: `A+B`."""
+        """The name of their store: `A+B`."""
         return "+".join(member.name for member in self.members)
 
     @property
     def arch(self) -> str:
-        """Of each member."""
+        """The architecture of each member, joined by `+`."""
         return "+".join(member.arch for member in self.members)
 
     @property
     def digest(self) -> str:
-        """A single member's own; else a sha256 over the mode and all members in their order."""
+        """The digest of a single member; else a sha256 over the mode and all members in order."""
         if self.mode is None:
             return self.members[0].digest
         parts = [[member.digest, member.mean, member.std] for member in self.members]
@@ -60,7 +60,7 @@ class Ensemble:
 
     @property
     def reported_top1(self) -> float | None:
-        """Percent that is stated of a single member; of a mean nobody says anything."""
+        """Reported top-1 of a single member, in percent; None for a mean."""
         return self.members[0].reported_top1 if self.mode is None else None
 
     def forward(
@@ -71,10 +71,10 @@ class Ensemble:
         precision: Precision,
         keep_features: bool = False,
     ) -> Forward:
-        """Return what maps pixels to logits, see `TeacherForward`.
+        """Return the function from pixels to logits; see `TeacherForward`.
 
         Raises:
-            TeacherError: if there are features to keep and the model has none.
+            TeacherError: if `keep_features` is set and the model has no linear head.
         """
         members = [
             TeacherForward(
@@ -92,15 +92,15 @@ class Ensemble:
 
 
 class EnsembleForward:
-    """Several teachers from pixels to the logits of their mean, as a `TeacherForward` of one.
+    """Map pixels to the mean logits of several teachers, with the interface of `TeacherForward`.
 
     Args:
-        members: at least one, on one device.
-        mode: what the mean is taken of.
+        members: at least one, all on one device.
+        mode: the quantity that is averaged.
     """
 
     features = None
-    """An ensemble has no penultimate activations."""
+    """Always None: an ensemble has no common penultimate activations."""
 
     def __init__(self, members: Sequence[TeacherForward], mode: EnsembleMode) -> None:
         self.members = members
@@ -111,41 +111,41 @@ class EnsembleForward:
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> Tensor:
-        """Return the logits of a batch, as `TeacherForward` does.
+        """Return the logits of a batch; see `TeacherForward`.
 
         Raises:
             TeacherError: if a member does not return (B, C).
         """
-        images = images.to(self.device, non_blocking=True)  # once for all
+        images = images.to(self.device, non_blocking=True)  # one copy for all members
         return mean_logits([member(images) for member in self.members], self.mode)
 
     def capture(self, images: Tensor) -> None:
-        """Record every member, see `TeacherForward.capture`."""
+        """Capture every member; see `TeacherForward.capture`."""
         for member in self.members:
             member.capture(images)
 
 
 Forward = TeacherForward | EnsembleForward
-"""Pixels to logits."""
+"""Maps (B, 3, S, S) uint8 pixels to (B, C) float32 logits."""
 
 
-def mean_logits(answers: Sequence[Tensor], mode: EnsembleMode) -> Tensor:
-    """Return logits that stand for the mean of several answers.
+def mean_logits(logits: Sequence[Tensor], mode: EnsembleMode) -> Tensor:
+    """Return the mean of the logits or probabilities of several teachers, as logits.
 
-    Worked out in float64 and rounded once: a probability of 1e-30 has a logarithm like any other.
+    The mean is computed in float64 and rounded once, so that probabilities such as 1e-30 survive.
 
     Args:
-        answers: each (B, C) float32 logits.
+        logits: (B, C) float32 of each teacher.
         mode: `probabilities`: the logarithm of the mean of the softmaxes at T = 1; `logits`: the
-            mean of the logits, each row centred first.
+            mean of the logits after each row is centred.
 
     Returns:
         (B, C) float32.
     """
-    wide_MBC = torch.stack([answer.double() for answer in answers])
+    wide_MBC = torch.stack([member.double() for member in logits])
     if mode == "logits":
         return (wide_MBC - wide_MBC.mean(dim=2, keepdim=True)).mean(dim=0).float()
-    return (wide_MBC.log_softmax(dim=2).logsumexp(dim=0) - math.log(len(answers))).float()
+    return (wide_MBC.log_softmax(dim=2).logsumexp(dim=0) - math.log(len(logits))).float()
 
 
 def open_ensemble(
@@ -161,19 +161,20 @@ def open_ensemble(
     """Load the teachers that `--teacher` names.
 
     Args:
-        specs: at least one, see `find_teacher`.
-        archs: models of the files that do not say, in the order of these; `--arch`.
-        mode: what the mean of several is taken of.
-        workspace: where names are looked up.
+        specs: values of `--teacher`, at least one; see `find_teacher`.
+        archs: values of `--arch`: one for each file that does not name its model, in order.
+        mode: the quantity that is averaged if there are several teachers.
+        workspace: the workspace that resolves names.
         data: manifest of the training data.
-        image_size: height and width of the student's images.
-        teacher_size: of the teachers' images; left out, the size that published weights were
-            evaluated at, and the student's where there are none.
+        image_size: height and width of the student's images, in pixels.
+        teacher_size: height and width of the teachers' images. The default is the size at which
+            published weights were evaluated, else `image_size`.
 
     Raises:
-        ConfigError: if there is no such teacher, a model is missing or has no use, or no one size
-            fits all.
-        TeacherError: if a teacher does not fit the data, or cannot be brought.
+        ConfigError: if a teacher does not exist, `archs` does not match the files, or the teachers
+            need different sizes.
+        TeacherError: if a teacher does not fit the data, or cannot be downloaded.
+        WeightsError: if a file is damaged, or its tensors do not fit the model.
     """
     sources = [find_teacher(spec, workspace) for spec in specs]
     published = [source for source in sources if isinstance(source, PublishedWeights)]
@@ -181,8 +182,8 @@ def open_ensemble(
     if teacher_size is None and len(sizes) > 1:
         stated = ", ".join(f"{source.arch} at {source.image_size} px" for source in published)
         raise ConfigError(
-            "--teacher-size is not given, expected one size for all teachers, which were evaluated "
-            f"at others: {stated}"
+            "--teacher-size is not given, expected one size for all teachers, because they were "
+            f"evaluated at different ones: {stated}"
         )
     size = teacher_size or next(iter(sizes), image_size)
     given = _archs_per_teacher(archs, specs, sources)
@@ -198,32 +199,33 @@ def open_ensemble(
 
 
 def _common_center_crop_ratio(published: Sequence[PublishedWeights]) -> float:
-    """Return the share of the clean view that all were evaluated on, else the usual one."""
-    shares = {source.center_crop_ratio for source in published}
-    if len(shares) > 1:
+    """Return the ratio at which all teachers were evaluated, else the default."""
+    ratios = {source.center_crop_ratio for source in published}
+    if len(ratios) > 1:
         logger.info(
-            "the teachers were evaluated on squares of %s of the short side; the clean view is %g",
-            " and ".join(f"{share:.4g}" for share in sorted(shares)),
+            "the teachers were evaluated on centre crops of %s of the short side; the clean view "
+            "uses %g",
+            " and ".join(f"{ratio:.4g}" for ratio in sorted(ratios)),
             CLEAN_SHARE,
         )
-    return shares.pop() if len(shares) == 1 else CLEAN_SHARE
+    return ratios.pop() if len(ratios) == 1 else CLEAN_SHARE
 
 
 def _archs_per_teacher(
     archs: Sequence[str], specs: Sequence[str], sources: Sequence[TeacherSource]
 ) -> list[str | None]:
-    """Return what `--arch` says of each teacher; of several it speaks of those that do not."""
+    """Return the `--arch` of each teacher; of several, only files without a model have one."""
     if len(specs) == 1 and len(archs) <= 1:
         return [*archs, None][:1]
-    is_silent = [
+    needs_arch = [
         isinstance(source, Path) and "arch" not in read_weights_description(source)
         for source in sources
     ]
-    if len(archs) != sum(is_silent):
-        silent = [spec for spec, silent in zip(specs, is_silent, strict=True) if silent]
+    if len(archs) != sum(needs_arch):
+        files = [spec for spec, needed in zip(specs, needs_arch, strict=True) if needed]
         raise ConfigError(
-            f"--arch is given {len(archs)} times, expected {len(silent)}: once for each --teacher "
-            f"that is a file and does not say what it is{': ' if silent else ''}{', '.join(silent)}"
+            f"--arch is given {len(archs)} times, expected {len(files)}: once for each --teacher "
+            f"that is a file and does not name its model{': ' if files else ''}{', '.join(files)}"
         )
-    left = iter(archs)
-    return [next(left) if silent else None for silent in is_silent]
+    remaining = iter(archs)
+    return [next(remaining) if needed else None for needed in needs_arch]

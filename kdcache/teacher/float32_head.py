@@ -9,10 +9,10 @@ from kdcache.compute.precision import matmul_precision
 
 
 class Float32Head(nn.Module):
-    """A linear layer that works in float32 whatever runs around it.
+    """A linear layer that computes in float32, whatever the precision around it.
 
     Attributes:
-        features: (B, D) its input, last time.
+        features: (B, F) input of the last call; None before the first.
     """
 
     def __init__(self, linear: nn.Linear) -> None:
@@ -21,14 +21,14 @@ class Float32Head(nn.Module):
         self.features: Tensor | None = None
 
     def forward(self, features: Tensor) -> Tensor:
-        """Map (B, D) of any float type to float32 (B, C)."""
+        """Map (B, F) features of any float type to (B, C) float32 logits."""
         self.features = features
         with torch.autocast(features.device.type, enabled=False), matmul_precision("fp32"):
             return self.linear(features.float())
 
 
 def with_float32_head(model: nn.Module, num_classes: int) -> tuple[nn.Module, Float32Head | None]:
-    """Wrap the last linear layer, where it is one that gives the logits; return both."""
+    """Wrap the last linear layer with C outputs; return the model and the head, or None."""
     heads = [
         (name, module)
         for name, module in model.named_modules()

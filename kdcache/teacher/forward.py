@@ -15,20 +15,20 @@ from kdcache.teacher.float32_head import with_float32_head
 
 
 class TeacherForward:
-    """A teacher in evaluation mode, from pixels to float32 logits.
+    """Run a teacher in evaluation mode: map pixels to float32 logits.
 
     Args:
-        model: maps normalised images (B, 3, H, W) to logits (B, C); weights of another type than
-            float32 are widened, `precision` alone says how they are multiplied.
+        model: maps normalised images (B, 3, H, W) to logits (B, C). Its weights are converted to
+            float32; `precision` decides how they are multiplied.
         num_classes: C.
-        mean: (3,) of the normalisation.
-        std: (3,) likewise.
-        device: where it runs.
-        precision: of the body; the head, if it is a last linear layer, works in float32.
+        mean: (3,) of the normalisation, in [0, 1].
+        std: (3,) of the normalisation, above 0.
+        device: device of the model.
+        precision: precision of the body; a last linear layer with C outputs computes in float32.
         keep_features: keep the input of that layer, the penultimate activations.
 
     Raises:
-        TeacherError: if there are features to keep and the model does not end in a linear layer.
+        TeacherError: if `keep_features` is set and the model has no such layer.
     """
 
     def __init__(
@@ -50,8 +50,8 @@ class TeacherForward:
         if keep_features and head is None:
             raise TeacherError(
                 f"the teacher is {type(model).__name__} and ends in no linear layer with "
-                f"{num_classes} outputs, expected one, whose input are its features. Leave "
-                "--features out"
+                f"{num_classes} outputs, expected one: its input is the features. Leave --features "
+                "out"
             )
         self._head = head if keep_features else None
         _log_widened_weights(model)
@@ -63,7 +63,7 @@ class TeacherForward:
 
     @property
     def features(self) -> Tensor | None:
-        """The penultimate activations of the last batch, (B, F); None where they are not kept."""
+        """Penultimate activations of the last batch, (B, F); None if they are not kept."""
         return self._features
 
     @torch.inference_mode()
@@ -74,60 +74,58 @@ class TeacherForward:
             images: (B, 3, S, S) uint8, on any device.
 
         Returns:
-            (B, C) float32, on the teacher's device. After `record` the next call fills their memory
-            again, and that of the features.
+            (B, C) float32, on the teacher's device. After `capture`, the next call overwrites them
+            and the features.
 
         Raises:
             TeacherError: if the model does not return (B, C).
         """
         if self._captured is not None and self._captured.fits(images):
-            recorded = self._captured_features
-            self._features = None if recorded is None else recorded[: len(images)]
+            features = self._captured_features
+            self._features = None if features is None else features[: len(images)]
             return self._captured(images)
-        logits = self._answer(images.to(self.device, non_blocking=True))
+        logits = self._logits(images.to(self.device, non_blocking=True))
         self._features = None if self._head is None else self._head.features
         return logits
 
     @torch.inference_mode()
     def capture(self, images: Tensor) -> None:
-        """Answer batches up to this one's size by a recording from now on: fewer launches.
+        """Capture the forward pass as a CUDA graph and replay it for batches of up to B images.
 
-        The logits have the bits that a batch of this size has without it.
-
-        Where the model cannot be recorded, a warning says why, and every batch is answered kernel
-        by kernel as before.
+        A replay needs one launch, and its logits are bit-equal to those without it. If the model
+        cannot be captured, a warning gives the reason and later calls run kernel by kernel.
 
         Args:
-            images: (B, 3, S, S) uint8 on the teacher's device, which is a CUDA device.
+            images: (B, 3, S, S) uint8 on the teacher's device, which must be a CUDA device.
 
         References:
-            `kdcache.teacher.cuda_graph` says why it is not compiled.
+            `kdcache.teacher.cuda_graph` explains why the model is not compiled.
         """
-        expected = self._answer(images).clone()
+        expected = self._logits(images).clone()
         try:
-            recording = CapturedForward(self._answer, images.flip(0))
-            agrees = torch.equal(recording(images), expected)
-            problem = None if agrees else "other images get other logits than without it"
+            captured = CapturedForward(self._logits, images.flip(0))
+            agrees = torch.equal(captured(images), expected)
+            problem = None if agrees else "the replay gives other logits"
         except RuntimeError as error:
             problem = str(error).partition("\n")[0]
         if problem is None:
-            self._captured = recording
+            self._captured = captured
             self._captured_features = None if self._head is None else self._head.features
         else:
             logger.warning(
-                "the teacher cannot be recorded as a CUDA graph (%s): it runs kernel by kernel, "
-                "with the same logits, but slower where images are small",
+                "the teacher cannot be captured as a CUDA graph (%s). It runs kernel by kernel: "
+                "the logits are the same, but small images take longer",
                 problem,
             )
 
-    def _answer(self, images: Tensor) -> Tensor:
+    def _logits(self, images: Tensor) -> Tensor:
         with matmul_precision(self.precision), autocast(self.device, self.precision):
             logits = self.model(self.normalise(images))
         if not isinstance(logits, Tensor):
             raise TeacherError(
                 f"the teacher returns {type(logits).__name__} for {len(images)} images, expected "
                 f"one tensor of logits, ({len(images)}, {self.num_classes}). Name a "
-                "module:callable whose module picks them out, such as output[0] or output.logits"
+                "module:callable whose module selects it, such as output[0] or output.logits"
             )
         if logits.shape != (len(images), self.num_classes):
             raise TeacherError(
@@ -139,6 +137,8 @@ class TeacherForward:
 
 
 def _log_widened_weights(model: nn.Module) -> None:
-    narrow = {weights.dtype for weights in model.parameters() if weights.is_floating_point()}
-    if others := sorted(str(dtype) for dtype in narrow - {torch.float32}):
-        logger.info("the teacher's weights are %s: kept as float32 here", ", ".join(others))
+    dtypes = {weights.dtype for weights in model.parameters() if weights.is_floating_point()}
+    if others := sorted(str(dtype) for dtype in dtypes - {torch.float32}):
+        logger.info(
+            "the teacher's weights are %s; they are converted to float32", ", ".join(others)
+        )

@@ -1,4 +1,4 @@
-"""Too little memory for a batch: found out which batch would fit, and said so."""
+"""Turn an out-of-memory error into one that names a batch size that fits."""
 
 from __future__ import annotations
 
@@ -10,28 +10,28 @@ from torch import Tensor
 from kdcache.errors import TeacherError
 
 _OUT_OF_MEMORY_PHRASES = ("can't allocate memory", "out of memory", "ALLOC_FAILED")
-"""In the messages of torch's allocator for the host, of CUDA, and of cuBLAS and cuDNN."""
+"""Phrases in the messages of torch's host allocator, of CUDA, and of cuBLAS and cuDNN."""
 
 
-def run_forward(answer: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
-    """Return the answers to a batch.
+def run_forward(forward: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+    """Return the logits of a batch.
 
     Args:
-        answer: maps (B, 3, S, S) to (B, C).
-        images: the batch.
+        forward: maps (B, 3, S, S) images to (B, C) logits.
+        images: (B, 3, S, S).
 
     Raises:
-        TeacherError: if memory does not suffice; names this batch size and one to use, the first
-            of the halves of this one that was tried and did fit.
+        TeacherError: if the batch does not fit into memory. The message names a batch size that
+            fits: the batch is halved until a forward succeeds.
     """
     try:
-        return answer(images)
+        return forward(images)
     except (RuntimeError, MemoryError) as error:
         if not _is_out_of_memory(error):
             raise
-        # Its frames hold what the forward had allocated.
+        # The frames of its traceback keep the memory of the failed forward alive.
         cause = error.with_traceback(None)
-    fits = _largest_fitting_half(answer, images)
+    fits = _largest_fitting_half(forward, images)
     reason = str(cause).partition("\n")[0]
     remedy = (
         f"Use --batch-size {fits}, which does"
@@ -45,13 +45,13 @@ def run_forward(answer: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
     ) from cause
 
 
-def _largest_fitting_half(answer: Callable[[Tensor], Tensor], images: Tensor) -> int:
+def _largest_fitting_half(forward: Callable[[Tensor], Tensor], images: Tensor) -> int:
     size = len(images) // 2
     while size:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         try:
-            answer(images[:size])
+            forward(images[:size])
         except (RuntimeError, MemoryError) as error:
             if not _is_out_of_memory(error):
                 raise
@@ -63,5 +63,5 @@ def _largest_fitting_half(answer: Callable[[Tensor], Tensor], images: Tensor) ->
 
 def _is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(
-        sign in str(error) for sign in _OUT_OF_MEMORY_PHRASES
+        phrase in str(error) for phrase in _OUT_OF_MEMORY_PHRASES
     )

@@ -1,6 +1,6 @@
-"""Pixels on their way to the teacher's device and answers on their way back, beside its work.
+"""Copy pixels to the teacher's device and outputs back to the host, while the device computes.
 
-On CUDA both cross through pinned memory on streams of their own, so that the device computes
+On CUDA both copies use pinned memory and their own streams, so that the device computes
 meanwhile, and the host waits only when `MAX_BATCHES_IN_FLIGHT` batches are ahead of it. On a CPU
 nothing is copied.
 """
@@ -14,28 +14,28 @@ import torch
 from torch import Tensor
 
 MAX_BATCHES_IN_FLIGHT = 2
-"""Batches that the host may prepare before the device has done with them."""
+"""Largest number of batches that the host prepares ahead of the device."""
 
 
 class ToDevice:
-    """Brings batches of pixels to a device.
+    """Copy batches of pixels to a device.
 
     Args:
-        device: of the teacher.
+        device: device of the teacher.
     """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-        # Memory of a batch is kept until the kernels that read it are done.
+        # Keep the memory of a batch until the kernels that read it are done.
         self._in_use: deque[tuple[torch.cuda.Event, Tensor]] = deque()
         self._last: Tensor | None = None
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Return a batch on the device; kernels that are started from now on wait for it.
+        """Return a batch on the device; kernels that are launched later wait for it.
 
         Args:
-            images: (B, 3, S, S) uint8 on the host; its memory may change once this returns.
+            images: (B, 3, S, S) uint8 on the host; the caller may overwrite it after the call.
         """
         if self._stream is None:
             return images
@@ -45,22 +45,22 @@ class ToDevice:
         while len(self._in_use) > MAX_BATCHES_IN_FLIGHT:
             done, _ = self._in_use.popleft()
             done.synchronize()
-        # Dense, where the reader's buffer holds several views of an image side by side.
+        # The copy is dense; the reader's buffer may interleave several views of an image.
         pinned = torch.empty(
             images.shape, dtype=images.dtype, pin_memory=True, memory_format=torch.channels_last
         ).copy_(images)
         with torch.cuda.stream(self._stream):
-            # torch keeps a pinned block until its copy is done.
+            # torch keeps the pinned block until the copy is done.
             self._last = pinned.to(self._device, non_blocking=True)
         present.wait_stream(self._stream)
         return self._last
 
 
 class ToHost:
-    """Brings answers back from a device.
+    """Copy outputs from a device to the host.
 
     Args:
-        device: of the teacher.
+        device: device of the teacher.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -69,21 +69,21 @@ class ToHost:
         self._in_flight: deque[tuple[torch.cuda.Event, Tensor]] = deque()
 
     def empty(self, rows: int, width: int) -> Tensor:
-        """Return memory for answers, (rows, width) float32 on the host, pinned for CUDA."""
+        """Return an empty (rows, width) float32 tensor on the host, pinned for CUDA."""
         return torch.empty(rows, width, pin_memory=self._stream is not None)
 
-    def __call__(self, answers: Tensor, target: Tensor) -> None:
-        """Copy answers to the host; they are there when `wait_function()` says so.
+    def __call__(self, outputs: Tensor, target: Tensor) -> None:
+        """Start copying outputs to the host; `wait_function()` tells when they have arrived.
 
         Args:
-            answers: on the device; their memory may change once this returns, as a recorded
-                graph's does.
-            target: as large, from `empty`.
+            outputs: (rows, width) on the device; the caller may overwrite them after the call, as
+                a CUDA graph does.
+            target: (rows, width) from `empty`.
         """
         if self._stream is None:
-            target.copy_(answers)
+            target.copy_(outputs)
             return
-        held = answers.clone()
+        held = outputs.clone()
         self._stream.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(self._stream):
             target.copy_(held, non_blocking=True)
@@ -92,7 +92,7 @@ class ToHost:
             self._in_flight.popleft()
 
     def wait_function(self) -> Callable[[], None]:
-        """Return a function that waits, in any thread, for everything that was copied so far."""
+        """Return a function that waits, in any thread, for all copies started so far."""
         if self._stream is None:
             return _return_at_once
         event = torch.cuda.Event(blocking=True)
@@ -101,4 +101,4 @@ class ToHost:
 
 
 def _return_at_once() -> None:
-    """Wait for nothing."""
+    """Do nothing: on a CPU the copies are done already."""

@@ -1,7 +1,7 @@
-"""Weights that others have published: what is known of them before they are brought.
+"""Describe published weights before they are downloaded.
 
-Enough to refuse what does not fit the data before anything is downloaded, and what the model's
-authors did to its images, so that the teacher is asked as it was evaluated.
+The description is enough to refuse a model that does not fit the data before any download. It
+includes the preprocessing with which the authors evaluated the model.
 """
 
 from __future__ import annotations
@@ -18,57 +18,59 @@ from kdcache.errors import TeacherError
 from kdcache.files import sha256_of
 
 ClassNames = tuple[str, ...]
-"""Every name that one class goes by."""
+"""All names of one class."""
 
 
 @dataclass(frozen=True)
 class PublishedWeights:
-    """A model with published weights, not yet brought."""
+    """A model with published weights that are not downloaded yet."""
 
     arch: str
-    """Names exactly these weights: `resnet50.IMAGENET1K_V2`, `timm:resnet18.a1_in1k`."""
+    """Identifies exactly these weights: `resnet50.IMAGENET1K_V2`, `timm:resnet18.a1_in1k`."""
     classes: int
     class_names: Sequence[ClassNames] | None
-    """Of each class in turn; None where they are not known."""
+    """Names of each class, in label order; None if unknown."""
     is_imagenet: bool
     """The classes are the 1,000 of ImageNet, in their usual order: that of their WordNet ids."""
     mean: list[float]
     """(3,) of the normalisation, in [0, 1]."""
     std: list[float]
-    """(3,) likewise."""
+    """(3,) of the normalisation, above 0."""
     center_crop_ratio: float
-    """Side of the centre square that they were evaluated on, in (0, 1] of the short side."""
+    """Side of the centre crop of the evaluation, as a fraction of the short side, in (0, 1]."""
     image_size: int
-    """Height and width that this square was resized to."""
+    """Height and width of the crop after resizing, in pixels."""
     top1: float | None
-    """Percent of ImageNet's validation images, as published."""
+    """Published top-1 accuracy on ImageNet's validation split, in percent; None if unknown."""
     load: Callable[[int], nn.Module]
-    """Bring the weights and return the model for images of a height and width.
+    """Download the weights and return the model for square images of a given size in pixels.
 
     Raises:
-        TeacherError: if they cannot be brought, are damaged, or are no tensors.
+        TeacherError: if the weights cannot be downloaded, are damaged, or are not tensors.
     """
 
 
 def require_sha256(path: Path, prefix: str, *, source: str) -> None:
-    """Check a file that was brought against the digest that its publisher names.
+    """Check a downloaded file against the digest that its publisher gives.
 
     Raises:
-        TeacherError: if its sha256 begins otherwise.
+        TeacherError: if its hex sha256 does not start with `prefix`.
     """
     found = sha256_of(path)
     if not found.startswith(prefix):
         raise TeacherError(
-            f"{path} has the sha256 {found[: max(len(prefix), 12)]}, expected {prefix}: it was "
-            "not brought whole, or was changed. Remove it and run again, or bring it anew from "
-            f"{source}"
+            f"{path} has the sha256 {found[: max(len(prefix), 12)]}, expected {prefix}: the "
+            "download is incomplete, or the file was changed. Remove it and run again, or download "
+            f"it again from {source}"
         )
 
 
 def unreadable(path: Path, error: Exception, *, source: str) -> TeacherError:
-    """Return the error for a file of weights that a library could not use."""
+    """Return the error for a file of weights that a library could not load."""
     if isinstance(error, (SafetensorError, json.JSONDecodeError)):
-        what = f"is cut short or damaged ({error})"
+        problem = f"is cut short or damaged ({error})"
     else:
-        what = f"does not hold the weights of this model ({error})"
-    return TeacherError(f"{path} {what}. Remove it and run again, or bring it anew from {source}")
+        problem = f"does not hold the weights of this model ({error})"
+    return TeacherError(
+        f"{path} {problem}. Remove it and run again, or download it again from {source}"
+    )

@@ -1,4 +1,4 @@
-"""What `--teacher` names: a path, a name in the workspace, published weights, module:callable."""
+"""Find and load a teacher: a path, a name in the workspace, published weights, module:callable."""
 
 from __future__ import annotations
 
@@ -23,45 +23,44 @@ from kdcache.workspace import Workspace, teacher_name
 
 @dataclass(frozen=True)
 class Teacher:
-    """A model that answers, and what identifies it."""
+    """A model with its normalisation and its identity."""
 
     name: str
-    """Under which its store is kept."""
+    """The name of its store."""
     spec: str
-    """What `--teacher` is to say for it again; of a file the name alone."""
+    """The value of `--teacher` that finds it again; for a file, only its name."""
     arch: str
     digest: str
-    """sha256 over names and values of its tensors, in the order of its state dict."""
+    """Hex sha256 over names and values of its tensors, in the order of its state dict."""
     model: nn.Module
     mean: list[float]
-    """(3,) of the normalisation of its images, in [0, 1]."""
+    """(3,) of its normalisation, in [0, 1]."""
     std: list[float]
-    """(3,) likewise."""
+    """(3,) of its normalisation, above 0."""
     reported_top1: float | None
-    """Percent that its publisher or its file says of the evaluation split; None where neither
-    does."""
+    """Top-1 on the evaluation split that its publisher or its file reports, in percent, or None."""
 
 
 @dataclass(frozen=True)
 class ModuleCallable:
-    """A function of the user's that returns a model, `module:callable`."""
+    """A function of the user that returns a model, `module:callable`."""
 
     spec: str
 
 
 TeacherSource = Path | PublishedWeights | ModuleCallable
-"""Where a teacher comes from: a file, published weights, or the user's own code."""
+"""The origin of a teacher: a file, published weights, or code of the user."""
 
 
 def find_teacher(spec: str, workspace: Workspace) -> TeacherSource:
-    """Return what `--teacher` names, nothing of it loaded yet.
+    """Return the origin of a teacher, without loading it.
 
-    A file goes first, then a name in the workspace's teachers/, then published weights, those of
-    torchvision by the name of the model, those of timm as `timm:NAME`; then module:callable.
+    Search in this order: a file; a name in teachers/ of the workspace; published weights, of
+    torchvision by model name and of timm as `timm:NAME`; `module:callable`.
 
     Raises:
         ConfigError: if there is no such teacher.
-        TeacherError: if weights of that name are published, but not so that they can be used.
+        TeacherError: if the published weights of that name cannot be used.
     """
     as_path, named = Path(spec), workspace.teacher(spec)
     if as_path.is_file():
@@ -88,7 +87,7 @@ def find_teacher(spec: str, workspace: Workspace) -> TeacherSource:
 def open_teacher(
     spec: str, *, arch: str | None, workspace: Workspace, data: BetonManifest, image_size: int
 ) -> Teacher:
-    """Find a teacher and load it, see `find_teacher` and `load_teacher`."""
+    """Find a teacher and load it; see `find_teacher` and `load_teacher`."""
     source = find_teacher(spec, workspace)
     return load_teacher(spec, source, arch=arch, data=data, image_size=image_size)
 
@@ -101,19 +100,19 @@ def load_teacher(
     data: BetonManifest,
     image_size: int,
 ) -> Teacher:
-    """Load a teacher that was found.
+    """Load a teacher.
 
     Args:
-        spec: what `--teacher` says.
-        source: what `find_teacher` found for it. A callable is called without arguments and
-            returns a module that maps images normalised with the manifest's mean and std,
-            (B, 3, H, W), to logits (B, C).
-        arch: model of a file that does not say; refused where it would be ignored.
+        spec: value of `--teacher`.
+        source: its origin, from `find_teacher`. A callable takes no arguments and returns a module
+            that maps images (B, 3, H, W), normalised with the manifest's mean and std, to logits
+            (B, C).
+        arch: model of a file that does not name one; otherwise it must be None.
         data: manifest of the training data.
-        image_size: height and width of its images.
+        image_size: height and width of its images, in pixels.
 
     Raises:
-        ConfigError: if `arch` is missing, or has no use.
+        ConfigError: if `arch` is missing, or given where it is not used.
         TeacherError: if it does not fit the data, or published weights cannot be downloaded.
         WeightsError: if the file is damaged, or its tensors do not fit the model.
     """
@@ -149,7 +148,7 @@ def _from_file(
     model = make_model(name, num_classes=data.classes, image_size=image_size)
     fill_model(model, tensors, path=path)
     if about.get("data_fingerprint") != data.data_fingerprint:
-        logger.info("%s names no classes: they are compared with the data's by number alone", path)
+        logger.info("%s names no classes: only their number is compared with the data's", path)
     return Teacher(
         name=teacher_name(spec),
         spec=teacher_name(spec),
@@ -175,8 +174,8 @@ def _from_publisher(
     is_same = require_same_classes(data.class_names, source)
     model = source.load(image_size)
     logger.info(
-        "%s is published weights: evaluated at %d px on the centre square of %.4g of the short "
-        "side, mean %s, std %s",
+        "%s has published weights: evaluated at %d px on a centre crop of %.4g of the short side, "
+        "mean %s, std %s",
         source.arch,
         source.image_size,
         source.center_crop_ratio,

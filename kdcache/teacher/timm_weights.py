@@ -1,7 +1,7 @@
-"""timm's published weights, as safetensors alone.
+"""Load timm's published weights, from safetensors only.
 
-timm would fall back to pickles where a repository holds no safetensors. So the file is brought
-here, and timm builds the model from it.
+timm falls back to pickles if a repository has no safetensors. So this module downloads the file
+itself, and timm builds the model from it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _HUB, _FOLDER = "hf-hub:", "local-dir:"
 
 
 def find_timm(spec: str) -> PublishedWeights:
-    """Return what is published as `timm:NAME`.
+    """Return the weights that are published as `timm:NAME`.
 
     Args:
         spec: NAME is a model of timm, with or without a tag (`resnet18.a1_in1k`), or
@@ -38,21 +38,21 @@ def find_timm(spec: str) -> PublishedWeights:
 
     Raises:
         ConfigError: if timm is not installed or knows no such model.
-        TeacherError: if there are no safetensors of it, or they cannot be brought.
+        TeacherError: if it has no safetensors, or they cannot be downloaded.
     """
     import_timm("--teacher", spec)
     name = spec.removeprefix(TIMM_PREFIX)
     if name.startswith(_FOLDER):
-        return _in_folder(spec, Path(name.removeprefix(_FOLDER)), source="its publisher")
+        return _find_in_folder(spec, Path(name.removeprefix(_FOLDER)), source="its publisher")
     if name.startswith(_HUB):
         repository = name.removeprefix(_HUB)
-        config = _bring(repository, CONFIG_FILE)
-        _bring(repository, WEIGHTS_FILE)  # the same folder
-        return _in_folder(spec, config.parent, source=_url(repository, WEIGHTS_FILE))
-    return _registered(spec, name)
+        config = _fetch(repository, CONFIG_FILE)
+        _fetch(repository, WEIGHTS_FILE)  # the same folder
+        return _find_in_folder(spec, config.parent, source=_url(repository, WEIGHTS_FILE))
+    return _find_registered(spec, name)
 
 
-def _registered(spec: str, name: str) -> PublishedWeights:
+def _find_registered(spec: str, name: str) -> PublishedWeights:
     import timm
 
     arch = name.partition(".")[0]
@@ -75,7 +75,7 @@ def _registered(spec: str, name: str) -> PublishedWeights:
     if not file.endswith(".safetensors") or not (config.file or config.hf_hub_id):
         raise TeacherError(
             f"{spec} is published as {config.file or config.hf_hub_filename or config.url}, "
-            "expected safetensors: others can execute what they like. Convert it with "
+            "expected safetensors: other formats can execute code. Convert it with "
             f"safetensors.torch.save_file(state_dict, path) and give --teacher the path, with "
             f"--arch {TIMM_PREFIX}{arch}"
         )
@@ -84,37 +84,37 @@ def _registered(spec: str, name: str) -> PublishedWeights:
         if config.file:
             path, source = Path(file), "its publisher"
         else:
-            path, source = _bring(config.hf_hub_id, file), _url(config.hf_hub_id, file)
+            path, source = _fetch(config.hf_hub_id, file), _url(config.hf_hub_id, file)
         size = {"img_size": image_size} if config.fixed_input_size else {}
         overlay = {"file": str(path)}
         return _create(tagged, path, source, pretrained_cfg_overlay=overlay, **size)
 
     about = config.to_dict()
-    return _published(f"{TIMM_PREFIX}{tagged}", about, _names(about, is_timms_own=True), load)
+    return _describe(f"{TIMM_PREFIX}{tagged}", about, _class_names(about, is_timm_model=True), load)
 
 
-def _in_folder(spec: str, folder: Path, *, source: str) -> PublishedWeights:
+def _find_in_folder(spec: str, folder: Path, *, source: str) -> PublishedWeights:
     config_path, weights = folder / CONFIG_FILE, folder / WEIGHTS_FILE
     for path in (config_path, weights):
         if not path.is_file():
             raise TeacherError(
                 f"{path} does not exist, expected {CONFIG_FILE} and {WEIGHTS_FILE} in {folder}: "
-                "no other kind of weights is opened. Bring it from the model's repository; "
-                "convert others with safetensors.torch.save_file(state_dict, path)"
+                "no other format is read. Download it from the model's repository; "
+                "convert other formats with safetensors.torch.save_file(state_dict, path)"
             )
     content = read_json(config_path)
     about = {**content, **content.get("pretrained_cfg", {})}
-    for name in ("num_classes", "label_names"):  # said beside it, they go first
+    for name in ("num_classes", "label_names"):  # the outer values take precedence
         about |= {name: content[name]} if name in content else {}
 
     def load(image_size: int) -> nn.Module:
         size = {"img_size": image_size} if about.get("fixed_input_size") else {}
         return _create(f"{_FOLDER}{folder}", weights, source, **size)
 
-    return _published(spec, about, _names(about, is_timms_own=False), load)
+    return _describe(spec, about, _class_names(about, is_timm_model=False), load)
 
 
-def _published(
+def _describe(
     arch: str,
     about: Mapping[str, Any],
     names: Sequence[ClassNames] | None,
@@ -128,7 +128,7 @@ def _published(
         raise TeacherError(f"{arch} takes images of {channels} channels, expected 3")
     if evaluated["crop_mode"] != "center":
         logger.info(
-            "%s was evaluated on images in crop mode %s; here it sees their centre square",
+            "%s was evaluated with crop mode %s; here it sees a centre crop",
             arch,
             evaluated["crop_mode"],
         )
@@ -140,7 +140,7 @@ def _published(
         is_imagenet=names is not None and names == imagenet_names(),
         mean=list(evaluated["mean"]),
         std=list(evaluated["std"]),
-        # As timm's transform: the short side becomes floor(size / share) pixels.
+        # As in timm's transform, the short side becomes floor(size / ratio) pixels.
         center_crop_ratio=size / math.floor(size / evaluated["crop_pct"]),
         image_size=size,
         top1=None,
@@ -148,19 +148,19 @@ def _published(
     )
 
 
-def _names(about: Mapping[str, Any], *, is_timms_own: bool) -> Sequence[ClassNames] | None:
-    """Return the names of the classes; timm's own models tell theirs by their number."""
+def _class_names(about: Mapping[str, Any], *, is_timm_model: bool) -> Sequence[ClassNames] | None:
+    """Return the names of the classes; for timm's own models their number implies them."""
     from timm.data import ImageNetInfo, infer_imagenet_subset
 
     if labels := about.get("label_names"):
         described = about.get("label_descriptions") or {}
         return [(str(label), *described.get(label, "").split(",")) for label in labels]
-    subset = infer_imagenet_subset(dict(about)) if is_timms_own else None
+    subset = infer_imagenet_subset(dict(about)) if is_timm_model else None
     if subset is None:
         return None
     if about["num_classes"] == IMAGENET_CLASSES:
         return imagenet_names()
-    return [(synset,) for synset in ImageNetInfo(subset).label_names()]
+    return [(synset,) for synset in ImageNetInfo(subset).label_class_names()]
 
 
 def _create(name: str, path: Path, source: str, **options: Any) -> nn.Module:
@@ -178,8 +178,8 @@ def _url(repository: str, file: str) -> str:
     return f"https://huggingface.co/{name}/resolve/{revision or 'main'}/{file}"
 
 
-def _bring(repository: str, file: str) -> Path:
-    """Return the path of a file in the hub's cache, downloaded where it is missing."""
+def _fetch(repository: str, file: str) -> Path:
+    """Return the path of a file in the hub's cache; download it if it is missing."""
     from huggingface_hub import constants, hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError
 
@@ -193,13 +193,13 @@ def _bring(repository: str, file: str) -> Path:
             found = hf_hub_download(name, file, revision=revision or None)
     except (OSError, EntryNotFoundError) as error:
         raise TeacherError(
-            f"{_url(repository, file)} cannot be brought ({type(error).__name__}) and is not in "
-            f"{constants.HF_HUB_CACHE}. Bring {CONFIG_FILE} and {WEIGHTS_FILE} of {name} from a "
-            "machine that reaches them, put both into a folder and say --teacher "
+            f"{_url(repository, file)} cannot be downloaded ({type(error).__name__}) and is not in "
+            f"{constants.HF_HUB_CACHE}. Copy {CONFIG_FILE} and {WEIGHTS_FILE} of {name} from a "
+            "machine that reaches them into one folder and use --teacher "
             f"{TIMM_PREFIX}{_FOLDER}FOLDER"
         ) from error
     path = Path(found)
-    # The cache names large files by their sha256.
+    # The cache names a large file after its sha256.
     if re.fullmatch(r"[0-9a-f]{64}", path.resolve().name):
         require_sha256(path.resolve(), path.resolve().name, source=_url(repository, file))
     return path

@@ -1,8 +1,8 @@
-"""How far a teacher's answers to the same image may differ: one table for all who compare.
+"""Define how far two runs of a teacher on the same image may differ.
 
-The arithmetic is the same, but another batch size, device or library cuts sums otherwise and rounds
-elsewhere. What is compared are centred logits, and what counts is a row's range, its largest less
-its smallest logit: a student sees a row through its softmax, which knows neither mean nor units.
+Another batch size, device or library splits sums differently, so the last bits differ. Rows are
+compared after centring, relative to their range (largest minus smallest logit): a student sees a
+row through its softmax, which ignores the mean of the row.
 """
 
 from __future__ import annotations
@@ -13,21 +13,21 @@ import numpy.typing as npt
 from kdcache.options import Precision
 
 TOLERANCES: dict[Precision, float] = {"fp32": 1e-4, "tf32": 1e-2, "fp16": 2e-2, "bf16": 1e-1}
-"""Largest difference of a centred logit, as a share of its row's range, between two runs of one
-teacher at one precision: up to a few hundred units in the last place of each, for sums that are cut
-otherwise in every layer. A CPU with avx512_bf16 stays far below: 3e-7 at fp32 and at bf16, ResNet-8
-and ResNet-20 over batches of 64, 32, 3 and 1. `tests/store/test_live_teacher.py` measures it."""
+"""Largest difference of a centred logit between two runs of a teacher at one precision, as a
+fraction of the row's range. Each allows a few hundred units in the last place, because sums are
+split differently in every layer. A CPU with avx512_bf16 stays far below: 3e-7 at fp32 and at bf16,
+for ResNet-8 and ResNet-20 with batches of 64, 32, 3 and 1 (`tests/store/test_live_teacher.py`)."""
 
 
 def relative_differences(
     found_BC: npt.NDArray[np.floating], expected_BC: npt.NDArray[np.floating]
 ) -> npt.NDArray[np.float64]:
-    """Return each row's largest difference of centred logits, (B,), as a share of its range.
+    """Return each row's largest difference of centred logits, (B,), as a fraction of its range.
 
     Args:
         found_BC: (B, C) finite logits.
-        expected_BC: (B, C) likewise, whose range counts; where it is 0, every difference is
-            infinitely large.
+        expected_BC: (B, C) finite logits that give the range. If the range is 0, any difference
+            is infinite.
     """
     found, expected = _centred(found_BC), _centred(expected_BC)
     gap_B = np.abs(found - expected).max(axis=1)

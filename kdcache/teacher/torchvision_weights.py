@@ -1,8 +1,8 @@
-"""torchvision's published weights, read without executing anything.
+"""Load torchvision's published weights without executing code from the file.
 
-torchvision publishes pickles. One is opened only after its sha256 agreed with the digest in its
-file name, and then by torch's reader of tensors, which refuses everything else. The model is built
-by torchvision's own function for these weights: some of them change more than the tensors.
+torchvision publishes pickles. A file is opened only if its sha256 matches the digest in its name,
+and only with torch.load(weights_only=True). torchvision's own function for the weights builds the
+model, because some weights change more than the tensors.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ from kdcache.teacher.class_names import IMAGENET_CLASSES
 from kdcache.teacher.published import PublishedWeights, require_sha256, unreadable
 
 MIN_DIGEST_DIGITS = 8
-"""Of the sha256 in a file's name; torchvision's names have eight."""
+"""Fewest hex digits of the sha256 in a file's name; torchvision uses eight."""
 
 
 def find_torchvision(spec: str) -> PublishedWeights | None:
-    """Return what is published as `MODEL`, its best weights, or as `MODEL.ENTRY`.
+    """Return the weights published as `MODEL.ENTRY`, or the default weights of `MODEL`.
 
     Raises:
-        ConfigError: if the model has no such entry; lists those that it has.
-        TeacherError: if the entry is no classifier.
+        ConfigError: if the model has no such entry; lists its entries.
+        TeacherError: if the entry is not a classifier.
     """
     name, _, entry_name = spec.partition(".")
     if name not in torchvision_classifiers():
@@ -68,9 +68,9 @@ def find_torchvision(spec: str) -> PublishedWeights | None:
 
 
 def _load(name: str, entry: WeightsEnum) -> nn.Module:
-    path = _bring(entry.url)
+    path = _fetch(entry.url)
     try:
-        with _tensors_read_from(path, entry):
+        with _safe_state_dict(path, entry):
             model: nn.Module = models.get_model(name, weights=entry)
     except (pickle.UnpicklingError, RuntimeError) as error:
         raise unreadable(path, error, source=entry.url) from error
@@ -78,18 +78,15 @@ def _load(name: str, entry: WeightsEnum) -> nn.Module:
 
 
 @contextmanager
-def _tensors_read_from(path: Path, entry: WeightsEnum) -> Iterator[None]:
-    """Let torchvision's function for these weights get their tensors from our reader.
-
-    Its own would unpickle whatever the file holds.
-    """
+def _safe_state_dict(path: Path, entry: WeightsEnum) -> Iterator[None]:
+    """Make torchvision load these weights with `weights_only=True`; its own reader unpickles."""
 
     def read(**_options: Any) -> dict[str, Any]:
         tensors: dict[str, Any] = torch.load(
             path,
             map_location="cpu",
             weights_only=True,
-            mmap=zipfile.is_zipfile(path),  # files of before torch 1.6 cannot be mapped
+            mmap=zipfile.is_zipfile(path),  # files from before torch 1.6 cannot be mapped
         )
         return tensors
 
@@ -100,19 +97,19 @@ def _tensors_read_from(path: Path, entry: WeightsEnum) -> Iterator[None]:
         del entry.get_state_dict
 
 
-def _bring(url: str) -> Path:
-    """Return the path of a published file in torch hub's folder, downloaded where it is missing."""
+def _fetch(url: str) -> Path:
+    """Return the path of a file in torch hub's folder; download it if it is missing."""
     name = Path(urlparse(url).path).name
     digest = torch.hub.HASH_REGEX.search(name)
     if digest is None or len(digest[1]) < MIN_DIGEST_DIGITS:
         raise TeacherError(
-            f"{url} names no sha256, expected one in the file's name: what cannot be checked is "
-            "not opened. Convert it with safetensors.torch.save_file(state_dict, path) and give "
-            "--teacher the path, with --arch"
+            f"{url} names no sha256, expected one in the file's name: a file that cannot be "
+            "checked is not opened. Convert it with safetensors.torch.save_file(state_dict, path) "
+            "and give --teacher the path, with --arch"
         )
     path = Path(torch.hub.get_dir(), "checkpoints", name)
     if not path.exists():
-        # Of several ranks one downloads.
+        # One of several ranks downloads.
         with file_lock(path.with_name(f".{name}.lock"), purpose="download", wait=True):
             if not path.exists():
                 _download(url, path, digest[1])
@@ -126,11 +123,11 @@ def _download(url: str, path: Path, digest: str) -> None:
         torch.hub.download_url_to_file(url, str(path), digest, progress=sys.stderr.isatty())
     except OSError as error:
         raise TeacherError(
-            f"{url} cannot be reached ({error}) and {path} does not exist. Bring {path.name} from "
-            f"a machine that reaches it, and put it into {path.parent}"
+            f"{url} cannot be reached ({error}) and {path} does not exist. Copy {path.name} from "
+            f"a machine that reaches it into {path.parent}"
         ) from error
     except RuntimeError as error:
         raise TeacherError(
-            f"{url} sends something else than {path.name}: {error}. Run again, or bring that file "
-            f"from elsewhere and put it into {path.parent}"
+            f"{url} returned another file than {path.name}: {error}. Run again, or copy that file "
+            f"from another machine into {path.parent}"
         ) from error

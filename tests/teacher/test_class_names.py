@@ -122,7 +122,7 @@ def test_names_that_cannot_be_compared_are_said_in_one_line(names, theirs, why, 
         assert not require_same_classes(names, published(theirs))
     assert len(caplog.records) == 1
     assert why in caplog.text
-    assert "by number alone" in caplog.text
+    assert "by number only" in caplog.text
 
 
 def test_half_of_the_names_make_the_two_comparable():

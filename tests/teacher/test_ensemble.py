@@ -191,7 +191,8 @@ def test_teachers_of_several_sizes_or_squares_need_a_decision(
     with caplog.at_level("INFO"):
         found = open_all(*both, workspace=tmp_path, teacher_size=32)
     assert (found.image_size, found.center_crop_ratio) == (32, CLEAN_SHARE)
-    assert "squares of 0.9231 and 0.9615 of the short side; the clean view is 0.875" in caplog.text
+    expected = "centre crops of 0.9231 and 0.9615 of the short side; the clean view uses 0.875"
+    assert expected in caplog.text
 
 
 def test_archs_go_to_the_files_that_do_not_say_what_they_are(tmp_path):

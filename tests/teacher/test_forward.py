@@ -203,7 +203,7 @@ def test_weights_of_another_type_are_widened_and_it_is_said(dtype, caplog):
     rounded = copy.deepcopy(model).to(dtype).float()
     with caplog.at_level(logging.INFO):
         logits = forward_of(model.to(dtype))(images)
-    assert f"the teacher's weights are {dtype}: kept as float32" in caplog.text
+    assert f"the teacher's weights are {dtype}; they are converted to float32" in caplog.text
     assert torch.equal(logits, forward_of(rounded)(images))
 
 
@@ -217,7 +217,7 @@ def test_a_teacher_that_cannot_be_recorded_says_why_and_answers_as_before(caplog
     forward, images = forward_of(convolutions(), keep_features=True), pixels()
     before = forward(images)
     forward.capture(images)
-    assert "cannot be recorded as a CUDA graph (images are on cpu" in caplog.text
+    assert "cannot be captured as a CUDA graph (images are on cpu" in caplog.text
     assert torch.equal(forward(images), before)
     assert forward.features is not None
     assert forward.features.shape == (6, 64)
@@ -276,6 +276,6 @@ def test_a_teacher_that_waits_for_its_results_is_not_recorded_and_still_answers(
     forward, images = forward_of(Branching(), device=device), pixels().to(device)
     expected = forward(images).clone()
     forward.capture(images)
-    assert "cannot be recorded as a CUDA graph" in caplog.text
+    assert "cannot be captured as a CUDA graph" in caplog.text
     assert torch.equal(forward(images), expected)
     assert torch.equal(forward(images.flip(0)), expected.flip(0))

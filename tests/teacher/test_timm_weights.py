@@ -163,10 +163,10 @@ def test_a_changed_bit_in_the_hubs_cache_is_found(cache, tmp_path):
 )
 def test_without_a_network_the_file_and_the_folder_are_named(cache, tmp_path, spec, url):
     data = manifest(1000 if spec == "timm:test_byobnet" else 4)
-    with pytest.raises(TeacherError, match="cannot be brought") as error:
+    with pytest.raises(TeacherError, match="cannot be downloaded") as error:
         open_teacher(spec, arch=None, workspace=Workspace(tmp_path), data=data, image_size=96)
     message = str(error.value)
-    assert message.startswith(f"https://huggingface.co/{url} cannot be brought")
+    assert message.startswith(f"https://huggingface.co/{url} cannot be downloaded")
     assert f"is not in {cache}" in message
     assert "--teacher timm:local-dir:FOLDER" in message
 
@@ -204,7 +204,7 @@ def test_another_crop_mode_is_said(caplog):
     ][:1]
     with caplog.at_level(logging.INFO):
         find_timm(f"timm:{name}")
-    assert "crop mode squash; here it sees their centre square" in caplog.text
+    assert "crop mode squash; here it sees a centre crop" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -58,7 +58,7 @@ def test_published_weights_are_brought_once_and_bring_their_own_preprocessing(
     assert (teacher.arch, teacher.digest) == ("kdcache_tiny.SECOND", tensor_digest(published))
     assert (teacher.mean, teacher.std) == (MEAN, STD)
     assert f"downloading {SECOND.url} -> {hub / file.name}" in caplog.text
-    assert "evaluated at 24 px on the centre square of 0.9231" in caplog.text
+    assert "evaluated at 24 px on a centre crop of 0.9231" in caplog.text
     open_it("kdcache_tiny", tmp_path)
     assert len(server.asked) == 1
     assert "get_state_dict" not in vars(SECOND)  # torchvision's reader is back
@@ -131,7 +131,7 @@ def test_a_file_that_was_brought_by_halves_is_named_with_its_source(server, hub,
     file = publish(SECOND, tiny_net(1).state_dict(), server.folder, server.address)
     open_it("kdcache_tiny", tmp_path)
     damage(hub / file.name)
-    with pytest.raises(TeacherError, match=r"was not brought whole.*Remove it") as error:
+    with pytest.raises(TeacherError, match=r"the download is incomplete.*Remove it") as error:
         open_it("kdcache_tiny", tmp_path)
     assert f"{hub / file.name} has the sha256 " in str(error.value)
     assert f"expected {file.stem[-8:]}" in str(error.value)
