@@ -1,4 +1,4 @@
-"""Writing a store shard by shard, so that a killed build loses one block of shards at most."""
+"""Write a store shard by shard, so that a killed build loses at most one block of shards."""
 
 from __future__ import annotations
 
@@ -47,23 +47,23 @@ from kdcache.store.manifest import StoreManifest
 
 
 class StoreWriter:
-    """A store that is being built or extended.
+    """Write to a store that is being built or extended.
 
     Args:
-        path: where it lies.
-        alone: no other process writes to it; what any left half-written is swept. Otherwise only
-            what dead processes of this machine left is.
+        path: location of the store.
+        exclusive: True if no other process writes to the store: all partial files are deleted.
+            Otherwise only those of dead processes on this machine are deleted.
 
     Attributes:
-        path: where it lies.
-        manifest: what it is made from.
-        group: of zarr, writable.
+        path: location of the store.
+        manifest: its manifest.
+        group: its writable Zarr group.
     """
 
-    def __init__(self, path: Location, *, alone: bool = True) -> None:
+    def __init__(self, path: Location, *, exclusive: bool = True) -> None:
         self.path = parse_location(path)
-        self._codec: Codec | None = None  # of the views from 1, once it is decided
-        if isinstance(self.path, Path) and alone:
+        self._codec: Codec | None = None  # codec of the augmented views, once it is read
+        if isinstance(self.path, Path) and exclusive:
             for leftover in self.path.rglob(f"*{PARTIAL_SUFFIX}"):
                 leftover.unlink(missing_ok=True)
         elif isinstance(self.path, Path):
@@ -82,14 +82,15 @@ class StoreWriter:
         sample_ids: npt.NDArray[np.int64],
         pixel_probe: npt.NDArray[np.uint8] | None = None,
     ) -> StoreWriter:
-        """Make an empty store, replacing one that is there. The manifest is written first.
+        """Create an empty store and replace an existing one. The manifest is written first.
 
         Args:
-            path: of the store.
-            manifest: what it is made from.
+            path: location of the store.
+            manifest: its manifest.
             labels: (N,) by sample id.
-            sample_ids: (M,) sorted, rows of the views from 1.
-            pixel_probe: (n, 16) digests of `kdcache.reader.probe`; without, pixels go unchecked.
+            sample_ids: (M,) sorted sample ids, the rows of the augmented views.
+            pixel_probe: (n, 16) digests of `kdcache.reader.probe`; without them, a later build does
+                not check the pixels.
         """
         location = parse_location(path)
         place = open_zarr_store(location, read_only=False)
@@ -110,7 +111,7 @@ class StoreWriter:
         sample_ids: npt.NDArray[np.int64],
         pixel_probe: npt.NDArray[np.uint8] | None = None,
     ) -> None:
-        """Write what goes before the first shard, where it is not there yet; see `create`."""
+        """Write the missing arrays that precede the first shard; see `create`."""
         probe = np.zeros((0, 16), dtype=np.uint8) if pixel_probe is None else pixel_probe
         given: dict[str, npt.NDArray[Any]] = dict(
             zip(INITIAL_ARRAYS, (labels, sample_ids, probe), strict=True)
@@ -127,14 +128,14 @@ class StoreWriter:
             self._create(name)
 
     def add_features(self, width: int) -> None:
-        """Make the array of (N, width) float16 features, unless it is there."""
+        """Create the array of (N, width) float16 features if it does not exist."""
         if not has_array(self.group, FEATURES):
             shape = (self.manifest.samples, width)
             spec = ArraySpec(shape, np.float16, self.manifest.shard_rows)
             create_array(self.group, FEATURES, spec)
 
     def add_views(self, num_views: int) -> None:
-        """Make the arrays of views 0 to `num_views`; a reader then knows that they are to come."""
+        """Create the arrays of views 0 to `num_views`; a reader then expects all of them."""
         for view in range(num_views + 1):
             self._create(rows_name(view))
 
@@ -143,10 +144,10 @@ class StoreWriter:
             create_array(self.group, name, array_spec(self.group, self.manifest, name))
 
     def codec(self, view: int) -> Codec:
-        """Return the codec of a view; views from 1 have none before it is decided.
+        """Return the codec of a view.
 
         Raises:
-            CacheIncompleteError: if it is not decided yet.
+            CacheIncompleteError: if the codec of an augmented view is not decided yet.
         """
         if view == 0:
             return codec_of(self.group, self.manifest, 0)
@@ -156,17 +157,17 @@ class StoreWriter:
 
     @property
     def num_views(self) -> int:
-        """Last view that has an array, whole or not; -1 where view 0 has none either."""
+        """The last view that has an array, complete or not; -1 without any."""
         return max(existing_views(self.group), default=-1)
 
     def sample_ids(self, view: int) -> npt.NDArray[np.int64]:
-        """Return the sample id of each row of a view."""
+        """Return the sample id of each row of a view, (N,) or (M,) int64."""
         if view == 0:
             return np.arange(self.manifest.samples, dtype=np.int64)
         return read_whole(self.group, "sample_ids")
 
     def missing_shards(self, view: int) -> list[int]:
-        """Return the shards of a view that are still to be written, in order."""
+        """Return the indices of the missing shards of a view, in order."""
         if not has_array(self.group, rows_name(view)):
             rows = self.manifest.rows if view else self.manifest.samples
             return list(range(-(-rows // self.manifest.shard_rows)))
@@ -184,28 +185,27 @@ class StoreWriter:
         """Commit one shard.
 
         Args:
-            view: its view.
-            shard: its number.
-            rows: (at most shard_rows, width) encoded logits.
-            per_sample: array name -> (as many, ...) scores, stats and features; empty but for
-                view 0.
-            conditions: under which it was built, where they are not the manifest's.
+            view: view of the shard.
+            shard: index of the shard.
+            rows: (n, width) encoded logits, n at most `shard_rows`.
+            per_sample: array name -> (n, ...) scores, statistics and features; empty for an
+                augmented view.
+            conditions: build conditions of the shard, if they differ from the manifest's.
         """
         if conditions is not None:
             record_conditions(self.group.store, view, shard, conditions)
         elif has_key(self.group.store, mixed_key(view, shard)):
-            # Of rows that are made again under the manifest's conditions; they go before it.
+            # The rows are built again under the manifest's conditions: drop the record.
             delete_key(self.group.store, shard_key(self.group, rows_name(view), shard))
             delete_key(self.group.store, mixed_key(view, shard))
         start = shard * self.manifest.shard_rows
-        # A shard exists when it was written, even where all its values are zero; zarr would leave
-        # such a chunk out.
+        # Write a shard even if all its values are zero: by default zarr leaves such a chunk out.
         with zarr.config.set({"array.write_empty_chunks": True}):
-            # The rows come last: with them the shard is there, and so is what goes with it.
+            # Write the rows last: their existence commits the shard and its per-sample values.
             for name, values in (*per_sample.items(), (rows_name(view), rows)):
                 self.group[name][start : start + len(values)] = values  # type: ignore[index]
 
     def finish_view(self, view: int) -> None:
-        """Mark a view as whole; all its shards must be written."""
+        """Mark a view as complete; all its shards must exist."""
         if not is_complete(self.group, view):
             mark_complete(self.group, view)

@@ -94,7 +94,7 @@ def test_a_teacher_without_a_last_layer_is_refused_before_anything_is_replaced(
 
 def test_a_teacher_that_answers_nan_replaces_no_store(store_path, workspace):
     before = snapshot(store_path)
-    with pytest.raises(TeacherError, match=r"view 0 of sample 0 with .*8 samples"):
+    with pytest.raises(TeacherError, match=r"view 0 of sample 0 .*8 samples"):
         build(
             workspace,
             "tests.teachers:not_a_number",

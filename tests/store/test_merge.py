@@ -85,7 +85,7 @@ def test_an_incomplete_merge_says_what_is_missing_and_can_be_finished(dense, wor
 def test_parts_of_a_store_whose_codec_is_decided_later(tmp_path, tiny_workspace, caplog):
     options = {"views": 2, "codec": LOSSY}
     parts = [build_part(tmp_path, tiny_workspace, f"{n}/2", **options) for n in (1, 2)]
-    assert "lacks 4 shards, which other parts make" in caplog.text
+    assert "lacks 4 shards, which other parts build" in caplog.text
     assert not any((part / "views/1").exists() or (part / "codec.npz").exists() for part in parts)
     # With all of view 0 each machine decides alike, and goes on with its share.
     clean = tmp_path / "clean.zarr"

@@ -190,11 +190,13 @@ def test_the_same_weights_from_a_file_are_shown_other_images(workspace_of_photos
     save_file(tiny_net(1).state_dict(), own)
     store = Workspace(workspace_of_photos).store(PUBLISHED)
     options = {"teacher": "own", "arch": PUBLISHED, "store": str(store)}
-    with pytest.raises(TeacherError, match=r"own is shown other images .* clean_share is 0\.875"):
+    with pytest.raises(
+        TeacherError, match=r"own uses other preprocessing .* clean_share is 0\.875"
+    ):
         check(workspace_of_photos, **options)
     flip(next(store.glob("views/1/rows/c/*/0")))
     before = snapshot(store)
-    with pytest.raises(TeacherError, match=r"Name it with --teacher .*: kdcache_tiny$"):
+    with pytest.raises(TeacherError, match=r"Use --teacher .*: kdcache_tiny$"):
         check(workspace_of_photos, repair=True, **options)
     assert snapshot(store) == before
 
@@ -235,7 +237,7 @@ def projection_of_16() -> torch.Tensor:
 
 
 def test_a_teacher_that_cannot_take_the_size_says_so_before_a_store_is_made(workspace):
-    with pytest.raises(TeacherError, match=r"cannot answer images of 32 px: .*--teacher-size"):
+    with pytest.raises(TeacherError, match=r"fails on images of 32 px: .*--teacher-size"):
         build(workspace, SMALL, views=1)
     assert not Workspace(workspace).store("small").exists()
 
@@ -284,7 +286,7 @@ def test_an_ensemble_stores_the_logarithm_of_the_mean_of_the_probabilities(works
 
     both = {"store": built["path"], "teacher": (PROJECTION, OTHER), "rows": 8}
     assert check(workspace, **both)["rows_compared"] == 16
-    with pytest.raises(TeacherError, match="answers otherwise"):
+    with pytest.raises(TeacherError, match="gives other logits"):
         check(workspace, **(both | {"teacher": (PROJECTION, PROJECTION)}))
     with pytest.raises(TeacherError, match=r"mean is .* as the store was built: .*projection \+ "):
         check(workspace, **(both | {"teacher": PROJECTION}))

@@ -470,7 +470,7 @@ def test_repair_with_another_teacher_is_refused_and_changes_nothing(store_path, 
     flip(store_path / "views/1/rows/c/2/0")
     before = snapshot(store_path)
     options = {"store": str(store_path), "repair": True}
-    with pytest.raises(TeacherError, match=r"other_projection is another teacher .* sha256"):
+    with pytest.raises(TeacherError, match=r"other_projection is not the teacher of .* sha256"):
         check(workspace, **options, teacher="tests.teachers:other_projection")
     assert snapshot(store_path) == before
     assert check(workspace, **options)["repaired"] == ["views/1/rows/c/2/0"]
@@ -494,7 +494,8 @@ def test_a_store_under_a_codec_that_loses_something_agrees_too(whole):
 
 def test_the_weights_of_another_teacher_are_refused_and_counted(store_path, workspace):
     with pytest.raises(
-        TeacherError, match=r"otherwise than .* for 64 of 64 rows; .* expected at most .* at fp32"
+        TeacherError,
+        match=r"other logits than .* for 64 of 64 rows; .* expected at most .* at fp32",
     ) as error:
         check(workspace, store=str(store_path), teacher="tests.teachers:other_projection", rows=16)
     assert read_json(store_path / "zarr.json")["attributes"]["kdcache"]["teacher_digest"][:12] in (

@@ -1,4 +1,4 @@
-"""PublishedWeights weights on a server of the test's own, and an empty cache of torch hub."""
+"""Published weights on a server of the test's own, and an empty cache of torch hub."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`kdcache build-logits`: one pass of the teacher over all data, into a store."""
+"""`kdcache build-logits`: run the teacher once over all data and store its logits."""
 
 from __future__ import annotations
 
@@ -37,24 +37,30 @@ def build_logits(options: BuildLogitsOptions) -> dict[str, Any]:
     """Run the teacher over the clean view of all data, and V augmented views of all or a subset.
 
     Returns:
-        `samples`, `views`, `rows` (of each view from 1), `teacher_forwards` (images whose answers
-        this call stored; a batch that is asked first, to see whether they can be and how long they
-        take, and the evaluation split, are not among them), `cost` (None where nothing was to be
-        made: `expected_seconds` and `seconds` of the teacher pass, `expected_bytes` of the store,
-        None where its codec was still to be decided, and `break_even_epochs`, the student epochs in
-        which a live teacher makes as many forwards), `train_quality` and `val_quality` (of the
-        teacher, measured where this call built something: `top1` and `top5` in percent, `nll`,
-        `ece`; else None), `bytes`, `seconds` (of the whole call) and `path`.
+        A dict with these keys:
+        `samples`: images of the training data.
+        `views`: augmented views of the store.
+        `rows`: rows of each augmented view.
+        `teacher_forwards`: images whose logits this call stored. The preflight batch and the
+        evaluation split do not count.
+        `cost`: None if nothing was missing, else `expected_seconds` and `seconds` of the teacher
+        pass; `expected_bytes` of the store (None if its codec was not decided yet); and
+        `break_even_epochs`, the student epochs in which a live teacher runs as many forwards.
+        `train_quality`, `val_quality`: `top1` and `top5` in percent, `nll` and `ece` of the
+        teacher; None if this call built nothing.
+        `bytes`, `path`: size and location of the store.
+        `seconds`: duration of the whole call.
 
     Raises:
         ConfigError: if the teacher or the device does not exist.
         DatasetError: if nothing is packed, or an image cannot be decoded.
-        TeacherError: if the teacher does not fit the data or into memory, answers with inf or nan,
-            or otherwise when it is asked again.
-        CacheMismatchError: if the store was built from something else; names the fields.
+        TeacherError: if the teacher does not fit the data or into memory, gives inf or nan, or
+            gives other logits for the same image.
+        WeightsError: if the teacher's file is damaged, or does not fit its model.
+        CacheMismatchError: if the store was built from other inputs; names the fields.
         KDCacheError: if another process is building this store.
     """
-    CodecRequest.parse(options.codec)  # what is asked wrongly is said before anything is read
+    CodecRequest.parse(options.codec)  # report a wrong option before anything is read
     workspace = Workspace(options.workspace)
     beton = open_beton(workspace.require_beton())
     rows = rows_of_views(options, workspace, beton)
@@ -64,13 +70,13 @@ def build_logits(options: BuildLogitsOptions) -> dict[str, Any]:
 def build_store(
     options: BuildLogitsOptions, workspace: Workspace, beton: Beton, rows: npt.NDArray[np.int64]
 ) -> dict[str, Any]:
-    """Do what `build_logits` does, for views of given samples.
+    """Build a store whose augmented views cover the given samples; see `build_logits`.
 
     Args:
-        options: of the command; `subset` gives the store its name alone.
-        workspace: where teachers and stores lie.
+        options: options of the command; here `subset` only names the store.
+        workspace: the folder of teachers and stores.
         beton: the training images.
-        rows: (M,) sample ids of the views from 1, sorted.
+        rows: (M,) sorted sample ids of the augmented views.
     """
     started = time.perf_counter()
     device = resolve_device(options.device)
@@ -88,7 +94,7 @@ def build_store(
     if options.overwrite and not part.is_whole:
         raise ConfigError(
             f"--overwrite is given to part {part.index + 1}/{part.count}, expected none: each part "
-            f"would replace what the others made. Remove {location} first"
+            f"would delete the shards of the others. Remove {location} first"
         )
     lock = store_lock(location, workspace)
     with file_lock(lock, purpose="build-logits", shared=not part.is_whole):
@@ -102,7 +108,7 @@ def build_store(
         preflight = cache(
             lambda: run_preflight(forward, beton, wanted.teacher_views, wanted.batch_size)
         )
-        # One part makes the store, the others find it.
+        # One part creates the store; the others open it.
         with file_lock(lock.with_suffix(".new.lock"), purpose="build-logits", wait=True):
             writer = open_writer(options, location, wanted, beton, rows, workspace, preflight)
         logger.info(
@@ -120,10 +126,10 @@ def build_store(
         builder = ShardBuilder(options, writer, wanted, beton, forward, part)
         cost = builder.cost(preflight)
         logger.info("%s", cost or f"up to date: {writer.path}")
-        forwards, pass_seconds = builder.fill()
+        forwards, pass_seconds = builder.run()
         if cost and forwards == cost.forwards:
             spent = format_duration(pass_seconds), format_duration(cost.seconds)
-            logger.info("the teacher pass took %s, expected were about %s", *spent)
+            logger.info("the teacher pass took %s, expected about %s", *spent)
         is_whole = all(is_complete(writer.group, view) for view in range(writer.num_views + 1))
         quality = {"train": None, "val": None}
         if forwards and is_whole and part.index == 0:
@@ -140,7 +146,7 @@ def build_store(
         "views": writer.num_views,
         "rows": wanted.rows,
         "teacher_forwards": forwards,
-        "cost": cost and cost.beside(pass_seconds),
+        "cost": cost and cost.report(pass_seconds),
         "train_quality": quality["train"],
         "val_quality": quality["val"],
         "bytes": size_bytes(location),
@@ -150,12 +156,12 @@ def build_store(
 
 
 def _describe_unusual(wanted: StoreManifest) -> str:
-    """Say what is unusual about the teacher's images and answers; "" where nothing is."""
-    shown = ""
+    """Describe settings that differ from the defaults, or return ""."""
+    text = ""
     if wanted.ensemble:
-        shown += f", mean of {wanted.ensemble}"
+        text += f", mean of {wanted.ensemble}"
     if wanted.teacher_size != wanted.image_size:
-        shown += f" at {wanted.teacher_size} px (student {wanted.image_size} px)"
+        text += f" at {wanted.teacher_size} px (student {wanted.image_size} px)"
     if wanted.clean_share != CLEAN_SHARE:
-        shown += f", clean view of {wanted.clean_share:.4g} of the short side"
-    return shown
+        text += f", clean view of {wanted.clean_share:.4g} of the short side"
+    return text

@@ -1,4 +1,4 @@
-"""The codec of a store's augmented views, decided once, from the teacher's own clean answers."""
+"""Choose the codec of the augmented views, once, from the logits of the clean view."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from kdcache.store.writer import StoreWriter
 
 
 def decide_codec(writer: StoreWriter) -> None:
-    """Choose the codec from view 0, which must be whole, say what was measured, and write it."""
+    """Choose the codec from view 0, which must be complete; log the measurements; write it."""
     manifest = writer.manifest
     ids = choice_sample_ids(manifest.samples, manifest.classes)
     logits = writer.codec(0).decode(read_rows(writer.group, rows_name(0), ids))
@@ -33,9 +33,9 @@ def decide_codec(writer: StoreWriter) -> None:
 
 
 def _drop_rows_of_another_codec(writer: StoreWriter) -> None:
-    """Take out views that cannot be read with what was decided; they are built again.
+    """Remove views that were encoded with another codec file; the build makes them again.
 
-    There are none, unless a damaged decision was made again by another version of a library.
+    This happens only if a damaged codec file was made again by another version of a library.
     """
     for view in existing_views(writer.group)[1:]:
         if not is_encoded_with(writer.group, rows_name(view)):

@@ -1,7 +1,7 @@
-"""Shards encoded and written in a thread of ours, while the teacher answers the next.
+"""Encode and write shards in a thread, while the teacher computes the next ones.
 
-At most `capacity` shards wait, so that memory is bounded: a teacher that is faster than the disk
-waits for it. Encoding and writing release the interpreter.
+At most `capacity` shards wait in the queue, so memory is bounded: a teacher that is faster than the
+disk waits. Encoding and writing release the interpreter lock.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ from kdcache.store.build.teacher_pass import TeacherOutputs
 
 
 class CommitThread:
-    """CommitThread shards in the order in which they are put; use it in a `with` statement.
+    """Commit shards in the order in which they are put. Use it in a `with` statement.
 
-    Leaving the statement waits for everything that was put, also where it is left by an error or
-    by Ctrl-C: what the teacher has answered is kept. A second Ctrl-C does not wait. An error of the
-    thread is raised where the statement's own code next calls `raise_failure` or `put`, or where it
-    is left; nothing is committed after it.
+    Leaving the statement waits until all shards are committed, even after an error or Ctrl-C, so
+    that no finished forward is lost. A second Ctrl-C does not wait. An error of the thread is
+    raised by the next call of `raise_failure` or `put`, or at the end of the statement. After an
+    error nothing more is committed.
 
     Args:
         commit: encodes and writes one shard.
-        capacity: most shards that wait.
+        capacity: largest number of shards that wait.
     """
 
     def __init__(self, commit: Callable[[TeacherOutputs], None], *, capacity: int) -> None:
         self._commit = commit
-        self._waiting: queue.Queue[TeacherOutputs | None] = queue.Queue(capacity)
+        self._queue: queue.Queue[TeacherOutputs | None] = queue.Queue(capacity)
         self._failure: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="kdcache-commits", daemon=True)
 
@@ -44,26 +44,26 @@ class CommitThread:
         error: BaseException | None,
         _traceback: TracebackType | None,
     ) -> None:
-        self._waiting.put(None)
+        self._queue.put(None)
         self._thread.join()
         if error is not self._failure:
             self.raise_failure()
 
-    def put(self, answers: TeacherOutputs) -> None:
-        """Hand over a shard; waits where as many wait as may."""
+    def put(self, outputs: TeacherOutputs) -> None:
+        """Queue a shard; wait if the queue is full."""
         self.raise_failure()
-        self._waiting.put(answers)
+        self._queue.put(outputs)
 
     def raise_failure(self) -> None:
-        """Raise what went wrong in the thread, with its traceback."""
+        """Raise the error of the thread, if there was one, with its traceback."""
         if self._failure is not None:
             raise self._failure
 
     def _run(self) -> None:
-        while (answers := self._waiting.get()) is not None:
+        while (outputs := self._queue.get()) is not None:
             if self._failure is not None:
-                continue  # taken out, so that nobody waits for room
+                continue  # empty the queue, so that `put` does not wait forever
             try:
-                self._commit(answers)
-            except BaseException as failure:  # noqa: BLE001  (it is raised again where it is used)
+                self._commit(outputs)
+            except BaseException as failure:  # noqa: BLE001  (raise_failure raises it again)
                 self._failure = failure

@@ -1,4 +1,4 @@
-"""What a pass will cost, told before it starts: forwards, time, bytes, and when it has paid."""
+"""Estimate the cost of a pass before it starts: forwards, time, bytes, break-even epochs."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ from kdcache.reader.batches import PixelReader
 from kdcache.store.build.plan import Shard, view_groups
 
 TIMED_BATCHES = 2
-"""After a first one, during which threads start and code is compiled."""
+"""Batches that are timed, after a first one in which threads start and code is compiled."""
 
 MINUTE, HOUR = 60.0, 3600.0
 
 MAX_SECONDS_WITH_DECIMALS = 10.0
-"""Seconds; above, nobody wants a decimal."""
+"""Durations from this on are shown without decimals."""
 
 
 class Cost(NamedTuple):
-    """Of a pass of the teacher, or of one part of it."""
+    """The expected cost of a teacher pass, or of one part of it."""
 
     forwards: int
-    """Images through the teacher, of this part."""
+    """Teacher forwards of this part, in images."""
     seconds: float
-    """Expected of this part: decoding and forwards, as measured on a warm batch."""
+    """Expected seconds of this part, for decoding and forwards, from warm batches."""
     bytes: int | None
-    """Of the whole store; None where its codec is still to be decided."""
+    """Expected bytes of the whole store; None if its codec is not decided yet."""
     break_even_epochs: float
-    """Epochs of students after which a teacher in the loop would have made as many forwards as all
-    parts of this pass: forwards over the rows of an epoch."""
+    """Student epochs after which a live teacher has run as many forwards as all parts of this pass:
+    forwards divided by the rows of an epoch."""
 
     def __str__(self) -> str:
         stored = "" if self.bytes is None else f", {self.bytes:,} bytes in the end"
@@ -46,8 +46,8 @@ class Cost(NamedTuple):
             "in which a live teacher would see as many"
         )
 
-    def beside(self, seconds: float) -> dict[str, Any]:
-        """Return it as JSON content, beside the seconds that the pass took."""
+    def report(self, seconds: float) -> dict[str, Any]:
+        """Return JSON content, including the seconds that the pass took."""
         return {
             "expected_seconds": round(self.seconds, 3),
             "seconds": round(seconds, 3),
@@ -64,21 +64,21 @@ def expected_seconds(
     views: Views,
     batch_size: int,
     num_workers: int | None,
-    together: bool,
+    overlaps: bool,
 ) -> float:
-    """Return how long the teacher will take for some shards.
+    """Return the expected seconds of a teacher pass.
 
-    Decoding is measured here, on images from all over the beton, for the fewest and the most views
-    that are decoded together.
+    The function measures decoding on images from all over the beton, for the smallest and the
+    largest number of views that are decoded together, and interpolates between the two.
 
     Args:
-        passes: the shards of each pass over the images.
-        forward_seconds: of one batch.
+        passes: shards of each pass over the images.
+        forward_seconds: seconds of the forward of one batch.
         beton: the training images.
         views: policy, seed and image size.
         batch_size: images of each forward.
         num_workers: threads that decode.
-        together: another device computes while this one decodes.
+        overlaps: True if another device computes while the CPU decodes.
     """
     batches: Counter[int] = Counter()
     examples: dict[int, list[int]] = {}
@@ -93,15 +93,15 @@ def expected_seconds(
     total = 0.0
     for count, number in batches.items():
         decoding = float(np.interp(count, counts, measured))
-        answering = count * forward_seconds
-        total += number * (max(decoding, answering) if together else decoding + answering)
+        computing = count * forward_seconds
+        total += number * (max(decoding, computing) if overlaps else decoding + computing)
     return total
 
 
 def _decoding_seconds(
     beton: Beton, views: Views, batch_size: int, numbers: list[int], num_workers: int | None
 ) -> float:
-    """Return the seconds that one batch takes in these views, warm."""
+    """Return the seconds that a warm reader takes to decode one batch in these views."""
     reader = PixelReader(
         beton,
         views,
@@ -111,7 +111,7 @@ def _decoding_seconds(
     )
     count = (1 + TIMED_BATCHES) * batch_size
     spread = np.linspace(0, len(beton) - 1, count).astype(np.int64)
-    # One column of each: every batch is from all over the beton.
+    # Each batch takes one image of each stretch, so that it covers the whole beton.
     batches = list(spread.reshape(batch_size, -1).T)
     started = 0.0
     with closing(reader.read_views(batches, numbers)) as read:  # type: ignore[type-var]
@@ -122,7 +122,7 @@ def _decoding_seconds(
 
 
 def format_duration(seconds: float) -> str:
-    """Return a time for people: 40 s, 12 min, 3.4 h."""
+    """Return a readable duration: 40 s, 12 min, 3.4 h."""
     if seconds < 2 * MINUTE:
         return f"{seconds:.2g} s" if seconds < MAX_SECONDS_WITH_DECIMALS else f"{seconds:.0f} s"
     return f"{seconds / MINUTE:.0f} min" if seconds < 2 * HOUR else f"{seconds / HOUR:.1f} h"

@@ -1,4 +1,4 @@
-"""Opening the store that a build fills: continued or made, refused where it does not fit."""
+"""Open the store of a build: continue it or create it, and refuse one that does not fit."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from kdcache.workspace import Workspace
 def store_location(
     options: BuildLogitsOptions, workspace: Workspace, teacher_name: str
 ) -> Location:
-    """Return where the store lies; one for a subset has the subset's name too."""
+    """Return the location of the store; its name includes the subset, if there is one."""
     if options.store is not None:
         return parse_location(options.store)
     subset = workspace.require_subset(options.subset or "full")
@@ -45,7 +45,7 @@ def store_location(
 
 
 def store_lock(location: Location, workspace: Workspace) -> Path:
-    """Return the lock file of a store: beside a folder, in the workspace for a URL."""
+    """Return the lock file of a store: next to a folder, or in the workspace for a URL."""
     if isinstance(location, Path):
         return location.with_name(f".{location.name}.lock")
     digest = hashlib.sha256(location.encode()).hexdigest()[:16]
@@ -53,7 +53,7 @@ def store_lock(location: Location, workspace: Workspace) -> Path:
 
 
 def store_has_features(options: BuildLogitsOptions, location: Location) -> bool:
-    """Return whether a store that is to be continued holds features, which are kept whole then."""
+    """Return whether the build continues a store with features, which it must then complete."""
     if options.overwrite or not exists(location):
         return False
     group, _ = open_group(open_zarr_store(location, read_only=True), path=str(location))
@@ -69,31 +69,31 @@ def open_writer(
     workspace: Workspace,
     preflight: Callable[[], Preflight],
 ) -> StoreWriter:
-    """Create a store or continue one; its arrays are there, its shards may be missing.
+    """Create a store or continue one. All its arrays exist afterwards; shards may be missing.
 
     Args:
-        options: of the command.
-        location: of the store.
-        wanted: what it is to be made from.
+        options: options of the command.
+        location: location of the store.
+        wanted: manifest that the store must have.
         beton: the training images.
-        rows: (M,) sample ids of the views from 1.
-        workspace: in whose stores a clean view is looked for.
-        preflight: asks the teacher about a batch, before a store is made or replaced.
+        rows: (M,) sample ids of the augmented views.
+        workspace: its stores are searched for a clean view to reuse.
+        preflight: runs the teacher on a batch; it is called before a store is created or replaced.
 
     Raises:
-        CacheMismatchError: if the store that is there was built from something else, under other
+        CacheMismatchError: if the existing store was built from other inputs, under other
             conditions, or from other pixels.
-        TeacherError: if the teacher's answers cannot be stored.
+        TeacherError: if the teacher's logits cannot be stored.
     """
     is_new = options.overwrite or not exists(location)
     if not is_new:
-        writer = StoreWriter(location, alone=Part.parse(options.part, os.environ).is_whole)
+        writer = StoreWriter(location, exclusive=Part.parse(options.part, os.environ).is_whole)
         require_equal(
             writer.manifest,
             wanted,
             IDENTITY,
             path=str(location),
-            remedy="Use --overwrite to build it anew, or another --workspace",
+            remedy="Use --overwrite to build it again, or another --workspace",
         )
         if _is_finished(options, location):
             return writer
@@ -119,7 +119,7 @@ def open_writer(
         if options.views > writer.num_views or (
             options.features and not has_array(writer.group, FEATURES)
         ):
-            # Before an array is added: a store that is refused stays as it was.
+            # Check before an array is added, so that a refused store is not changed.
             conditions_to_record(writer, wanted, allow_mixed=options.allow_mixed)
     if source and source.manifest.shard_rows == writer.manifest.shard_rows:
         copy_clean_view(source, writer)
@@ -129,7 +129,7 @@ def open_writer(
 
 
 def _is_finished(options: BuildLogitsOptions, location: Location) -> bool:
-    """Return whether a store holds all that is asked for, with no shard missing."""
+    """Return whether a store has all requested views and features, and no missing shard."""
     try:
         store = LogitStore.open(location)
     except (CacheIncompleteError, CacheCorruptError):
@@ -140,21 +140,21 @@ def _is_finished(options: BuildLogitsOptions, location: Location) -> bool:
 
 
 def _require_same_pixels(writer: StoreWriter, probe: npt.NDArray[np.uint8]) -> None:
-    """Check that this machine decodes what the store's other rows were made from."""
+    """Check that this machine decodes the same pixels as the one that began the store."""
     stored = np.asarray(get_array(writer.group, "pixel_probe")[:])
     if len(stored) and not np.array_equal(stored, probe):
         raise CacheMismatchError(
-            f"this machine decodes other pixels than those that the rows of {writer.path} were "
-            "made from: libjpeg-turbo or OpenCV are of another build here. Go on where the store "
-            "was begun, or use --overwrite to build it anew"
+            f"this machine decodes other pixels than those of the rows of {writer.path}: its "
+            "build of libjpeg-turbo or OpenCV differs. Continue on the machine that began the "
+            "store, or use --overwrite to build it again"
         )
 
 
 def conditions_to_record(
     writer: StoreWriter, wanted: StoreManifest, *, allow_mixed: bool
 ) -> dict[str, Any] | None:
-    """Return what to record with each shard; None where the store's own conditions hold."""
-    # The store's shards stay as they are; a batch never reaches beyond one.
+    """Return the build conditions to record with each shard; None if the manifest's apply."""
+    # The shard size of the store stays; a batch never crosses a shard.
     here = replace(wanted, shard_rows=writer.manifest.shard_rows)
     if build_conditions(here) == build_conditions(writer.manifest):
         return None
@@ -164,7 +164,7 @@ def conditions_to_record(
             here,
             CONDITIONS,
             path=str(writer.path),
-            remedy="Its rows would differ in the last bits from those of an undisturbed build: go "
-            "on with --allow-mixed, which is recorded, or use --overwrite to build it anew",
+            remedy="The new rows would differ in the last bits from those of one build. Continue "
+            "with --allow-mixed, which is recorded, or use --overwrite to build the store again",
         )
     return build_conditions(here)

@@ -1,4 +1,4 @@
-"""Divide a build into shards and processes: which shards are missing, and who makes them."""
+"""List the missing shards of a build, and divide them among processes."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from kdcache.processes import torchrun_world
 from kdcache.store.writer import StoreWriter
 
 MAX_VIEWS_PER_PASS = 9
-"""Views of one block of rows that come from one decoding, and whose answers are kept in memory
-together: the clean one and the 8 that are usual."""
+"""Largest number of views that are made from one decoding, and whose logits are in memory at the
+same time: the clean view and the usual 8."""
 
 
 @dataclass(frozen=True, eq=False)
 class Shard:
-    """A block of rows of one view that is still to be made."""
+    """A block of rows of one view that is still missing."""
 
     view: int
     index: int
     rows: npt.NDArray[np.int64]
-    """Sample ids."""
+    """(n,) sample ids."""
 
 
 @dataclass(frozen=True)
@@ -35,19 +35,19 @@ class Part:
     index: int = 0
     count: int = 1
     runs_concurrently: bool = False
-    """The other parts are being made now, so that they can be waited for."""
+    """True if processes build the other parts at the same time, so that this one can wait."""
 
     @property
     def is_whole(self) -> bool:
-        """Whether there are no other parts."""
+        """True if there are no other parts."""
         return self.count == 1
 
     @classmethod
     def parse(cls, text: str | None, environment: Mapping[str, str]) -> Part:
-        """Read `2/4`, the second of four parts; None is this process's rank of torchrun, or all.
+        """Parse `2/4`, the second of four parts. None means the rank of torchrun, or all parts.
 
         Raises:
-            ConfigError: if it is no such text, or beside torchrun.
+            ConfigError: if the text is malformed, or given under torchrun.
         """
         world = torchrun_world(environment)
         if world is not None:
@@ -66,7 +66,7 @@ class Part:
 
 
 def missing_work(writer: StoreWriter, views: Iterable[int], part: Part) -> list[Shard]:
-    """Return the shards of some views that this part of the build is still to make."""
+    """Return the missing shards of some views that belong to this part."""
     size = writer.manifest.shard_rows
     work = []
     for view in views:
@@ -80,9 +80,9 @@ def missing_work(writer: StoreWriter, views: Iterable[int], part: Part) -> list[
 
 
 def view_groups(work: list[Shard]) -> list[tuple[Shard, list[int]]]:
-    """Return one shard of each block of rows, with the views that are made of it together.
+    """Group shards by their rows: return one shard of each block, with the views of the group.
 
-    Views of the same rows come from one decoding of each image.
+    Views of the same rows are made from one decoding of each image.
     """
     blocks: dict[bytes, list[Shard]] = {}
     for shard in work:

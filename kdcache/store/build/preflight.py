@@ -1,4 +1,4 @@
-"""The teacher asked about one batch before a store is made: can its answers be cached, how fast?"""
+"""Run the teacher on one batch before a store is created: can its logits be cached, how fast?"""
 
 from __future__ import annotations
 
@@ -22,28 +22,28 @@ from kdcache.teacher.tolerance import TOLERANCES, relative_differences
 
 
 class Preflight(NamedTuple):
-    """What one batch told."""
+    """The result of the preflight batch."""
 
     feature_width: int | None
-    """F, the width of the teacher's features; None where they are not kept."""
+    """F, the width of the teacher's features; None if they are not kept."""
     seconds: float
-    """Of a batch's forward, warm, with the pixels on the device."""
+    """Seconds of a warm forward of one batch, with the pixels on the device."""
 
 
 def run_preflight(forward: Forward, beton: Beton, views: Views, batch_size: int) -> Preflight:
-    """Ask the teacher about one batch of the clean view, twice, and record it on CUDA.
+    """Run the teacher on one batch of the clean view, twice; on CUDA, capture its graph.
 
-    The second time the first half of the batch stands beside itself: a teacher that draws random
-    numbers, or looks at the other images of a batch, gives itself away.
+    The second batch holds the first half of the first one twice. So a teacher that draws random
+    numbers, or that mixes the images of a batch, gives other logits and is refused.
 
     Args:
-        forward: the teacher; it is ready for batches of this shape afterwards.
+        forward: the teacher. On CUDA it is captured for batches of this shape.
         beton: the training images.
         views: policy, seed and image size.
-        batch_size: B; where there are fewer images, they are repeated.
+        batch_size: B; if there are fewer images, they are repeated.
 
     Raises:
-        TeacherError: if the batch does not fit into memory, or the answers cannot be stored.
+        TeacherError: if the batch does not fit into memory, or the logits cannot be stored.
     """
     ids = np.resize(beton.sample_ids, batch_size)
     images = _clean_images(beton, views, ids).to(forward.device)
@@ -51,13 +51,13 @@ def run_preflight(forward: Forward, beton: Beton, views: Views, batch_size: int)
         first = run_forward(forward, images).clone()
     except (AssertionError, RuntimeError, ValueError) as error:
         raise TeacherError(
-            f"the teacher cannot answer images of {views.image_size} px: {error}. If it was made "
-            "for another size, name that with --teacher-size"
+            f"the teacher fails on images of {views.image_size} px: {error}. If it needs another "
+            "size, set it with --teacher-size"
         ) from error
     require_finite(torch.isfinite(first).all(dim=1).cpu().numpy(), Shard(0, 0, ids))
     indices = torch.arange(batch_size, device=forward.device) % -(-batch_size // 2)
-    beside = images[indices].contiguous(memory_format=torch.channels_last)
-    seconds, again = _run_timed(forward, beside)
+    repeated = images[indices].contiguous(memory_format=torch.channels_last)
+    seconds, again = _run_timed(forward, repeated)
     _require_repeatable(again, first[indices], forward, ids)
     if forward.device.type == "cuda":
         forward.capture(images)
@@ -91,8 +91,8 @@ def _require_repeatable(found: Tensor, expected: Tensor, forward: Forward, ids: 
     worst = int(shares.argmax())
     if shares[worst] > bound:
         raise TeacherError(
-            f"the teacher answers sample {ids[worst % -(-len(ids) // 2)]} otherwise beside other "
-            f"images: its logits differ by {shares[worst]:.3g} of their range, expected at most "
-            f"{bound:g} at {forward.precision}. A cached answer must depend on its image alone: "
-            "look for dropout or batch normalisation that stay in training mode after eval()"
+            f"the teacher gives sample {ids[worst % -(-len(ids) // 2)]} other logits in another "
+            f"batch: they differ by {shares[worst]:.3g} of their range, expected at most "
+            f"{bound:g} at {forward.precision}. Cached logits must depend on their image only: "
+            "look for dropout or batch normalisation that stays in training mode after eval()"
         )

@@ -1,4 +1,4 @@
-"""Making what a store lacks: the passes of the teacher, and what is decided between them."""
+"""Build the missing shards of a store, and decide its codec between the passes."""
 
 from __future__ import annotations
 
@@ -32,40 +32,40 @@ from kdcache.store.writer import StoreWriter
 from kdcache.teacher.ensemble import Forward
 
 POLL_SECONDS = 0.2
-"""Between two looks at what other ranks have made."""
+"""Seconds between two checks of the progress of other ranks."""
 
 MAX_QUEUED_BYTES = 1 << 28
-"""Most that logits take that wait to be encoded and written; a single shard may take more."""
+"""Largest size of the logits that wait to be encoded and written; one shard may exceed it."""
 
 
 @dataclass(frozen=True)
 class ShardBuilder:
-    """A store that is there, and who makes what it lacks."""
+    """Build the shards of an open store that belong to one part."""
 
     options: BuildLogitsOptions
     writer: StoreWriter
     wanted: StoreManifest
-    """What this call would make the store from; its conditions may differ from the store's."""
+    """Manifest of this call; its build conditions may differ from the store's."""
     beton: Beton
     forward: Forward
     part: Part
 
     @property
     def num_views(self) -> int:
-        """V that the store is to have in the end."""
+        """V, the number of augmented views when the build is done."""
         return max(self.options.views, self.writer.num_views)
 
     def cost(self, preflight: Callable[[], Preflight]) -> Cost | None:
-        """Return what this part will cost; None where it has nothing to make.
+        """Return the expected cost of this part; None if it has no missing shards.
 
         Args:
-            preflight: what a batch took; called where there is something to make.
+            preflight: measures a batch; called only if shards are missing.
         """
         views = range(self.num_views + 1)
         work = missing_work(self.writer, views, self.part)
         if not work:
             return None
-        self._conditions()  # where they are refused, the teacher need not be asked
+        self._conditions()  # refuse other conditions before the preflight runs
         about = self.writer.manifest
         seconds = expected_seconds(
             [work]
@@ -76,7 +76,7 @@ class ShardBuilder:
             views=about.teacher_views,
             batch_size=self.wanted.batch_size,
             num_workers=self._num_workers,
-            together=self.forward.device.type != "cpu",
+            overlaps=self.forward.device.type != "cpu",
         )
         return Cost(
             forwards=_count_images(work),
@@ -85,11 +85,11 @@ class ShardBuilder:
             break_even_epochs=_count_images(missing_work(self.writer, views, Part())) / about.rows,
         )
 
-    def fill(self) -> tuple[int, float]:
-        """Make what is missing; return the images whose answers were stored, and the seconds."""
+    def run(self) -> tuple[int, float]:
+        """Build the missing shards; return the images whose logits were stored, and the seconds."""
         forwards, seconds = 0, 0.0
         last = self.num_views
-        # One pass where the codec is known, two where it is decided from the clean view.
+        # One pass if the codec is known; two if it is decided from the clean view.
         for views in [range(last + 1)] if self._is_decided else [range(1), range(1, last + 1)]:
             if views[0] == 1 and not self._decide_codec():
                 return forwards, seconds
@@ -119,10 +119,10 @@ class ShardBuilder:
         return conditions_to_record(self.writer, self.wanted, allow_mixed=allow_mixed)
 
     def _decide_codec(self) -> bool:
-        """Decide the codec from view 0; return False where other parts have to make that first."""
+        """Decide the codec from view 0; return False if other parts must first complete view 0."""
         writer = self.writer
         if self.part.runs_concurrently:
-            # The first rank decides when all have made their shards.
+            # The first rank decides when all ranks have built their shards.
             _wait_until(
                 lambda: (
                     has_codec(writer.group, writer.manifest)
@@ -133,29 +133,31 @@ class ShardBuilder:
             return True
         if unfinished := writer.missing_shards(0):
             logger.warning(
-                "view 0 of %s lacks %d shards, which other parts make: bring the parts together "
-                "with kdcache merge, then run this again; the codec of the other views is decided "
-                "from all of view 0",
+                "view 0 of %s lacks %d shards, which other parts build. The codec of the other "
+                "views is decided from all of view 0: combine the parts with kdcache merge, then "
+                "run this again",
                 writer.path,
                 len(unfinished),
             )
             return False
         decide_codec(writer)
         logger.info(
-            "%s bytes when views 0 to %d are whole", f"{self._expected_bytes():,}", self.num_views
+            "%s bytes when views 0 to %d are complete",
+            f"{self._expected_bytes():,}",
+            self.num_views,
         )
         return True
 
     def build_shards(self, work: list[Shard]) -> float:
-        """Ask the teacher and commit some shards, whose arrays are there; return the seconds."""
+        """Run the teacher and commit the shards; their arrays must exist. Return the seconds."""
         about = self.writer.manifest
         conditions = self._conditions()
         started = time.perf_counter()
         with CommitThread(
-            lambda answers: commit_shard(self.writer, answers, conditions),
+            lambda outputs: commit_shard(self.writer, outputs, conditions),
             capacity=max(1, MAX_QUEUED_BYTES // (4 * about.shard_rows * about.classes)),
         ) as commits:
-            for answers in run_teacher(
+            for outputs in run_teacher(
                 self.forward,
                 work,
                 self.beton,
@@ -164,11 +166,11 @@ class ShardBuilder:
                 num_workers=self._num_workers,
                 after_batch=commits.raise_failure,
             ):
-                commits.put(answers)
+                commits.put(outputs)
         return time.perf_counter() - started
 
     def _expected_bytes(self) -> int:
-        """Return what the store will take, to 1 % from a few MB on."""
+        """Return the expected bytes of the store, within 1 % for stores of a few MB or more."""
         about = self.writer.manifest
         return store_bytes(
             self.writer.codec(self.num_views),
@@ -193,29 +195,29 @@ def _augmented_view_shards(work: list[Shard]) -> list[Shard]:
 
 
 def _wait_until(is_done: Callable[[], bool]) -> None:
-    """Wait for other ranks; torchrun ends this one when one of them fails."""
+    """Wait for other ranks; torchrun ends this process if one of them fails."""
     while not is_done():
         time.sleep(POLL_SECONDS)
 
 
 def commit_shard(
-    writer: StoreWriter, answers: TeacherOutputs, conditions: dict[str, Any] | None
+    writer: StoreWriter, outputs: TeacherOutputs, conditions: dict[str, Any] | None
 ) -> None:
-    """Encode and write one shard, with the scores where it is of view 0.
+    """Encode and write one shard; with view 0, write scores and statistics too.
 
-    The host works the scores out as it does the codes: they are the same function of the logits,
-    whatever the teacher ran on.
+    Scores are computed on the host, so that they depend on the logits only, whatever the device of
+    the teacher.
 
     Args:
-        writer: of the store.
-        answers: to the shard.
-        conditions: to be recorded with it, where they are not the store's own.
+        writer: writer of the store.
+        outputs: teacher outputs of the shard.
+        conditions: build conditions to record with it, if they differ from the manifest's.
 
     Raises:
-        TeacherError: if an answer cannot be stored; names the sample.
+        TeacherError: if a logit cannot be stored; names the sample.
     """
-    answers.wait()
-    shard, logits = answers.shard, answers.logits
+    outputs.wait()
+    shard, logits = outputs.shard, outputs.logits
     codec = writer.codec(shard.view)
     require_finite(codec.representable(logits), shard)
     rows = codec.encode(logits, sample_ids=shard.rows, view=shard.view)
@@ -226,7 +228,7 @@ def commit_shard(
         for folder, functions in (("scores", SCORES), ("stats", STATS)):
             for name in functions:
                 if (array := f"{folder}/{name}") in stored:
-                    per_sample[array] = functions[name](logits, answers.labels).numpy()
-        if answers.features is not None:
-            per_sample[FEATURES] = answers.features.to(torch.float16).numpy()
+                    per_sample[array] = functions[name](logits, outputs.labels).numpy()
+        if outputs.features is not None:
+            per_sample[FEATURES] = outputs.features.to(torch.float16).numpy()
     writer.write_shard(shard.view, shard.index, rows, per_sample, conditions=conditions)

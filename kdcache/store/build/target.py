@@ -23,16 +23,16 @@ from kdcache.teacher.ensemble import Ensemble
 from kdcache.workspace import Workspace
 
 LARGEST_SHARD_ROWS = 4096
-"""4096 rows of 1000 float16 are 8 MiB: few files, and little is lost when a build is killed."""
+"""4096 rows of 1000 float16 are 8 MiB: few files, and a killed build loses little."""
 
 FEWEST_SHARDS = 16
-"""Small data sets get smaller shards, so that progress is kept there too."""
+"""A small data set has smaller shards, so that a killed build keeps its progress too."""
 
 
 def rows_of_views(
     options: BuildLogitsOptions, workspace: Workspace, beton: Beton
 ) -> npt.NDArray[np.int64]:
-    """Return the sample ids that the views from 1 cover.
+    """Return the sample ids that the augmented views cover, (M,) sorted.
 
     Raises:
         CacheMismatchError: if the subset was selected from other data.
@@ -53,7 +53,7 @@ def target_manifest(
     location: Location,
     rows: npt.NDArray[np.int64],
 ) -> StoreManifest:
-    """Say what the store is to be made from; what the user leaves open follows a store there."""
+    """Return the manifest of the store to build. Unset options follow an existing store."""
     data = beton.manifest
     found = None
     if exists(location) and not options.overwrite:
@@ -91,7 +91,7 @@ def target_manifest(
 
 
 def machine_conditions(device: torch.device) -> dict[str, Any]:
-    """Return the fields of a manifest that this machine decides, and not the user."""
+    """Return the fields of a manifest that depend on the machine, not on the user."""
     versions = {name: version(name) for name in ("kdcache", "torch", "ffcv")}
     return {"device": _device_name(device), "versions": versions}
 
@@ -99,10 +99,12 @@ def machine_conditions(device: torch.device) -> dict[str, Any]:
 def _device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"cpu (threads: {torch.get_num_threads()})"  # their number decides the last bits
+    return (
+        f"cpu (threads: {torch.get_num_threads()})"  # the number of threads changes the last bits
+    )
 
 
 def _shard_rows(samples: int, batch_size: int) -> int:
-    """Return the rows of a shard: whole batches, so that none crosses a shard."""
+    """Return the rows of a shard: a multiple of the batch size, so that no batch crosses shards."""
     rows = min(LARGEST_SHARD_ROWS, -(-samples // FEWEST_SHARDS))
     return max(1, rows // batch_size) * batch_size

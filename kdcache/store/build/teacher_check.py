@@ -1,7 +1,7 @@
-"""How good the teacher is on our pixels: wrong preprocessing shows at once.
+"""Measure the teacher's accuracy on our pixels, which reveals wrong preprocessing.
 
-Measured through the reader that the student uses, on the evaluation split and, from the rows that
-are stored already, on the clean view of the training data.
+The evaluation split is read with the student's reader. The clean view of the training data is
+measured from the stored rows.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from kdcache.store.logit_store import LogitStore
 from kdcache.teacher.ensemble import Forward
 
 MAX_TOP1_SHORTFALL = 1.0
-"""Points of top-1 below what the teacher's file says that are no reason to warn."""
+"""Percentage points of top-1 that the teacher may stay below its reported value."""
 
 ROWS_PER_CHUNK = 1 << 14
 
@@ -28,16 +28,16 @@ ROWS_PER_CHUNK = 1 << 14
 def check_teacher(
     store: LogitStore, forward: Forward, val: Path, *, reported_top1: float | None
 ) -> dict[str, Any]:
-    """Measure the teacher and warn where it is worse than its file says.
+    """Measure the teacher, and warn if it is worse than reported.
 
     Args:
-        store: finished, of this teacher.
+        store: finished store of this teacher.
         forward: the teacher.
-        val: the evaluation beton; it need not exist.
-        reported_top1: percent of the evaluation split, where it is known.
+        val: path of the evaluation beton; it need not exist.
+        reported_top1: reported top-1 on the evaluation split, in percent, or None.
 
     Returns:
-        `train` and `val` (None without an evaluation split), each a `Quality` as a dict.
+        `train` and `val`, each a `Quality` as a dict; `val` is None without an evaluation split.
 
     Raises:
         CacheMismatchError: if the evaluation split has other classes.
@@ -55,8 +55,8 @@ def check_teacher(
     _log_quality("evaluation split", found)
     if reported_top1 is not None and found.top1 < reported_top1 - MAX_TOP1_SHORTFALL:
         logger.warning(
-            "the teacher reaches %.2f %% on the evaluation split, but its file says %.2f %%: "
-            "normalisation, image size or the order of the classes may be another here",
+            "the teacher reaches %.2f %% on the evaluation split, but %.2f %% was reported: "
+            "normalisation, image size or class order may differ",
             found.top1,
             reported_top1,
         )

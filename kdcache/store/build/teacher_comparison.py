@@ -1,4 +1,4 @@
-"""The teacher asked again about a random sample of rows: does the store hold its answers?"""
+"""Compare random rows of a store with the logits that its teacher gives now."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from kdcache.teacher.ensemble import Forward
 from kdcache.teacher.tolerance import TOLERANCES, relative_differences
 
 FLOAT16_ROUNDING = 2.0**-11
-"""Of `dense`, as a share of a logit; none is further from its row's mean than the row's range."""
+"""Relative rounding error of `dense`. No centred logit is larger than the range of its row."""
 
 
 class TeacherComparison(NamedTuple):
-    """What asking again found."""
+    """The result of a comparison."""
 
     rows: int
-    """Compared, over all views."""
+    """Compared rows, over all views."""
     largest_difference: float
-    """Between stored and new centred logits, as a share of the row's range; of the views whose
-    codec keeps every logit."""
+    """Largest difference of stored and new centred logits, as a fraction of the row's range, over
+    the views whose codec keeps every logit."""
     bound: float
-    """Expected of it: `kdcache.teacher.tolerance.TOLERANCES`, and the rounding of float16."""
+    """Largest allowed difference: `kdcache.teacher.tolerance.TOLERANCES` plus float16 rounding."""
     num_mismatched: int
-    """Rows whose stored answer is not the new one within the bound; of views under a codec that
-    keeps less, compared after the same encoding."""
+    """Rows that differ by more than the bound. For a codec that drops logits, the new logits are
+    encoded before the comparison."""
 
 
 def compare_rows(
@@ -43,15 +43,15 @@ def compare_rows(
     seed: int,
     num_workers: int | None = None,
 ) -> TeacherComparison:
-    """Ask the teacher about `rows` random rows of each view and compare.
+    """Run the teacher on `rows` random rows of each view, and compare its logits.
 
     Args:
-        store: whose rows are checked.
+        store: the store to check.
         beton: the training images.
         forward: the teacher, at the store's precision.
-        rows: of each view; all where it has fewer.
-        seed: of the draw.
-        num_workers: threads that read and decode; all cores when left out.
+        rows: rows of each view; all if the view has fewer.
+        seed: seed of the random rows.
+        num_workers: threads that read and decode; all cores if None.
     """
     work = []
     for view in range(store.num_views + 1):
@@ -60,7 +60,7 @@ def compare_rows(
         work.append(Shard(view, 0, np.sort(drawn)))
     bound = TOLERANCES[store.manifest.precision] + FLOAT16_ROUNDING
     largest, num_mismatched, compared = 0.0, 0, 0
-    for answers in run_teacher(
+    for outputs in run_teacher(
         forward,
         work,
         beton,
@@ -68,10 +68,10 @@ def compare_rows(
         batch_size=store.manifest.batch_size,
         num_workers=num_workers,
     ):
-        answers.wait()
-        view, ids = answers.shard.view, answers.shard.rows
+        outputs.wait()
+        view, ids = outputs.shard.view, outputs.shard.rows
         codec = store.codec_of(view)
-        new = answers.logits.numpy()
+        new = outputs.logits.numpy()
         if not isinstance(codec, (Dense, Float32)):
             new = codec.decode(codec.encode(new, sample_ids=ids, view=view))
         found = relative_differences(store.logits(ids, view), new)

@@ -1,4 +1,4 @@
-"""The teacher over blocks of rows: pixels in, the answers of one shard after the other out."""
+"""Run the teacher over blocks of rows and yield its outputs shard by shard."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from kdcache.teacher.pinned_copies import ToDevice, ToHost
 
 
 class TeacherOutputs(NamedTuple):
-    """What the teacher says of one shard, on the host."""
+    """The outputs of the teacher for one shard, on the host."""
 
     shard: Shard
     logits: Tensor
@@ -34,9 +34,9 @@ class TeacherOutputs(NamedTuple):
     labels: Tensor
     """(n,) int64."""
     features: Tensor | None
-    """(n, F) float32 penultimate activations, of view 0 where they are kept."""
+    """(n, F) float32 penultimate activations of view 0; None for other views or if not kept."""
     wait: Callable[[], None]
-    """Waits until logits and features are there: call it first, in any thread."""
+    """Waits until logits and features are on the host. Call it before you read them."""
 
 
 def run_teacher(
@@ -49,16 +49,16 @@ def run_teacher(
     num_workers: int | None,
     after_batch: Callable[[], None] = lambda: None,
 ) -> Iterator[TeacherOutputs]:
-    """Yield the answers of every shard; views of the same rows come from one decoding.
+    """Yield the outputs of every shard. Views of the same rows are made from one decoding.
 
     Args:
         forward: the teacher.
-        work: the shards to make.
+        work: the shards to build.
         beton: the training images.
         views: policy, seed and image size.
         batch_size: images of each forward.
         num_workers: threads that read and decode.
-        after_batch: called after each batch; what it raises ends the pass.
+        after_batch: called after each batch; an exception ends the pass.
 
     Raises:
         TeacherError: if the teacher does not return logits, or runs out of memory.
@@ -70,7 +70,7 @@ def run_teacher(
         views,
         batch_size=batch_size,
         num_workers=num_workers,
-        # A teacher on the CPU has all cores: what is decoded beside it makes its threads wait.
+        # A teacher on the CPU uses all cores; decoding at the same time makes its threads wait.
         batches_ahead=0 if forward.device.type == "cpu" else 2,
         views_per_sample=max(len(numbers) for _, numbers in groups),
     )
@@ -79,37 +79,39 @@ def run_teacher(
     )
     total = sum(len(shard.rows) for shard in work)
     with progress_bar(total=total, unit="image", description="teacher") as bar:
-        # Read without a gap from block to block, as long as it is the same views.
+        # Read across blocks without a pause, as long as the views are the same.
         for numbers, of_group in groupby(groups, key=lambda group: group[1]):
             blocks = [block for block, _ in of_group]
             batches = [batch for block in blocks for batch in _batches(block, beton, batch_size)]
-            # Closed here: where the teacher fails, the error would keep the reader's thread alive.
+            # If the teacher fails, its traceback would keep the reader's thread alive: close it.
             with closing(reader.read_views(batches, numbers)) as read:  # type: ignore[type-var]
                 for block in blocks:
-                    yield from _answers(block, numbers, read, beton, batch_size, pipeline, bar)
+                    yield from _block_outputs(
+                        block, numbers, read, beton, batch_size, pipeline, bar
+                    )
 
 
 def require_finite(finite: npt.NDArray[np.bool_], shard: Shard) -> None:
-    """Check that a shard can be stored.
+    """Check that all rows of a shard can be stored.
 
     Args:
-        finite: (n,) whether each row can be.
-        shard: whose rows they are.
+        finite: (n,) True for each row that can be stored.
+        shard: the shard of the rows.
 
     Raises:
-        TeacherError: if one cannot; names the sample.
+        TeacherError: if a row cannot be stored; names the sample.
     """
     if not finite.all():
         bad = shard.rows[~finite]
         raise TeacherError(
-            f"the teacher answers view {shard.view} of sample {bad[0]} with inf, nan or a value "
-            f"beyond the codec's range ({len(bad)} samples of this shard), expected finite "
-            "logits. Try --precision fp32 and --codec float32, or look at the weights"
+            f"the teacher gives inf, nan or a value beyond the codec's range for view "
+            f"{shard.view} of sample {bad[0]} ({len(bad)} samples of this shard), expected finite "
+            "logits. Try --precision fp32 and --codec float32, or check the weights"
         )
 
 
 class DevicePipeline(NamedTuple):
-    """From pixels on the host to answers on the host."""
+    """Maps pixels on the host to outputs on the host."""
 
     forward: Forward
     to_device: ToDevice
@@ -118,16 +120,16 @@ class DevicePipeline(NamedTuple):
 
 
 def _batches(block: Shard, beton: Beton, size: int) -> list[npt.NDArray[np.int64]]:
-    """Return the positions of each batch of a block; the last is padded.
+    """Return the positions of each batch of a block; the last batch is padded.
 
-    Every forward has one shape, so resumed bytes are equal bytes.
+    All forwards have one shape, so a resumed build writes the same bytes.
     """
     positions = beton.positions(block.rows)
     padded = np.concatenate([positions, np.repeat(positions[-1:], -len(positions) % size)])
     return np.split(padded, len(padded) // size)
 
 
-def _answers(
+def _block_outputs(
     block: Shard,
     numbers: list[int],
     read: Iterator[list[Pixels]],
@@ -142,13 +144,13 @@ def _answers(
     for start in range(0, count, size):
         end = min(start + size, count)
         for view, pixels in zip(numbers, next(read), strict=True):
-            answer = run_forward(pipeline.forward, pipeline.to_device(pixels.images))
-            pipeline.to_host(answer[: end - start], logits[view][start:end])
-            seen = pipeline.forward.features
-            if view == 0 and seen is not None:
+            batch_logits = run_forward(pipeline.forward, pipeline.to_device(pixels.images))
+            pipeline.to_host(batch_logits[: end - start], logits[view][start:end])
+            batch_features = pipeline.forward.features
+            if view == 0 and batch_features is not None:
                 if features is None:
-                    features = pipeline.to_host.empty(count, seen.shape[1])
-                pipeline.to_host(seen[: end - start], features[start:end])
+                    features = pipeline.to_host.empty(count, batch_features.shape[1])
+                pipeline.to_host(batch_features[: end - start], features[start:end])
             bar.update(end - start)
         pipeline.after_batch()
     wait = pipeline.to_host.wait_function()

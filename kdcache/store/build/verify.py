@@ -1,4 +1,4 @@
-"""`kdcache verify`: reads every byte of a store and of the betons, and names what is damaged."""
+"""`kdcache verify`: read every byte of a store and of the betons, and name damaged files."""
 
 from __future__ import annotations
 
@@ -16,24 +16,23 @@ from kdcache.store.upkeep.inspection import Damage, find_damage
 from kdcache.workspace import Workspace
 
 MAX_LISTED = 10
-"""Damaged keys that a message names; the others are counted."""
+"""Number of damaged keys that a message lists; it counts the others."""
 
 
 def verify(options: VerifyOptions) -> dict[str, Any]:
-    """Check the betons of a workspace and one store; repair the store, or ask its teacher again.
+    """Check the betons of a workspace and one store; repair it, or compare it with its teacher.
 
     Returns:
-        `images` (checked, of the splits and the packed subsets), `store` (its path; None where the
-        workspace has none), `repaired` (keys that were made again), `rows_compared`,
-        `largest_difference` and `bound` (of --teacher, as shares of a row's range, else None),
-        `seconds`.
+        `images` (checked images of the splits and the packed subsets), `store` (its path, or None),
+        `repaired` (keys that were built again), `rows_compared`, `largest_difference` and `bound`
+        (with --teacher, as fractions of a row's range, else None), `seconds`.
 
     Raises:
-        ConfigError: if there is nothing to verify, or no store to repair or to ask about.
-        DatasetError: if a beton is damaged; names the samples and the command that packs it anew.
-        CacheCorruptError: if the store is damaged, and was not or could not be repaired.
-        CacheMismatchError: if a repair would not give the store's own rows; nothing is removed.
-        TeacherError: if the teacher answers otherwise than the store says.
+        ConfigError: if there is nothing to verify, or no store to repair or to compare.
+        DatasetError: if a beton is damaged; names the samples and the command that packs it again.
+        CacheCorruptError: if the store is damaged and was not repaired.
+        CacheMismatchError: if a repair would give other rows; nothing is removed.
+        TeacherError: if the teacher gives other logits than the stored ones.
     """
     started = time.perf_counter()
     workspace = Workspace(options.workspace)
@@ -44,7 +43,7 @@ def verify(options: VerifyOptions) -> dict[str, Any]:
     except (KDCacheError, FileNotFoundError) as error:
         if options.store or options.teacher or options.repair:
             raise
-        store_error = error  # of the last store built, for which nobody asked: betons are read too
+        store_error = error  # the store was not named by the user: check the betons first
     checks = [check_beton(path) for path in _betons(workspace)]
     errors: list[Exception] = [DatasetError(check.error) for check in checks if check.error]
     if not checks and location is None and store_error is None:
@@ -54,7 +53,7 @@ def verify(options: VerifyOptions) -> dict[str, Any]:
         )
     repaired: list[str] = []
     if location is not None:
-        # Repair needs whole images; what is wrong with the store is said before.
+        # A repair needs undamaged images; without them the damage is only reported.
         try:
             damaged = _damaged(location)
             if damaged and (errors or not options.repair):
@@ -86,15 +85,15 @@ def verify(options: VerifyOptions) -> dict[str, Any]:
 
 
 def _betons(workspace: Workspace) -> list[Path]:
-    """Return every beton of a workspace, those of packed subsets last."""
+    """Return all betons of a workspace, packed subsets last."""
     splits = [workspace.beton(split) for split in ("train", "val")]
     subsets = sorted(workspace.subset("any").parent.glob("*.beton"))
     return [path for path in (*splits, *subsets) if path.exists()]
 
 
 def _location(options: VerifyOptions, workspace: Workspace) -> Location | None:
-    asked = options.store or options.teacher or options.repair
-    if not asked and workspace.recall("store") is None:
+    is_requested = options.store or options.teacher or options.repair
+    if not is_requested and workspace.recall("store") is None:
         return None
     location = parse_location(options.store) if options.store else workspace.require_store(None)
     if not exists(location):
@@ -118,7 +117,7 @@ def _describe(location: Location, damaged: list[Damage]) -> str:
 def _repair(
     location: Location, damaged: list[Damage], options: VerifyOptions, workspace: Workspace
 ) -> list[str]:
-    """Build what is damaged again; return its keys."""
+    """Build the damaged keys again; return them."""
     from kdcache.store.build.verify_teacher import repair_store  # loads torch
 
     logger.info("%s", _describe(location, damaged))

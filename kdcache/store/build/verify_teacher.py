@@ -1,6 +1,6 @@
-"""What `kdcache verify` does with a store's teacher: a repair, and asking it again.
+"""Repair a store, or compare it with its teacher, for `kdcache verify`.
 
-Apart from `verify.py`, because it loads torch.
+This is a module of its own because it loads torch.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ from kdcache.workspace import Workspace
 def repair_store(
     location: Location, damaged: list[Damage], options: VerifyOptions, workspace: Workspace
 ) -> None:
-    """Remove what is damaged and build it again.
+    """Remove the damaged keys and build them again.
 
     Raises:
-        CacheMismatchError: if the build would not give the store's own rows; nothing is removed.
-        TeacherError: if this is another teacher than the store's; nothing is removed.
+        CacheMismatchError: if the build would give other rows; nothing is removed.
+        TeacherError: if this is not the store's teacher; nothing is removed.
     """
     beton = open_beton(workspace.require_beton())
     with file_lock(store_lock(location, workspace), purpose="verify --repair"):
@@ -74,10 +74,10 @@ def repair_store(
 def compare_with_teacher(
     location: Location, options: VerifyOptions, workspace: Workspace
 ) -> TeacherComparison:
-    """Compare a sample of the store's rows with what its teacher answers now.
+    """Compare a sample of the store's rows with the logits that its teacher gives now.
 
     Raises:
-        TeacherError: if the teacher answers otherwise, or is shown other images.
+        TeacherError: if the teacher gives other logits, or uses other preprocessing.
     """
     store = LogitStore.open(location)
     beton = open_beton(workspace.require_beton())
@@ -98,7 +98,7 @@ def compare_with_teacher(
     )
     if found.num_mismatched:
         raise TeacherError(
-            f"{' + '.join(options.teacher)} answers otherwise than {location} says for "
+            f"{' + '.join(options.teacher)} gives other logits than {location} holds for "
             f"{found.num_mismatched:,} of {found.rows:,} rows; the largest difference is "
             f"{found.largest_difference:.3g} of the row's range, expected at most "
             f"{found.bound:.3g} at {about.precision}. The store was built by {about.teacher} "
@@ -110,7 +110,7 @@ def compare_with_teacher(
 def _require_same_build(
     build: BuildLogitsOptions, location: Location, manifest: StoreManifest, beton: Beton
 ) -> None:
-    """Check, before anything is removed, that the build that follows would not refuse."""
+    """Check, before anything is removed, that the following build will be accepted."""
     here = replace(
         manifest,
         data_fingerprint=beton.manifest.fingerprint,
@@ -119,7 +119,7 @@ def _require_same_build(
     remedy = "Nothing was changed. Repair the store where it was built"
     require_equal(manifest, here, ("data_fingerprint",), path=str(location), remedy=remedy)
     if not build.allow_mixed:
-        remedy += ", or go on with --allow-mixed, which is recorded"
+        remedy += ", or use --allow-mixed, which is recorded"
         require_equal(manifest, here, CONDITIONS, path=str(location), remedy=remedy)
 
 
@@ -131,11 +131,11 @@ def _require_same_teacher(
     workspace: Workspace,
     beton: Beton,
 ) -> None:
-    """Check, before anything is removed, that what is made again would be the store's."""
+    """Check, before anything is removed, that this is the store's teacher."""
     found = _open_teachers(specs, manifest, options, workspace, beton).digest
     if found != manifest.teacher_digest:
         raise TeacherError(
-            f"{' + '.join(specs)} is another teacher than that of {location}: sha256 {found[:12]}, "
+            f"{' + '.join(specs)} is not the teacher of {location}: sha256 {found[:12]}, "
             f"expected {manifest.teacher_digest[:12]}. Nothing was changed; name the right one "
             "with --teacher"
         )
@@ -157,15 +157,15 @@ def _open_teachers(
         image_size=manifest.image_size,
         teacher_size=manifest.teacher_size,
     )
-    shown = {
+    preprocessing = {
         "clean_share": found.center_crop_ratio,
         "mean": [member.mean for member in found.members],
         "std": [member.std for member in found.members],
     }
-    if differ := differences(manifest.to_json(), shown):
+    if differ := differences(manifest.to_json(), preprocessing):
         raise TeacherError(
-            f"{' + '.join(specs)} is shown other images than the teacher of the store: {differ}. "
-            f"Name it with --teacher as the store was built: {' + '.join(manifest.teachers)}"
+            f"{' + '.join(specs)} uses other preprocessing than the teacher of the store: "
+            f"{differ}. Use --teacher as the store was built: {' + '.join(manifest.teachers)}"
         )
     return found
 
