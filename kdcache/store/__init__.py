@@ -1,1 +1,1 @@
-"""In: logits of every view. Out: a Zarr store that says what it was made from."""
+"""Store the logits of every view in a Zarr store that records its inputs."""

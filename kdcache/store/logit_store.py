@@ -1,4 +1,4 @@
-"""Reading a store: labels, scores, and logits by sample id and view. numpy alone, no torch."""
+"""Read a store: labels, scores, and logits by sample id and view. This needs numpy, not torch."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ from kdcache.store.reshaping import reshaping_constants
 
 
 class PerSampleArrays(Mapping[str, npt.NDArray[Any]]):
-    """The numbers per sample of one folder, read when they are asked for."""
+    """The per-sample arrays of one folder, by name. Each is read on access."""
 
     def __init__(self, group: zarr.Group, folder: str) -> None:
         self._group = group
@@ -50,7 +50,7 @@ class PerSampleArrays(Mapping[str, npt.NDArray[Any]]):
         self._names = sorted(name for beside, name in parts if beside == folder)
 
     def __getitem__(self, name: str) -> npt.NDArray[Any]:
-        """Return one array, whole."""
+        """Return one array, (N,)."""
         if name not in self._names:
             raise KeyError(f"{name!r}, expected one of {', '.join(self)}")
         return read_whole(self._group, f"{self._folder}/{name}")
@@ -65,20 +65,20 @@ class PerSampleArrays(Mapping[str, npt.NDArray[Any]]):
 
 
 class LogitStore:
-    """A finished store. Open it with `LogitStore.open`.
+    """A finished store. Use `LogitStore.open` to open it.
 
     Attributes:
-        path: where it lies: a Path, or the URL of an object store.
-        manifest: what it was made from.
-        codec: of the views from 1; of view 0 where there is no other.
-        codec_table: what was measured when the codec was decided, see
+        path: location: a Path, or the URL of an object store.
+        manifest: identity and build conditions.
+        codec: codec of the augmented views; of view 0 if there are no others.
+        codec_table: measurements of the candidate codecs, see
             `kdcache.store.codecs.choice.Choice`.
         labels: (N,) int64 by sample id.
-        sample_ids: (M,) int64, sorted: the rows of the views from 1.
-        pixel_probe: (n, 16) digests of `kdcache.reader.probe`, empty where it was not taken.
-        num_views: V, the augmented views besides view 0.
+        sample_ids: (M,) sorted int64, the rows of the augmented views.
+        pixel_probe: (n, 16) digests of `kdcache.reader.probe`, (0, 16) if there is none.
+        num_views: V, the number of augmented views.
         scores: name -> (N,) float32 by sample id, higher = harder.
-        stats: name -> (N,) by sample id.
+        stats: name -> (N,) by sample id, see `kdcache.teacher.scores.STATS`.
     """
 
     def __init__(self, path: Location, group: zarr.Group, manifest: StoreManifest) -> None:
@@ -111,18 +111,18 @@ class LogitStore:
         """Open a finished store and check that no shard is missing.
 
         Args:
-            path: of the store: a folder, or a URL such as s3://BUCKET/NAME.zarr.
+            path: a folder, or a URL such as s3://BUCKET/NAME.zarr.
 
         Raises:
-            FileNotFoundError: if there is none.
+            FileNotFoundError: if it does not exist.
             CacheIncompleteError: if its build has not finished.
-            CacheCorruptError: if a shard that was there is missing, or labels are damaged.
+            CacheCorruptError: if a shard was lost, or labels are damaged.
             CacheMismatchError: if another version of kdcache wrote it.
         """
         location = parse_location(path)
         if not exists(location):
             if isinstance(location, Path) and location.is_dir():
-                raise CacheCorruptError(f"{path} is no Zarr group, expected a logit store")
+                raise CacheCorruptError(f"{path} is not a Zarr group, expected a logit store")
             raise FileNotFoundError(
                 f"{path} does not exist, expected a logit store. Run: kdcache build-logits"
             )
@@ -135,7 +135,7 @@ class LogitStore:
         return self.codec if view else clean_codec(self.manifest)
 
     def features(self) -> npt.NDArray[np.float16]:
-        """Return the penultimate activations of the clean view, (N, F).
+        """Return the penultimate activations of the clean view, (N, F) float16.
 
         Raises:
             CacheMismatchError: if the store was built without them.
@@ -147,7 +147,7 @@ class LogitStore:
         return read_whole(self.group, FEATURES)
 
     def reshaping_constants(self) -> npt.NDArray[np.float64]:
-        """Return k of MDSLR's logit reshaping, (C,), see `kdcache.store.reshaping`."""
+        """Return the constants of MDSLR's logit reshaping, (C,); see `kdcache.store.reshaping`."""
         return reshaping_constants(self.stats["logit_std"], self.labels, self.manifest.classes)
 
     def rows(
@@ -162,10 +162,10 @@ class LogitStore:
         Args:
             sample_ids: (n,) in any order.
             view: in [0, V].
-            out: (n, width) of the codec's dtype, to write to instead of a new array.
+            out: (n, width) of the codec's dtype; the rows are written here if given.
 
         Returns:
-            (n, width) of the codec's dtype. A shard is read once, however its ids lie in the order.
+            (n, width) of the codec's dtype. Each shard is read once, in any order of ids.
 
         Raises:
             CacheMismatchError: if the store has no such row.
@@ -175,7 +175,7 @@ class LogitStore:
         return read_rows(self.group, rows_name(view), positions, out=out)
 
     def logits(self, sample_ids: npt.ArrayLike, view: int) -> npt.NDArray[np.float32]:
-        """Return decoded logits, (n, C) float32, up to a constant in each row.
+        """Return decoded logits, (n, C) float32. A row may be shifted by a constant.
 
         Args:
             sample_ids: (n,) in any order.
@@ -196,7 +196,7 @@ class LogitStore:
             )
         if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer):
             raise ValueError(
-                f"sample_ids are {ids.dtype} of shape {ids.shape}, expected integers in one row"
+                f"sample_ids are {ids.dtype} of shape {ids.shape}, expected a 1-D array of integers"
             )
         rows = np.arange(self.manifest.samples) if view == 0 else self.sample_ids
         found = np.minimum(np.searchsorted(rows, ids), len(rows) - 1)
@@ -214,8 +214,8 @@ def _require_encoded_with(group: zarr.Group, path: Location) -> None:
     for view in existing_views(group)[1:]:
         if not is_encoded_with(group, rows_name(view)):
             raise CacheCorruptError(
-                f"view {view} of {path} was encoded with another codec than its codec.npz says, "
-                "expected one: parts of two stores were mixed. Run kdcache verify --repair"
+                f"view {view} of {path} was encoded with another codec than that of its codec.npz: "
+                "parts of two stores were mixed. Run kdcache verify --repair"
             )
 
 

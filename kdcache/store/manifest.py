@@ -1,6 +1,7 @@
-"""What a store was made from: written once, first, and never changed.
+"""Record the inputs of a store. The manifest is written first and never changed.
 
-Views can be added later, so their number is not here; each view's own marker says that it is whole.
+It does not hold the number of views, because views can be added later. A marker of each view says
+that the view is complete.
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ from kdcache.options import EnsembleMode, Precision
 FORMAT_VERSION = 3
 
 READABLE_VERSIONS = (1, 2, 3)
-"""Before 3 there was one teacher, which saw the student's images and the usual clean view, and
-`mean` and `std` were its alone. 1 lacks `rows`, `rows_digest` and its own digest too; its views
-from 1 cover all N samples."""
+"""Versions 1 and 2 have one teacher, whose images have the student's size and the default clean
+view; `mean` and `std` are one row. Version 1 also lacks `rows`, `rows_digest` and the digest of the
+manifest; its augmented views cover all N samples."""
 
 _NEW_IN_3 = ("teachers", "ensemble", "teacher_size", "clean_share")
 _NEW_IN_2 = ("rows", "rows_digest")
@@ -37,71 +38,71 @@ class StoreManifest:
 
     format_version: int
     data_fingerprint: str
-    """Of the training beton."""
+    """Fingerprint of the training beton."""
     samples: int
-    """N, of the whole training set."""
+    """N, the size of the whole training set."""
     classes: int
     class_names: list[str]
     rows: int
-    """M, of each view from 1."""
+    """M, the rows of each augmented view."""
     rows_digest: str
-    """sha256 of their sample ids."""
+    """Hex sha256 of the sample ids of these rows."""
     teacher: str
-    """Its name, of an ensemble `A+B`."""
+    """Name of the teacher; `A+B` for an ensemble."""
     teacher_arch: str
     teacher_digest: str
     teachers: list[str]
-    """What `--teacher` said of each, of a file its name alone."""
+    """Value of `--teacher` of each member; for a file, only its name."""
     ensemble: EnsembleMode | None
-    """What the mean of several teachers was taken of; None for one."""
+    """The quantity that is averaged over several teachers; None for one teacher."""
     policy: str
     view_seed: int
     image_size: int
-    """Height and width of the student's images."""
+    """Height and width of the student's images, in pixels."""
     teacher_size: int
-    """Height and width of the teacher's, cut from the same boxes."""
+    """Height and width of the teacher's images, in pixels; their boxes are the student's."""
     clean_share: float
-    """Side of view 0's centre square above 64 px, as a share of the short side."""
+    """Center crop ratio of view 0 for images above 64 px, as a fraction of the short side."""
     mean: list[list[float]]
-    """(teachers, 3) of the normalisation of each teacher, in [0, 1]."""
+    """(teachers, 3) mean of the normalisation of each teacher, in [0, 1]."""
     std: list[list[float]]
-    """(teachers, 3) likewise."""
+    """(teachers, 3) standard deviation of the normalisation of each teacher, above 0."""
     codec: str
     """As it was expected for; `kdcache.store.format.codec_file` says what was decided."""
     precision: Precision
-    """Of the teacher's body."""
+    """Precision of the teacher's body."""
     shard_rows: int
-    """Rows of one shard, the unit that is written and committed whole."""
+    """Rows of a shard, the unit of a commit."""
     batch_size: int
-    """Images of each forward; a shard's last batch is padded to it."""
+    """Images of each forward; the last batch of a shard is padded to it."""
     device: str
     versions: dict[str, str]
 
     @property
     def views(self) -> Views:
-        """Everything, besides the sample, that the pixels of a student's view depend on."""
+        """The view parameters that define the student's pixels, together with the sample."""
         policy = Policy.parse(self.policy)
         return Views(policy, self.view_seed, self.image_size, self.clean_share)
 
     @property
     def teacher_views(self) -> Views:
-        """The same boxes at the size that the teacher sees."""
+        """The same views at the teacher's image size."""
         return self.views._replace(image_size=self.teacher_size)
 
     def to_json(self) -> dict[str, Any]:
-        """Return it as JSON content."""
+        """Return the manifest as JSON content."""
         return asdict(self)
 
     def digest(self) -> str:
-        """Return the hex sha256 of its content."""
+        """Return the hex sha256 of the manifest."""
         return digest_content(self.to_json())
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any], *, path: str) -> StoreManifest:
-        """Return the manifest that was written as `content`, by this version or one before.
+        """Parse a manifest that this version or an earlier one wrote.
 
         Raises:
-            CacheMismatchError: if a version of kdcache wrote it that this one cannot read.
+            CacheMismatchError: if its format version is not readable.
             CacheCorruptError: if fields are missing or unknown.
         """
         version = content.get("format_version")
@@ -151,7 +152,7 @@ CLEAN_IDENTITY = (
     "std",
     "precision",
 )
-"""Fields that decide what the numbers of view 0 mean."""
+"""Fields that define the values of view 0."""
 
 IDENTITY = (
     "format_version",
@@ -163,14 +164,14 @@ IDENTITY = (
     "image_size",
     "codec",
 )
-"""Fields that decide what the numbers in a store mean."""
+"""Fields that define the values of a store."""
 
 CONDITIONS = ("shard_rows", "batch_size", "device", "versions")
-"""Fields that decide the last bits of the numbers; they must agree while rows are added."""
+"""Fields that change only the last bits of the values. They must agree when rows are added."""
 
 
 def digest_content(content: Mapping[str, Any]) -> str:
-    """Return the hex sha256 of a manifest as JSON content, of any version."""
+    """Return the hex sha256 of the JSON content of a manifest of any version."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
@@ -187,10 +188,10 @@ def build_conditions(manifest: StoreManifest) -> dict[str, Any]:
 def require_equal(
     found: StoreManifest, wanted: StoreManifest, fields: Sequence[str], *, path: str, remedy: str
 ) -> None:
-    """Compare two manifests.
+    """Check that fields of two manifests are equal.
 
     Raises:
-        CacheMismatchError: names every field that differs, with both values.
+        CacheMismatchError: if they are not; names each differing field with both values.
     """
     expected = {field: getattr(wanted, field) for field in fields}
     if differ := differences(found.to_json(), expected):

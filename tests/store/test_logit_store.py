@@ -164,7 +164,7 @@ def test_a_path_may_be_text_and_must_exist(tiny_store, tmp_path):
 
 def test_a_folder_that_is_no_store_is_refused(tmp_path):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(CacheCorruptError, match="empty is no Zarr group"):
+    with pytest.raises(CacheCorruptError, match="empty is not a Zarr group"):
         LogitStore.open(tmp_path / "empty")
     zarr.create_group(tmp_path / "foreign.zarr")
     with pytest.raises(CacheCorruptError, match=r"foreign\.zarr has no manifest"):

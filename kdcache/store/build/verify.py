@@ -106,7 +106,7 @@ def _damaged(location: Location) -> list[Damage]:
 
 
 def _describe(location: Location, damaged: list[Damage]) -> str:
-    named = "; ".join(f"{key}: {what}" for key, what in damaged[:MAX_LISTED])
+    named = "; ".join(f"{key}: {problem}" for key, problem in damaged[:MAX_LISTED])
     more = f" and {len(damaged) - MAX_LISTED} more" if len(damaged) > MAX_LISTED else ""
     return (
         f"{location} has {len(damaged)} damaged files: {named}{more}. Run kdcache verify --repair, "

@@ -1,4 +1,4 @@
-"""How many bytes a store takes, before it is built."""
+"""Compute the size of a store before it is built."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ from kdcache.store.codecs.codec import Codec
 from kdcache.store.format.layout import PER_SAMPLE_ARRAYS
 
 CHECKSUM_BYTES = 4
-"""CRC-32C of a chunk."""
+"""Bytes of the CRC-32C of a chunk."""
 
 LABEL_BYTES = ID_BYTES = 8
 
 ARRAYS_OF_ONE_CHUNK = 3
-"""Labels, row ids and pixel probe."""
+"""Number of one-chunk arrays: labels, sample ids and pixel probe."""
 
 METADATA_BYTES = 1_000
-"""Of the JSON beside each array, about."""
+"""Approximate bytes of the zarr.json of an array."""
 
 
 def rows_bytes(num_rows: int, num_views: int, row_bytes: int, *, shard_rows: int = 1) -> int:
-    """Return the bytes of the rows of some views; the last shard of each is filled up.
+    """Return the bytes of the rows of some views. The last shard of each is padded.
 
     Args:
-        num_rows: of one view.
-        num_views: as many views.
-        row_bytes: of one row, such as `Codec.row_bytes`.
+        num_rows: rows of one view.
+        num_views: number of views.
+        row_bytes: bytes of one row, such as `Codec.row_bytes`.
         shard_rows: rows of one shard.
     """
     shards = -(-num_rows // shard_rows)
@@ -41,13 +41,13 @@ def store_bytes(
     num_views: int,
     shard_rows: int,
 ) -> int:
-    """Return the bytes of a store, right to 1 % from a few MB on.
+    """Return the bytes of a store, within 1 % for stores of a few MB or more.
 
     Args:
-        codec: of the views from 1.
-        clean: of view 0.
+        codec: codec of the augmented views.
+        clean: codec of view 0.
         num_samples: N, rows of view 0.
-        num_rows: M, rows of each view from 1.
+        num_rows: M, rows of each augmented view.
         num_views: V.
         shard_rows: rows of one shard.
     """

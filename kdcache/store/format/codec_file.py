@@ -1,7 +1,8 @@
-"""What was decided about a store's codec, once, from its clean view: one file, before view 1.
+"""Read and write the codec file, which holds the codec of the augmented views.
 
-The file is an npz: `decision`, a JSON string with the codec's settings and the table of what was
-measured, and the codec's arrays, such as a basis, under their own names.
+The codec is decided once, from the clean view, before view 1 is built. The file is an npz. Its
+`decision` is a JSON string with the settings of the codec and the table of measurements. The arrays
+of the codec, such as a basis, have names of their own.
 """
 
 from __future__ import annotations
@@ -24,25 +25,25 @@ from kdcache.store.format.location import display_name, has_key, read_key, write
 from kdcache.store.manifest import StoreManifest
 
 CODECS_WITHOUT_SETTINGS = frozenset({Dense.name, Float32.name})
-"""Codecs that have no settings: the manifest's word is enough."""
+"""Codecs without settings, which need no codec file: the manifest names them."""
 
 
 class Decision(NamedTuple):
-    """A codec, and what was measured before it was taken."""
+    """A codec and the measurements that led to it."""
 
     codec: Codec
     table: Sequence[dict[str, Any]]
-    """A row for each candidate, see `kdcache.store.codecs.choice.Choice`."""
+    """One row for each candidate; see `kdcache.store.codecs.choice.Choice`."""
 
 
 def clean_codec(manifest: StoreManifest) -> Codec:
-    """Return the codec of view 0, from which the codec of the others is decided."""
+    """Return the codec of view 0, which keeps every logit."""
     kind = Float32 if manifest.codec == Float32.name else Dense
     return kind(manifest.classes)
 
 
 def write_decision(group: zarr.Group, decision: Decision) -> None:
-    """Write what was decided; the file appears whole or not at all."""
+    """Write the codec file atomically."""
     content = {"settings": decision.codec.settings, "table": list(decision.table)}
     buffer = io.BytesIO()
     np.savez(buffer, decision=json.dumps(content), **decision.codec.arrays)  # type: ignore[arg-type]
@@ -50,7 +51,7 @@ def write_decision(group: zarr.Group, decision: Decision) -> None:
 
 
 def read_decision(group: zarr.Group, manifest: StoreManifest) -> Decision | None:
-    """Return what was decided, None where nothing is yet.
+    """Return the decision, or None if there is none yet.
 
     Raises:
         CacheCorruptError: if the file is damaged.
@@ -72,7 +73,7 @@ def read_decision(group: zarr.Group, manifest: StoreManifest) -> Decision | None
 
 
 def has_codec(group: zarr.Group, manifest: StoreManifest) -> bool:
-    """Return whether the codec of the views from 1 is known."""
+    """Return whether the codec of the augmented views is known."""
     return manifest.codec in CODECS_WITHOUT_SETTINGS or has_key(group.store, CODEC_KEY)
 
 
@@ -80,8 +81,8 @@ def codec_of(group: zarr.Group, manifest: StoreManifest, view: int) -> Codec:
     """Return the codec of a view's rows.
 
     Raises:
-        CacheIncompleteError: if the codec of the views from 1 is not decided yet.
-        CacheCorruptError: if what was decided is damaged.
+        CacheIncompleteError: if the codec of the augmented views is not decided yet.
+        CacheCorruptError: if the codec file is damaged.
     """
     if view == 0:
         return clean_codec(manifest)

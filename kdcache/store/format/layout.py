@@ -1,20 +1,20 @@
-"""Where things lie in a store, and which shards of a view exist.
+"""Define the layout of a store, and find which shards of a view exist.
 
 NAME.zarr/
   zarr.json                    group; the manifest is its attribute `kdcache`
   labels                       (N,) int64
-  sample_ids                   (M,) int64, rows of the views from 1: all N, or a subset, sorted
+  sample_ids                   (M,) int64, rows of the augmented views: all N, or a subset, sorted
   pixel_probe                  (n, 16) uint8, digests of a few views' pixels
-  codec.npz                    what was decided about the views from 1: codec, basis, table
-  scores/NAME                  (N,) float32, higher = harder; what was registered when it was built
+  codec.npz                    codec of the augmented views: settings, arrays, measurements
+  scores/NAME                  (N,) float32, higher = harder; the scores registered at build time
   stats/NAME                   (N,)
-  features                     (N, F) float16 of the clean view, where they were asked for
+  features                     (N, F) float16 of the clean view, optional
   views/V/rows                 (N or M, width) encoded logits; one chunk a shard, with its CRC-32C
-  views/V/mixed/S.json         build conditions of shard S, where they are not the manifest's
-  views/V/complete             appears when every shard of the view does
+  views/V/mixed/S.json         build conditions of shard S, if they differ from the manifest's
+  views/V/complete             marker: every shard of the view exists
 
-A chunk is a shard: a block of rows of one view, committed by the existence of its key. zarr
-answers a missing chunk with fill values, so existence is always checked first.
+A chunk is a shard: a block of rows of one view. It is committed when its key exists. For a missing
+chunk zarr returns fill values, so the code always checks existence first.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ FEATURES = "features"
 
 
 def rows_name(view: int) -> str:
-    """Return the array of a view's rows."""
+    """Return the name of the array of a view's rows."""
     return f"views/{view}/rows"
 
 
@@ -75,12 +75,12 @@ def complete_key(view: int) -> str:
 
 
 def mixed_key(view: int, shard: int) -> str:
-    """Return the key of the conditions of a shard that was built under others."""
+    """Return the key of a shard's build conditions, if they differ from the manifest's."""
     return f"views/{view}/mixed/{shard}.json"
 
 
 def record_conditions(place: Store, view: int, shard: int, conditions: Mapping[str, Any]) -> None:
-    """Note under which conditions a shard was built, where they are not the manifest's."""
+    """Record the build conditions of a shard that differ from the manifest's."""
     record = json.dumps(conditions, indent=2, sort_keys=True) + "\n"
     write_key(place, mixed_key(view, shard), record.encode())
 
@@ -91,10 +91,10 @@ def shard_key(group: zarr.Group, name: str, shard: int) -> str:
 
 
 def get_array(group: zarr.Group, name: str) -> zarr.Array:  # type: ignore[type-arg]
-    """Return an array that the layout says is there.
+    """Return an array of the layout.
 
     Raises:
-        CacheCorruptError: if it is not, or is damaged.
+        CacheCorruptError: if it is missing or damaged.
     """
     try:
         array = group[name]
@@ -108,7 +108,7 @@ def get_array(group: zarr.Group, name: str) -> zarr.Array:  # type: ignore[type-
 
 
 def has_array(group: zarr.Group, name: str) -> bool:
-    """Return whether there is an array, be it a damaged one."""
+    """Return whether an array exists, damaged or not."""
     return has_key(group.store, f"{name}/zarr.json")
 
 
@@ -138,19 +138,19 @@ def view_arrays(group: zarr.Group, view: int) -> list[str]:
 
 
 def existing_shards(group: zarr.Group, array_name: str) -> set[int]:
-    """Return the numbers of an array's shards that exist."""
+    """Return the indices of the shards of an array that exist."""
     prefix = f"{array_name}/c/"
     split_keys = (key.removeprefix(prefix).split("/") for key in list_keys(group.store, prefix))
     return {int(place[0]) for place in split_keys if all(part.isdigit() for part in place)}
 
 
 def num_shards(array: zarr.Array) -> int:  # type: ignore[type-arg]
-    """Return how many shards an array has when it is whole."""
+    """Return the number of shards of a complete array."""
     return -(-array.shape[0] // array.chunks[0])
 
 
 def missing_shards(group: zarr.Group, names: list[str]) -> list[int]:
-    """Return the shards that one of the arrays lacks, in order."""
+    """Return the indices of the shards that are missing in at least one array, in order."""
     missing: set[int] = set()
     for name in names:
         missing |= set(range(num_shards(get_array(group, name)))) - existing_shards(group, name)
@@ -168,7 +168,7 @@ def mark_complete(group: zarr.Group, view: int) -> None:
 
 
 def existing_views(group: zarr.Group) -> list[int]:
-    """Return the numbers of the views that have an array, in order."""
+    """Return the views that have an array, in order."""
     keys = (key.split("/") for key in list_keys(group.store, "views/"))
     return sorted(
         int(key[1]) for key in keys if key[2:] == ["rows", "zarr.json"] and key[1].isdigit()
@@ -176,10 +176,10 @@ def existing_views(group: zarr.Group) -> list[int]:
 
 
 def expected_views(keys: list[str]) -> list[int]:
-    """Return the numbers of the views that a store with these keys must have, in order.
+    """Return the views that a store with these keys must have, in order.
 
-    They are 0 to the last one of which there is anything; a view that a build has just begun, with
-    its group's zarr.json alone, is not among them.
+    They are 0 to the last view with any key. A view with only the zarr.json of its group does not
+    count: a build has just begun it.
     """
     parts = (key.split("/") for key in keys if key.startswith("views/"))
     begun = {int(part[1]) for part in parts if part[1].isdigit() and part[2:] != ["zarr.json"]}
@@ -190,17 +190,17 @@ def open_group(place: Store, *, path: str) -> tuple[zarr.Group, StoreManifest]:
     """Open a store's group and its manifest.
 
     Raises:
-        CacheCorruptError: if the group is no store of kdcache, or its manifest is damaged.
-        CacheMismatchError: if a version of kdcache wrote it that this one cannot read.
+        CacheCorruptError: if the group is not a store of kdcache, or its manifest is damaged.
+        CacheMismatchError: if its format version is not readable.
     """
     try:
         group = zarr.open_group(place, mode="r" if place.read_only else "r+")
     except FileNotFoundError as error:
-        raise CacheCorruptError(f"{path} is no Zarr group, expected a logit store") from error
+        raise CacheCorruptError(f"{path} is not a Zarr group, expected a logit store") from error
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise CacheCorruptError(
-            f"{path}/zarr.json is damaged: {error}. Bring a copy of that file from another copy of "
-            "the store, or build it again with kdcache build-logits --overwrite"
+            f"{path}/zarr.json is damaged: {error}. Copy that file from another copy of the "
+            "store, or build it again with kdcache build-logits --overwrite"
         ) from error
     content: Any = group.attrs.get(MANIFEST_ATTRIBUTE)
     if not isinstance(content, dict):
@@ -210,7 +210,7 @@ def open_group(place: Store, *, path: str) -> tuple[zarr.Group, StoreManifest]:
     if digest != digest_content(content) and content["format_version"] > 1:
         raise CacheCorruptError(
             f"the manifest in {path}/zarr.json differs from its digest: it was damaged or edited. "
-            "Bring a copy of that file from another copy of the store, or build it again with "
+            "Copy that file from another copy of the store, or build it again with "
             "kdcache build-logits --overwrite"
         )
     return group, manifest

@@ -1,7 +1,7 @@
-"""Where a store lies: a folder, or the URL of an object store; and its keys, read and written.
+"""Read and write the keys of a store, which is a folder or the URL of an object store.
 
-On a local disk every file is flushed before it gets its name, and its folder after: what is there
-is whole, also after a power cut. An object store gives the same with one PUT.
+On a local disk a file is flushed before it gets its name, and then its folder is flushed. So an
+existing file is complete, even after a power cut. On an object store a PUT is atomic.
 """
 
 from __future__ import annotations
@@ -23,53 +23,53 @@ Location = Path | str
 """A folder is a Path, a URL (s3://, gs://, memory://, ...) a string."""
 
 ROOT_KEY = "zarr.json"
-"""Of the manifest: the first key of a store."""
+"""Key of the manifest, the first key of a store."""
 
 PARTIAL_SUFFIX = ".partial"
-"""Of a file that is being written."""
+"""Suffix of a file that is being written."""
 
 
 def parse_location(given: Path | str) -> Location:
-    """Return a URL as it is and anything else as a path."""
+    """Return a URL unchanged, and anything else as a Path."""
     return given if isinstance(given, str) and "://" in given else Path(given)
 
 
 class DurableStore(LocalStore):
-    """zarr's local store, with every file flushed to the disk before it gets its name."""
+    """A local Zarr store that flushes each file to the disk before it gets its name."""
 
     def __init__(self, root: Path | str, *, read_only: bool = False) -> None:
         super().__init__(root, read_only=read_only)
-        # Made here, and flushed as what lies in it is, because zarr makes it without a flush when
-        # the store is first used, on a path that differs between its versions.
+        # zarr creates the folder on first use, without a flush, in code that differs between its
+        # versions. Create and flush it here instead.
         if not read_only:
             make_directory(self.root)
 
     async def set(self, key: str, value: Buffer) -> None:
-        """Write a key; it appears whole or not at all."""
+        """Write a key atomically."""
         await asyncio.to_thread(self.set_sync, key, value)
 
     async def set_if_not_exists(self, key: str, value: Buffer) -> None:
-        """Write a key unless it is there. One process writes at a time."""
+        """Write a key if it does not exist. Only one process writes at a time."""
         if not await self.exists(key):
             await self.set(key, value)
 
     def set_sync(self, key: str, value: Buffer) -> None:
-        """Write a key; it appears whole or not at all."""
+        """Write a key atomically."""
         self._check_writable()
         path = self.root / key
         try:
             with replace_atomically(path) as partial:
                 partial.write_bytes(value.as_buffer_like())
         except OSError as error:
-            # A full disk names no file.
+            # The error of a full disk does not name the file.
             raise OSError(error.errno, f"{error.strerror}, writing", str(path)) from error
 
 
 class RemoteStore(FsspecStore):
-    """zarr's store at a URL, whose client's own errors are errors that the command line prints.
+    """A Zarr store at a URL that converts errors of the client library.
 
-    What is no OSError, such as missing credentials or an endpoint that nobody answers at, comes
-    from the client of an object store, which is not imported here.
+    Clients raise exceptions of their own for missing credentials or an unreachable endpoint. This
+    class does not import the clients, so it converts every exception that is not an OSError.
     """
 
     async def get(
@@ -80,7 +80,7 @@ class RemoteStore(FsspecStore):
             return await super().get(key, prototype, byte_range)
 
     async def set(self, key: str, value: Buffer, byte_range: tuple[int, int] | None = None) -> None:
-        """Write a key; it appears whole or not at all."""
+        """Write a key atomically."""
         with self._named_failures(key):
             await super().set(key, value, byte_range)
 
@@ -115,7 +115,7 @@ class RemoteStore(FsspecStore):
 
 
 def open_zarr_store(location: Location, *, read_only: bool) -> Store:
-    """Return zarr's store for a location; it need not hold anything yet.
+    """Return the Zarr store of a location, which may be empty.
 
     Raises:
         ConfigError: if the URL needs a package that is not installed; names it.
@@ -123,7 +123,7 @@ def open_zarr_store(location: Location, *, read_only: bool) -> Store:
     if isinstance(location, Path):
         return DurableStore(location, read_only=read_only)
     try:
-        # Without fsspec's cache of listings, which does not see what other processes write.
+        # Disable fsspec's cache of listings: it does not see the writes of other processes.
         return RemoteStore.from_url(
             location, read_only=read_only, storage_options={"use_listings_cache": False}
         )
@@ -143,10 +143,10 @@ def display_name(place: Store) -> str:
 
 
 def exists(location: Location) -> bool:
-    """Return whether there is a store, whole or not, at a location."""
+    """Return whether a store exists at a location, finished or not."""
     if isinstance(location, Path):
         return (location / ROOT_KEY).is_file()
-    # Read, not asked for: some clients take a host that does not answer for one without the key.
+    # Read the key: for an unreachable host, the exists() of some clients returns False.
     return read_key(open_zarr_store(location, read_only=True), ROOT_KEY) is not None
 
 
@@ -156,18 +156,18 @@ def has_key(place: Store, key: str) -> bool:
 
 
 def read_key(place: Store, key: str) -> bytes | None:
-    """Return the bytes of a key, None where there is none."""
+    """Return the bytes of a key, or None if it does not exist."""
     found = sync(place.get(key, default_buffer_prototype()))
     return None if found is None else found.to_bytes()
 
 
 def write_key(place: Store, key: str, content: bytes) -> None:
-    """Write a key; it appears whole or not at all."""
+    """Write a key atomically."""
     sync(place.set(key, default_buffer_prototype().buffer.from_bytes(content)))
 
 
 def delete_key(place: Store, key: str) -> None:
-    """Remove a key that may not be there."""
+    """Delete a key if it exists."""
     sync(place.delete(key))
 
 
@@ -175,9 +175,9 @@ def list_keys(place: Store, prefix: str = "", *, partials: bool = False) -> list
     """Return every key that starts with a prefix, sorted.
 
     Args:
-        place: where to look.
-        prefix: of the keys.
-        partials: what was left half-written too.
+        place: the Zarr store.
+        prefix: start of the keys.
+        partials: include partially written files.
     """
 
     async def collect() -> list[str]:
@@ -187,9 +187,9 @@ def list_keys(place: Store, prefix: str = "", *, partials: bool = False) -> list
 
 
 def size_bytes(location: Location) -> int:
-    """Return the bytes of everything at a location, without what was left half-written."""
+    """Return the total bytes at a location, without partially written files."""
     if isinstance(location, Path):
         files = (path for path in location.rglob("*") if path.suffix != PARTIAL_SUFFIX)
-        # A file that another process is writing can be gone by now under the name it was found by.
+        # Another process may have renamed or deleted a file since it was listed.
         return sum(path.stat().st_size for path in files if path.is_file())
     return int(sync(open_zarr_store(location, read_only=True).getsize_prefix("")))

@@ -1,4 +1,4 @@
-"""Removing a store, and nothing that is none: `--overwrite` meets whatever lies at a path."""
+"""Delete a store, and refuse to delete anything else: `--overwrite` may name any path."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ _KEY = re.compile(
 )
 
 _SENTINEL_KEY = "sample_ids/zarr.json"
-"""By which a store is known whose manifest is damaged."""
+"""Key that identifies a store whose manifest is damaged."""
 
 
 def delete_store(location: Location) -> None:
-    """Remove a store; its manifest goes last, so that a killed removal is known for what it is.
+    """Delete a store. The manifest goes last, so a killed deletion still looks like a store.
 
     Raises:
-        ConfigError: if there is something that is no store, or lies in one and is no part of it;
-            names it, and removes nothing.
+        ConfigError: if the location is not a store, or holds files that are not part of a store;
+            names one and deletes nothing.
     """
     place = open_zarr_store(location, read_only=False)
     keys = list_keys(place, partials=True)
@@ -50,7 +50,7 @@ def delete_store(location: Location) -> None:
         root = read_key(place, ROOT_KEY)
         if root is None or not _is_store_root(root, keys):
             raise ConfigError(
-                f"{location} holds {len(keys)} files and no logit store, the first is {keys[0]}. "
+                f"{location} holds {len(keys)} files and no logit store; the first is {keys[0]}. "
                 "Name another path for the store, or remove them"
             )
     if foreign := [key for key in keys if not _is_store_key(key)]:
@@ -63,12 +63,12 @@ def delete_store(location: Location) -> None:
     if isinstance(location, Path):
         folders = {folder for key in keys for folder in PurePosixPath(key).parents if folder.name}
         for folder in sorted(folders, key=lambda folder: -len(folder.parts)):
-            with suppress(OSError):  # there is something in it that is no file
+            with suppress(OSError):  # it is not empty
                 (location / folder).rmdir()
 
 
 def _is_store_root(root: bytes, keys: list[str]) -> bool:
-    """Return whether a zarr.json is the root of a store, or was before it was damaged."""
+    """Return whether a zarr.json is the root of a store, damaged or not."""
     try:
         attributes = set(json.loads(root)["attributes"])
     except (KeyError, TypeError, ValueError):
@@ -77,7 +77,7 @@ def _is_store_root(root: bytes, keys: list[str]) -> bool:
 
 
 def _is_store_key(key: str) -> bool:
-    """Return whether the layout has a key; or has the one that a killed process was writing."""
+    """Return whether a key belongs to the layout, or is a partial file of such a key."""
     if not key.endswith(PARTIAL_SUFFIX):
         return _KEY.fullmatch(key) is not None
     folder, slash, name = key.removesuffix(PARTIAL_SUFFIX).rpartition("/")

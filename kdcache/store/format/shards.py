@@ -1,7 +1,7 @@
-"""Reading arrays of a store shard by shard; one that is damaged or gone is named.
+"""Read arrays of a store shard by shard, and name a damaged or missing shard.
 
-zarr answers a missing chunk with fill values. That all are there is checked when a store is opened,
-which says nothing about the hours of reading after it: so the answer itself is checked, at no cost.
+For a missing chunk zarr returns fill values. Opening a store checks that all shards exist, but a
+shard can vanish during the hours of reading after that. So each read checks it too, at no cost.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from kdcache.store.format.layout import get_array, shard_key
 from kdcache.store.format.location import display_name
 
 MAX_SHARDS_PER_READ = 4
-"""Shards that are read together, where neighbours are needed: zarr reads them concurrently."""
+"""Largest number of adjacent shards in one read; zarr reads them concurrently."""
 
 
 class _RequiringStore(WrapperStore[Store]):
-    """A store in which a key that is read must be there."""
+    """A Zarr store that raises if a key does not exist."""
 
     async def get(
         self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None
@@ -38,16 +38,16 @@ class _RequiringStore(WrapperStore[Store]):
 
 
 def read_whole(group: zarr.Group, name: str) -> npt.NDArray[Any]:
-    """Return an array of a store, whole.
+    """Return a whole array of a store.
 
     Raises:
-        CacheCorruptError: if a shard is gone, or its bytes differ from their checksum; names it.
+        CacheCorruptError: if a shard is missing, or its bytes differ from its checksum; names it.
     """
     return read_shards(group, name, 0, get_array(group, name).shape[0])
 
 
 def shard_damage(group: zarr.Group, name: str, shard: int) -> str | None:
-    """Return what is wrong with one shard, None if nothing is."""
+    """Return the damage of one shard, or None."""
     array = _requiring(get_array(group, name))
     size = array.chunks[0]
     try:
@@ -66,16 +66,16 @@ def read_rows(
     *,
     out: npt.NDArray[np.generic] | None = None,
 ) -> npt.NDArray[np.generic]:
-    """Return rows of an array, in any order; each shard among them is read once.
+    """Return rows of an array, in any order. Each shard is read once.
 
     Args:
-        group: of the store.
-        name: of an array (rows, width).
-        positions: (n,) of the rows.
-        out: (n, width) to write to instead of a new array.
+        group: group of the store.
+        name: name of an array (rows, width).
+        positions: (n,) indices of the rows.
+        out: (n, width); the rows are written here if given.
 
     Raises:
-        CacheCorruptError: if a shard is gone, or its bytes differ from their checksum; names it.
+        CacheCorruptError: if a shard is missing, or its bytes differ from its checksum; names it.
     """
     array = get_array(group, name)
     if out is None:
@@ -92,10 +92,10 @@ def read_rows(
 
 
 def read_shards(group: zarr.Group, name: str, start: int, stop: int) -> npt.NDArray[Any]:
-    """Return rows of an array.
+    """Return the rows from `start` to `stop` of an array.
 
     Raises:
-        CacheCorruptError: if a shard is gone, or its bytes differ from their checksum; names it.
+        CacheCorruptError: if a shard is missing, or its bytes differ from its checksum; names it.
     """
     array = _requiring(get_array(group, name))
     try:

@@ -1,7 +1,7 @@
-"""What each array of a store looks like, as its manifest and its codec say.
+"""Derive shape, type and shards of each array from the manifest and the codec.
 
-An array is made by writing its zarr.json, nothing else; so a damaged one is written again without
-a touch to its shards.
+Creating an array only writes its zarr.json. So a damaged zarr.json can be written again without
+touching the shards.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from kdcache.store.format.location import has_key, read_key, write_key
 from kdcache.store.manifest import StoreManifest
 
 CODEC_ATTRIBUTE = "codec_sha256"
-"""Of a view's rows: the digest of the codec file that they were encoded with."""
+"""Attribute of a view's rows: the digest of the codec file that encoded them."""
 
 
 class ArraySpec(NamedTuple):
@@ -36,7 +36,7 @@ class ArraySpec(NamedTuple):
 
 
 def array_spec(group: zarr.Group, manifest: StoreManifest, name: str) -> ArraySpec:
-    """Return what the array of a view's rows, or of a number per sample, looks like.
+    """Return the spec of an array of the layout.
 
     Raises:
         CacheIncompleteError: if the codec of a view is not decided yet.
@@ -48,7 +48,7 @@ def array_spec(group: zarr.Group, manifest: StoreManifest, name: str) -> ArraySp
     if name == "sample_ids":
         return ArraySpec((manifest.rows,), np.int64, manifest.rows)
     match = re.fullmatch(r"views/(\d+)/rows", name)
-    assert match, name  # noqa: S101  (the layout has no other)
+    assert match, name  # noqa: S101  (the layout has no other arrays)
     view = int(match[1])
     codec = codec_of(group, manifest, view)
     shape = (manifest.rows if view else manifest.samples, codec.row_width)
@@ -91,7 +91,7 @@ def group_metadata() -> bytes:
 
 
 def create_array(group: zarr.Group, name: str, spec: ArraySpec) -> None:
-    """Make an array, and the groups around it first: where there is one, nothing is missing."""
+    """Create an array after its parent groups, so that an existing array has all of them."""
     parts = name.split("/")
     for depth in range(1, len(parts)):
         around = "/".join(parts[:depth])

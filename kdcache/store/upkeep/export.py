@@ -1,4 +1,4 @@
-"""`kdcache export`: one view of a store as parquet or npz, for programs without zarr."""
+"""`kdcache export`: write one view of a store as parquet or npz, for programs without zarr."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ from kdcache.store.logit_store import LogitStore
 from kdcache.workspace import Workspace
 
 ROWS_PER_GROUP = 4096
-"""Of a parquet file's row groups: what is in memory at a time."""
+"""Rows of a row group of the parquet file, which are in memory at a time."""
 
 
 def export(options: ExportOptions) -> dict[str, Any]:
     """Write sample ids, labels, decoded logits and scores of one view.
 
-    parquet: a row a sample with the columns `sample_id`, `label`, `logits` (C float32) and one for
-    each score and stat; the manifest is the file's metadata `kdcache`. npz: arrays of these names,
-    and `manifest`, a JSON string; the logits must fit into memory.
+    A parquet file has one row per sample, with the columns `sample_id`, `label`, `logits` (C
+    float32) and one for each score and statistic; its metadata `kdcache` is the manifest. An npz file has
+    arrays of these names, and `manifest`, a JSON string; its logits must fit into memory.
 
     Returns:
         `rows`, `classes`, `bytes` and `path`.
 
     Raises:
-        ConfigError: if there is a file.
+        ConfigError: if the output file exists and `overwrite` is not set.
         CacheMismatchError: if the store has no such view.
     """
     store = LogitStore.open(Workspace(options.workspace).require_store(None, options.store))
     if options.out.exists() and not options.overwrite:
         raise ConfigError(f"{options.out} exists. Use --overwrite to replace it")
     ids = store.sample_ids if options.view else np.arange(store.manifest.samples)
-    store.logits(ids[:1], options.view)  # refuses a view that is not there before a file is made
+    store.logits(ids[:1], options.view)  # refuse a missing view before a file is created
     per_sample = {**store.scores, **store.stats}
     columns = {name: values[ids] for name, values in per_sample.items()}
     with replace_atomically(options.out) as partial:

@@ -1,4 +1,4 @@
-"""Reading every byte of a store, and naming the keys that are not what was written."""
+"""Read every byte of a store, and name the damaged keys."""
 
 from __future__ import annotations
 
@@ -40,16 +40,16 @@ from kdcache.store.manifest import StoreManifest, digest_sample_ids
 
 
 class Damage(NamedTuple):
-    """A key of a store that is missing, or whose bytes are not those that were written."""
+    """A key of a store that is missing or whose bytes changed."""
 
     key: str
-    what: str
+    problem: str
 
 
 def find_damage(group: zarr.Group, manifest: StoreManifest) -> list[Damage]:
-    """Read every key of a store; return those that are damaged, in the order of keys.
+    """Read every key of a store; return the damaged ones, sorted by key.
 
-    The manifest was checked when the group was opened. What a build has not made yet is no damage.
+    `open_group` has checked the manifest. Shards that a build has not written yet do not count.
     """
     keys = list_keys(group.store)
     damaged = [*_damaged_structure(group, manifest, keys), *_damaged_codec(group, manifest, keys)]
@@ -70,8 +70,8 @@ def expected_structure(
 ) -> dict[str, bytes]:
     """Return the zarr.json of the groups and arrays that a store must have, by key.
 
-    But those of `pixel_probe` and `features`, whose sizes the manifest does not say, and of views
-    whose codec is missing or damaged.
+    The result leaves out `pixel_probe` and `features`, whose sizes are not in the manifest, and
+    views whose codec is missing or damaged.
     """
     views = expected_views(keys)
     around = ["scores", "stats", "views", *(f"views/{view}" for view in views)]
@@ -88,7 +88,7 @@ def expected_structure(
 
 
 def _arrays(keys: list[str]) -> list[str]:
-    """Return every array of which there is anything."""
+    """Return all arrays that must exist, and the optional ones that have any key."""
     features = [FEATURES] if any(key.startswith(f"{FEATURES}/") for key in keys) else []
     return [
         *INITIAL_ARRAYS,
@@ -107,16 +107,16 @@ def _damaged_structure(
         if content is None:
             yield Damage(key, "is missing")
         elif _parse_metadata(content) != _parse_metadata(expected):
-            yield Damage(key, "says otherwise than the manifest")
+            yield Damage(key, "differs from what the manifest requires")
     for name in _arrays(keys):
         key = f"{name}/zarr.json"
         if key not in structure and _parse_metadata(read_key(group.store, key) or b"") is None:
-            yield Damage(key, "is missing or no zarr.json")
+            yield Damage(key, "is missing or not a valid zarr.json")
     for key in keys:
         if key.endswith(".json") and "/mixed/" in key and _json(group, key) is None:
-            yield Damage(key, "is no JSON")
+            yield Damage(key, "is not valid JSON")
         if key.endswith(f"/{COMPLETE_MARKER}") and read_key(group.store, key) != b"complete\n":
-            yield Damage(key, "is no marker")
+            yield Damage(key, "is not a valid marker")
 
 
 def _damaged_codec(group: zarr.Group, manifest: StoreManifest, keys: list[str]) -> Iterator[Damage]:
@@ -129,7 +129,7 @@ def _damaged_codec(group: zarr.Group, manifest: StoreManifest, keys: list[str]) 
     elif any(expected_views(keys)):
         yield Damage(CODEC_KEY, "is missing")
         return
-    # An npz has bytes that say nothing to a reader; the views know them all.
+    # Some bytes of an npz do not affect its content, but the views record a digest of all.
     recorded = _recorded_digests(group, keys)
     if (
         manifest.codec not in CODECS_WITHOUT_SETTINGS
@@ -140,10 +140,12 @@ def _damaged_codec(group: zarr.Group, manifest: StoreManifest, keys: list[str]) 
 
 
 def _recorded_digests(group: zarr.Group, keys: list[str]) -> set[object]:
-    """Return the digests of the codec file that the views from 1 hold."""
+    """Return the digests of the codec file that the augmented views record."""
     names = (f"{rows_name(view)}/zarr.json" for view in expected_views(keys) if view)
-    said = (_parse_metadata(read_key(group.store, name) or b"") for name in names)
-    return {array["attributes"].get(CODEC_ATTRIBUTE) for array in said if isinstance(array, dict)}
+    metadata = (_parse_metadata(read_key(group.store, name) or b"") for name in names)
+    return {
+        array["attributes"].get(CODEC_ATTRIBUTE) for array in metadata if isinstance(array, dict)
+    }
 
 
 def _damaged_shards(
@@ -158,8 +160,8 @@ def _damaged_shards(
                 yield Damage(shard_key(group, name, shard), "is missing")
             continue
         advance(1)
-        if what := shard_damage(group, name, shard):
-            yield Damage(shard_key(group, name, shard), what)
+        if problem := shard_damage(group, name, shard):
+            yield Damage(shard_key(group, name, shard), problem)
 
 
 def _must_be_complete(group: zarr.Group, name: str) -> bool:
@@ -170,7 +172,7 @@ def _must_be_complete(group: zarr.Group, name: str) -> bool:
 
 
 def _parse_metadata(content: bytes) -> object:
-    """Return what a zarr.json says, whatever version of zarr wrote it; None if it is none."""
+    """Parse a zarr.json of any version of zarr into a comparable form; None if it is invalid."""
     try:
         given = json.loads(content)
         if given["node_type"] == "array":

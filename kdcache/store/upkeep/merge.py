@@ -1,4 +1,4 @@
-"""`kdcache merge`: parts of one store, built on machines that share no disk, become one."""
+"""`kdcache merge`: combine parts of one store that were built on machines without a shared disk."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ from kdcache.store.manifest import CONDITIONS, IDENTITY, require_equal
 
 
 def merge(options: MergeOptions) -> dict[str, Any]:
-    """Copy every key of the parts into a new store; what two of them hold must be equal.
+    """Copy every key of the parts into a new store. A key of two parts must have equal bytes.
 
     Returns:
-        `parts`, `views` (that have begun), `complete` (views that are whole), `missing_shards` and
+        `parts`, `views` (views with any shard), `complete` (complete views), `missing_shards` and
         `path`.
 
     Raises:
         FileNotFoundError: if a part does not exist.
-        CacheMismatchError: if the parts were not built from the same things under the same
-            conditions, or hold different bytes under one key.
-        ConfigError: if there is something at `out`, or `out` is one of the parts.
+        CacheMismatchError: if the parts differ in inputs or build conditions, or hold different
+            bytes under one key.
+        ConfigError: if `out` exists and `overwrite` is not set, or `out` is one of the parts.
     """
     out = parse_location(options.out)
     sources = [_open(parse_location(part)) for part in options.parts]
@@ -57,8 +57,8 @@ def merge(options: MergeOptions) -> dict[str, Any]:
         )
     if _resolved(out) in [_resolved(parse_location(part)) for part in options.parts]:
         raise ConfigError(
-            f"--out is {out}, which is one of the parts, expected another place: what is replaced "
-            "cannot be read"
+            f"--out is {out}, which is one of the parts, expected another path: a part "
+            "that is replaced cannot be read"
         )
     if exists(out) and not options.overwrite:
         raise ConfigError(f"--out is {out}, which exists. Use --overwrite to replace it")
@@ -66,7 +66,7 @@ def merge(options: MergeOptions) -> dict[str, Any]:
     place = open_zarr_store(out, read_only=False)
     markers = {f"views/{view}/complete" for group, _ in sources for view in existing_views(group)}
     written: set[str] = set()
-    # A folder's own zarr.json before what lies in it, the manifest first of all.
+    # Write a group's zarr.json before its members, and the manifest first.
     for part, (group, _) in zip(options.parts, sources, strict=True):
         for key in sorted(list_keys(group.store), key=lambda key: (key.count("/"), key)):
             content = read_key(group.store, key) or b""

@@ -1,4 +1,4 @@
-"""Making again what is damaged in a store, and nothing else."""
+"""Prepare the repair of a store: remove or rewrite the damaged keys only."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from kdcache.store.upkeep.inspection import Damage, expected_structure
 
 
 def needs_teacher(group: zarr.Group, manifest: StoreManifest, damaged: list[Damage]) -> bool:
-    """Return whether anything damaged holds, or decides, what the teacher answered."""
+    """Return whether a damaged key holds teacher outputs, or the codec derived from them."""
     structure = expected_structure(group, manifest, list_keys(group.store))
     return any(
         key not in structure
@@ -24,30 +24,30 @@ def needs_teacher(group: zarr.Group, manifest: StoreManifest, damaged: list[Dama
 
 
 def remove_damaged(group: zarr.Group, manifest: StoreManifest, damaged: list[Damage]) -> None:
-    """Take out what a build then makes again; write again what the manifest alone says.
+    """Rewrite keys that follow from the manifest; remove the others, for a build to make again.
 
     Raises:
-        CacheCorruptError: if the sample ids of a subset are damaged, which nothing else in the
-            store says; names the remedy.
+        CacheCorruptError: if the sample ids of a subset are damaged: they cannot be derived from
+            the store. The message names the remedy.
     """
     place = group.store
     structure = expected_structure(group, manifest, list_keys(place))
-    for key, what in damaged:
+    for key, problem in damaged:
         if key.startswith("sample_ids/c/") and manifest.rows < manifest.samples:
             raise CacheCorruptError(
-                f"{key} of {display_name(place)} {what}: the list of samples that the "
+                f"{key} of {display_name(place)} {problem}: the list of samples that the "
                 "views cover is lost. Run kdcache build-logits with the --subset that the store "
                 "was built for; it fills the gap"
             )
         if key in structure:
             write_key(place, key, structure[key])
         elif "/mixed/" in key:
-            # Under which conditions the shard was built is lost: it is built again.
+            # The build conditions of the shard are lost: build it again.
             view, shard = int(key.split("/")[1]), int(key.split("/")[3].removesuffix(".json"))
             delete_key(place, mixed_key(view, shard))
             delete_key(place, f"views/{view}/rows/c/{shard}/0")
         elif key.endswith("/zarr.json"):
-            # What its shards hold is not known any more.
+            # The format of its shards is not known any more.
             for part in list_keys(place, key.removesuffix("zarr.json")):
                 delete_key(place, part)
         elif key == CODEC_KEY and manifest.codec in CODECS_WITHOUT_SETTINGS:

@@ -1,4 +1,4 @@
-"""A store for a subset takes the clean view from a store of the same teacher, without a forward."""
+"""Reuse the clean view of another store of the same teacher, without a forward."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ CLEAN_KEYS = ("scores/", "stats/", "features/", "views/0/")
 
 
 def find_clean_view(folder: Path, wanted: StoreManifest) -> LogitStore | None:
-    """Return a finished store in a folder whose clean view is the wanted one, the first by name."""
+    """Return the first finished store in a folder, by name, whose clean view fits; or None."""
     expected = {name: getattr(wanted, name) for name in CLEAN_IDENTITY}
     for path in sorted(folder.glob("*.zarr")):
         try:
             store = LogitStore.open(path)
         except (KDCacheError, FileNotFoundError) as error:
-            logger.info("%s gives no clean view: %s", path, error)
+            logger.info("the clean view of %s cannot be reused: %s", path, error)
             continue
         same_codec = (store.manifest.codec == "float32") == (wanted.codec == "float32")
         if same_codec and not differences(store.manifest.to_json(), expected):
@@ -41,9 +41,9 @@ def find_clean_view(folder: Path, wanted: StoreManifest) -> LogitStore | None:
 
 
 def copy_clean_view(source: LogitStore, target: StoreWriter) -> None:
-    """Bring view 0, scores, stats and features of one store into another; files are linked.
+    """Copy view 0, scores, statistics and features into another store; local files are linked.
 
-    Nothing in a store is ever changed in place, so two names of one file are safe.
+    Hard links are safe because files of a store are never changed in place.
     """
     place, into = source.group.store, target.group.store
     keys = [key for prefix in CLEAN_KEYS for key in list_keys(place, prefix)]
@@ -51,16 +51,18 @@ def copy_clean_view(source: LogitStore, target: StoreWriter) -> None:
         logger.info("view 0 of %s was built under other conditions: %s", source.path, differ)
         for shard in range(num_shards(get_array(source.group, rows_name(0)))):
             record_conditions(into, 0, shard, build_conditions(source.manifest))
-    # A score that the source was built without goes before the view is there.
+    # Remove the scores that the source lacks before the view is complete.
     for name in set(per_sample_arrays(target.group)) - set(per_sample_arrays(source.group)):
         delete_key(into, f"{name}/zarr.json")
-    # The marker comes last, as in a build.
+    # Write the marker last, as a build does.
     for key in sorted(keys, key=lambda key: key == complete_key(0)):
         if isinstance(source.path, Path) and isinstance(target.path, Path):
             _link(source.path / key, target.path / key)
         else:
             write_key(into, key, read_key(place, key) or b"")
-    logger.info("view 0, scores and stats are those of %s: no forward is repeated", source.path)
+    logger.info(
+        "view 0, scores and statistics are copied from %s: no forward is repeated", source.path
+    )
 
 
 def _link(source: Path, target: Path) -> None:
@@ -68,7 +70,7 @@ def _link(source: Path, target: Path) -> None:
     target.unlink(missing_ok=True)
     try:
         os.link(source, target)
-    except OSError:  # another file system, or one without links
+    except OSError:  # another file system, or one without hard links
         with replace_atomically(target) as partial:
             shutil.copyfile(source, partial)
     sync_directory(target.parent)
