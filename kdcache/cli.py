@@ -1,7 +1,7 @@
-"""The command line: options in, one library call, the result out.
+"""Run one command: parse the options, call one library function, print its result.
 
-Results go to stdout, everything else to stderr. Exit status: 0 done, 1 could not be done, 2 asked
-wrongly. Heavy libraries load inside the command that needs them, so `--help` is instant.
+The result goes to stdout, everything else to stderr. Exit status: 0 success, 1 failure, 2 usage
+error. Heavy libraries load inside the command that needs them, so `--help` is instant.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from kdcache.options import (
 from kdcache.processes import torchrun_world
 from kdcache.progress import logger
 
-# torch's threads, FFCV's and other processes share the cores. By default a thread of torch that
-# waits for the others of its team spins, and takes the core that they need: on a busy machine a
-# training step is ten times slower. Read when torch is loaded, by what the user has not set.
+# Threads of torch, of the reader and of other processes share the cores. By default a torch thread
+# that waits for its team spins and occupies a core that the others need: on a busy machine a
+# training step is ten times slower. torch reads this variable when it loads; the user's value wins.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options = parse(given)
     except (CycloptsError, ConfigError) as error:
         return _print_error(error, 2)
-    if options is None:  # --help and --version have printed
+    if options is None:  # --help or --version has printed
         return 0
     _configure_logging(quiet=options.quiet)
     try:
@@ -65,7 +65,7 @@ def _how_to_continue(options: CommonOptions) -> str:
     match options:
         case TrainOptions(resume=False):
             return f"{again} with --resume to continue"
-        case BuildLogitsOptions(overwrite=True):  # with it, what was built is taken away
+        case BuildLogitsOptions(overwrite=True):  # --overwrite would delete what was built
             return f"{again} without --overwrite to continue"
         case (
             TrainOptions()
@@ -76,12 +76,12 @@ def _how_to_continue(options: CommonOptions) -> str:
         ):
             return f"{again} to continue"
         case MergeOptions(overwrite=False):
-            return f"{again} with --overwrite, it starts over"
-    return f"{again}, it starts over"
+            return f"{again} with --overwrite; it starts over"
+    return f"{again}; it starts over"
 
 
 def _prints_result(environment: Mapping[str, str]) -> bool:
-    """Whether this process prints the result: of several processes of torchrun the first does."""
+    """Return whether this process prints the result; under torchrun only rank 0 does."""
     world = torchrun_world(environment)
     return world is None or world.rank == 0
 
@@ -101,22 +101,22 @@ def _print_error(error: object, status: int) -> int:
 
 
 def _summary(result: dict[str, Any]) -> str:
-    """Return a result for people: one line for each key, and for each of several things."""
+    """Format a result for people: one line for each key, and one for each record of a dict."""
     lines = []
     for key, value in result.items():
         if isinstance(value, dict) and _holds_records(value):
             for name, item in value.items():
-                said = [
+                fields = [
                     part
                     if isinstance(part, str)
                     else f"{about.replace('_', ' ')} {_format_value(part)}"
                     for about, part in item.items()
                     if part is not None
                 ]
-                lines.append(f"{key.replace('_', ' '):<20} {name}: {', '.join(said)}")
+                lines.append(f"{key.replace('_', ' '):<20} {name}: {', '.join(fields)}")
             continue
         if isinstance(value, list) and all(isinstance(item, dict) for item in value):
-            continue  # what parts of the work came to was said as each ended
+            continue  # each part was logged when it ended
         if isinstance(value, dict) and value:
             shown = ", ".join(f"{name} {_format_value(item)}" for name, item in value.items())
         else:

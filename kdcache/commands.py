@@ -1,4 +1,4 @@
-"""Every command: its options, and the function that does it."""
+"""List the commands, with the options and the function of each."""
 
 from __future__ import annotations
 
@@ -48,13 +48,13 @@ COMMANDS: dict[str, tuple[type[CommonOptions], str]] = {
     "study": (StudyOptions, "kdcache.studies.study:study"),
     "doctor": (DoctorOptions, "kdcache.checkup.doctor:doctor"),
 }
-"""Command -> its options and the function that does it, in the order of the walk."""
+"""Command -> (options, function), in the order of the pipeline."""
 
 DEFAULT_COMMAND = (StatusOptions, "kdcache.overview.status:status")
 
 _READ_ONLY = (DoctorOptions, ShowOptions, StatusOptions)
 _DISTRIBUTED = (BuildLogitsOptions,)
-"""Commands that several processes may run at once, by their options."""
+"""Options of the commands that several processes may run together."""
 
 _OLD_OPTIONS = {("run", "--recipe"): "--pipeline"}
 """(command, old option) -> its present name; the old ones work in this version."""
@@ -71,11 +71,11 @@ app.default(DEFAULT_COMMAND[0])
 
 
 def parse(arguments: Sequence[str]) -> CommonOptions | None:
-    """Return the options of a command line; None where --help or --version have printed.
+    """Parse a command line; return None if --help or --version has printed.
 
     Raises:
-        ConfigError: if there is no such command, or an option is outside its range.
-        CycloptsError: if the words are no options of the command.
+        ConfigError: if the command does not exist, or an option is outside its range.
+        CycloptsError: if an argument is not an option of the command.
     """
     _require_command(arguments)
     _note_old_options(arguments)
@@ -84,22 +84,22 @@ def parse(arguments: Sequence[str]) -> CommonOptions | None:
 
 
 def function_for(options: CommonOptions) -> Callable[[CommonOptions], dict[str, Any]]:
-    """Return what does a command, imported now."""
-    homes = (DEFAULT_COMMAND, *COMMANDS.values())
-    home = next(home for kind, home in homes if kind is type(options))
-    module, _, name = home.partition(":")
+    """Import and return the function of a command."""
+    entries = (DEFAULT_COMMAND, *COMMANDS.values())
+    target = next(target for kind, target in entries if kind is type(options))
+    module, _, name = target.partition(":")
     function: Callable[[CommonOptions], dict[str, Any]] = getattr(import_module(module), name)
     return function
 
 
 def require_one_process(options: CommonOptions, environment: Mapping[str, str]) -> None:
-    """Check that no other process was started together with this one to do the same again.
+    """Check that several processes do not repeat the same work.
 
-    Under torchrun the user expects the processes to share the work, which only a build does. What
-    srun starts may differ in its options, such as --seed, and is warned about.
+    Under torchrun the user expects the processes to share the work, but only a build does. Under
+    srun the tasks may have different options, such as --seed, so this function only warns.
 
     Raises:
-        ConfigError: if torchrun started several processes and the command does not share its work.
+        ConfigError: if torchrun started several processes and the command cannot share its work.
     """
     if type(options) in _READ_ONLY:
         return
@@ -133,11 +133,11 @@ def _note_old_options(arguments: Sequence[str]) -> None:
 
 
 def _require_command(arguments: Sequence[str]) -> None:
-    """Check the first word; without it cyclopts would take it for an option's value."""
+    """Check the first word: cyclopts would take an unknown command for the value of an option."""
     word = arguments[0] if arguments else "--"
     if not word.startswith("-") and word not in COMMANDS:
         near = get_close_matches(word, COMMANDS, n=1)
         raise ConfigError(
-            f"{word} is no command, expected one of {', '.join(COMMANDS)}"
+            f"{word} is not a command, expected one of {', '.join(COMMANDS)}"
             + (f". Did you mean {near[0]}?" if near else "")
         )

@@ -1,21 +1,21 @@
-"""Every error that kdcache raises on purpose.
+"""Define every error that kdcache raises on purpose.
 
 KDCacheError
   ConfigError(ValueError)          a setting is outside its range           exit status 2
   DatasetError                     the images or the beton are not usable   exit status 1
-  TeacherError                     the teacher does not fit                 exit status 1
+  TeacherError                     the teacher is missing or does not fit   exit status 1
   WeightsError                     a file of weights is not usable          exit status 1
-  CacheMismatchError(ValueError)   a file made from something else          exit status 1
-  CacheIncompleteError             a build that has not finished            exit status 1
+  CacheMismatchError(ValueError)   a file was made from other inputs        exit status 1
+  CacheIncompleteError             a build has not finished                 exit status 1
   CacheCorruptError                stored bytes are missing or damaged      exit status 1
-  TrainingError                    training cannot go on                    exit status 1
+  TrainingError                    training cannot continue                 exit status 1
 
 A message names the value, the rule and the remedy, in one line.
 """
 
 
 class KDCacheError(Exception):
-    """Base of every error below."""
+    """Base class of all errors below."""
 
 
 class ConfigError(KDCacheError, ValueError):
@@ -27,7 +27,7 @@ class DatasetError(KDCacheError):
 
 
 class TeacherError(KDCacheError):
-    """The teacher is not there or does not fit the data."""
+    """The teacher is missing, cannot be used, or does not fit the data."""
 
 
 class WeightsError(KDCacheError):
@@ -35,11 +35,11 @@ class WeightsError(KDCacheError):
 
 
 class CacheMismatchError(KDCacheError, ValueError):
-    """A file was made from other inputs than the ones it is used with."""
+    """A file was made from other inputs than those it is used with."""
 
 
 class CacheIncompleteError(KDCacheError):
-    """A build has not finished; running it again continues it."""
+    """A build has not finished; the same command continues it."""
 
 
 class CacheCorruptError(KDCacheError):
@@ -47,4 +47,4 @@ class CacheCorruptError(KDCacheError):
 
 
 class TrainingError(KDCacheError):
-    """Training cannot go on."""
+    """Training cannot continue."""

@@ -577,11 +577,11 @@ def test_interrupted_it_says_how_to_go_on(ask, workspace, monkeypatch):
         (("build-logits",), "again to continue\n"),
         (("build-logits", "--overwrite"), "again without --overwrite to continue\n"),
         (("train-teacher",), "again to continue\n"),
-        (("train-teacher", "--overwrite"), "again, it starts over\n"),
-        (("pack", "digits"), "again, it starts over\n"),
-        (("select",), "again, it starts over\n"),
+        (("train-teacher", "--overwrite"), "again; it starts over\n"),
+        (("pack", "digits"), "again; it starts over\n"),
+        (("select",), "again; it starts over\n"),
         (("run", "digits"), "again to continue\n"),
-        (("merge", "a", "--out", "b"), "again with --overwrite, it starts over\n"),
+        (("merge", "a", "--out", "b"), "again with --overwrite; it starts over\n"),
     ]
     for command, expected in answers:
         answer = ask(*command, "--quiet", "--workspace", workspace)

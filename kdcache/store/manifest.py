@@ -68,7 +68,7 @@ class StoreManifest:
     std: list[list[float]]
     """(teachers, 3) standard deviation of the normalisation of each teacher, above 0."""
     codec: str
-    """As it was expected for; `kdcache.store.format.codec_file` says what was decided."""
+    """The requested codec; `kdcache.store.format.codec_file` holds the decision."""
     precision: Precision
     """Precision of the teacher's body."""
     shard_rows: int

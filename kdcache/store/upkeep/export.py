@@ -25,8 +25,8 @@ def export(options: ExportOptions) -> dict[str, Any]:
     """Write sample ids, labels, decoded logits and scores of one view.
 
     A parquet file has one row per sample, with the columns `sample_id`, `label`, `logits` (C
-    float32) and one for each score and statistic; its metadata `kdcache` is the manifest. An npz file has
-    arrays of these names, and `manifest`, a JSON string; its logits must fit into memory.
+    float32) and one for each score and statistic; its metadata `kdcache` is the manifest. An npz
+    file has arrays of these names, and `manifest`, a JSON string; its logits must fit into memory.
 
     Returns:
         `rows`, `classes`, `bytes` and `path`.
