@@ -93,13 +93,13 @@ class StoreWriter:
                 not check the pixels.
         """
         location = parse_location(path)
-        place = open_zarr_store(location, read_only=False)
+        zarr_store = open_zarr_store(location, read_only=False)
         delete_store(location)
         attributes = {
             MANIFEST_ATTRIBUTE: manifest.to_json(),
             DIGEST_ATTRIBUTE: manifest.digest(),
         }
-        zarr.create_group(place, attributes=attributes)
+        zarr.create_group(zarr_store, attributes=attributes)
         writer = cls(location)
         writer.write_initial_arrays(labels=labels, sample_ids=sample_ids, pixel_probe=pixel_probe)
         return writer

@@ -87,12 +87,12 @@ def _synchronize(device: torch.device) -> None:
 
 def _require_repeatable(found: Tensor, expected: Tensor, forward: Forward, ids: np.ndarray) -> None:
     bound = TOLERANCES[forward.precision]
-    shares = relative_differences(found.cpu().numpy(), expected.cpu().numpy())
-    worst = int(shares.argmax())
-    if shares[worst] > bound:
+    gaps = relative_differences(found.cpu().numpy(), expected.cpu().numpy())
+    worst = int(gaps.argmax())
+    if gaps[worst] > bound:
         raise TeacherError(
             f"the teacher gives sample {ids[worst % -(-len(ids) // 2)]} other logits in another "
-            f"batch: they differ by {shares[worst]:.3g} of their range, expected at most "
+            f"batch: they differ by {gaps[worst]:.3g} of their range, expected at most "
             f"{bound:g} at {forward.precision}. Cached logits must depend on their image only: "
             "look for dropout or batch normalisation that stays in training mode after eval()"
         )

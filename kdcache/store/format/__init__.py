@@ -1,1 +1,1 @@
-"""The files of a store: where they lie, what they are called, and how bytes are counted."""
+"""Define the files of a store: their keys, their contents, and their sizes."""

@@ -79,10 +79,12 @@ def mixed_key(view: int, shard: int) -> str:
     return f"views/{view}/mixed/{shard}.json"
 
 
-def record_conditions(place: Store, view: int, shard: int, conditions: Mapping[str, Any]) -> None:
+def record_conditions(
+    zarr_store: Store, view: int, shard: int, conditions: Mapping[str, Any]
+) -> None:
     """Record the build conditions of a shard that differ from the manifest's."""
     record = json.dumps(conditions, indent=2, sort_keys=True) + "\n"
-    write_key(place, mixed_key(view, shard), record.encode())
+    write_key(zarr_store, mixed_key(view, shard), record.encode())
 
 
 def shard_key(group: zarr.Group, name: str, shard: int) -> str:
@@ -141,7 +143,7 @@ def existing_shards(group: zarr.Group, array_name: str) -> set[int]:
     """Return the indices of the shards of an array that exist."""
     prefix = f"{array_name}/c/"
     split_keys = (key.removeprefix(prefix).split("/") for key in list_keys(group.store, prefix))
-    return {int(place[0]) for place in split_keys if all(part.isdigit() for part in place)}
+    return {int(parts[0]) for parts in split_keys if all(part.isdigit() for part in parts)}
 
 
 def num_shards(array: zarr.Array) -> int:  # type: ignore[type-arg]
@@ -186,7 +188,7 @@ def expected_views(keys: list[str]) -> list[int]:
     return list(range(max(begun, default=-1) + 1))
 
 
-def open_group(place: Store, *, path: str) -> tuple[zarr.Group, StoreManifest]:
+def open_group(zarr_store: Store, *, path: str) -> tuple[zarr.Group, StoreManifest]:
     """Open a store's group and its manifest.
 
     Raises:
@@ -194,7 +196,7 @@ def open_group(place: Store, *, path: str) -> tuple[zarr.Group, StoreManifest]:
         CacheMismatchError: if its format version is not readable.
     """
     try:
-        group = zarr.open_group(place, mode="r" if place.read_only else "r+")
+        group = zarr.open_group(zarr_store, mode="r" if zarr_store.read_only else "r+")
     except FileNotFoundError as error:
         raise CacheCorruptError(f"{path} is not a Zarr group, expected a logit store") from error
     except (AttributeError, KeyError, TypeError, ValueError) as error:

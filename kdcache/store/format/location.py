@@ -135,11 +135,11 @@ def open_zarr_store(location: Location, *, read_only: bool) -> Store:
         ) from error
 
 
-def display_name(place: Store) -> str:
+def display_name(zarr_store: Store) -> str:
     """Return the path or URL of a store, as a user writes it."""
-    if isinstance(place, FsspecStore):
-        return str(place.fs.unstrip_protocol(place.path))
-    return str(place.root if isinstance(place, LocalStore) else place)
+    if isinstance(zarr_store, FsspecStore):
+        return str(zarr_store.fs.unstrip_protocol(zarr_store.path))
+    return str(zarr_store.root if isinstance(zarr_store, LocalStore) else zarr_store)
 
 
 def exists(location: Location) -> bool:
@@ -150,38 +150,38 @@ def exists(location: Location) -> bool:
     return read_key(open_zarr_store(location, read_only=True), ROOT_KEY) is not None
 
 
-def has_key(place: Store, key: str) -> bool:
+def has_key(zarr_store: Store, key: str) -> bool:
     """Return whether a key exists."""
-    return bool(sync(place.exists(key)))
+    return bool(sync(zarr_store.exists(key)))
 
 
-def read_key(place: Store, key: str) -> bytes | None:
+def read_key(zarr_store: Store, key: str) -> bytes | None:
     """Return the bytes of a key, or None if it does not exist."""
-    found = sync(place.get(key, default_buffer_prototype()))
+    found = sync(zarr_store.get(key, default_buffer_prototype()))
     return None if found is None else found.to_bytes()
 
 
-def write_key(place: Store, key: str, content: bytes) -> None:
+def write_key(zarr_store: Store, key: str, content: bytes) -> None:
     """Write a key atomically."""
-    sync(place.set(key, default_buffer_prototype().buffer.from_bytes(content)))
+    sync(zarr_store.set(key, default_buffer_prototype().buffer.from_bytes(content)))
 
 
-def delete_key(place: Store, key: str) -> None:
+def delete_key(zarr_store: Store, key: str) -> None:
     """Delete a key if it exists."""
-    sync(place.delete(key))
+    sync(zarr_store.delete(key))
 
 
-def list_keys(place: Store, prefix: str = "", *, partials: bool = False) -> list[str]:
+def list_keys(zarr_store: Store, prefix: str = "", *, partials: bool = False) -> list[str]:
     """Return every key that starts with a prefix, sorted.
 
     Args:
-        place: the Zarr store.
+        zarr_store: the Zarr store.
         prefix: start of the keys.
         partials: include partially written files.
     """
 
     async def collect() -> list[str]:
-        return [key async for key in place.list_prefix(prefix)]
+        return [key async for key in zarr_store.list_prefix(prefix)]
 
     return sorted(key for key in sync(collect()) if partials or not key.endswith(PARTIAL_SUFFIX))
 

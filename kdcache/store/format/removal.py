@@ -44,10 +44,10 @@ def delete_store(location: Location) -> None:
         ConfigError: if the location is not a store, or holds files that are not part of a store;
             names one and deletes nothing.
     """
-    place = open_zarr_store(location, read_only=False)
-    keys = list_keys(place, partials=True)
+    zarr_store = open_zarr_store(location, read_only=False)
+    keys = list_keys(zarr_store, partials=True)
     if any(not key.endswith(PARTIAL_SUFFIX) for key in keys):
-        root = read_key(place, ROOT_KEY)
+        root = read_key(zarr_store, ROOT_KEY)
         if root is None or not _is_store_root(root, keys):
             raise ConfigError(
                 f"{location} holds {len(keys)} files and no logit store; the first is {keys[0]}. "
@@ -59,7 +59,7 @@ def delete_store(location: Location) -> None:
             f"is {foreign[0]}. Name another path for the store, or move them elsewhere"
         )
     for key in sorted(keys, key=lambda key: (key == ROOT_KEY, key == _SENTINEL_KEY)):
-        delete_key(place, key)
+        delete_key(zarr_store, key)
     if isinstance(location, Path):
         folders = {folder for key in keys for folder in PurePosixPath(key).parents if folder.name}
         for folder in sorted(folders, key=lambda folder: -len(folder.parts)):

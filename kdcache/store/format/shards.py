@@ -112,8 +112,8 @@ def read_shards(group: zarr.Group, name: str, start: int, stop: int) -> npt.NDAr
 
 
 def _requiring(array: zarr.Array) -> zarr.Array:  # type: ignore[type-arg]
-    place = StorePath(_RequiringStore(array.store), array.path)
-    return zarr.Array(AsyncArray(array.metadata, place, array.async_array.config))
+    zarr_store = StorePath(_RequiringStore(array.store), array.path)
+    return zarr.Array(AsyncArray(array.metadata, zarr_store, array.async_array.config))
 
 
 def _runs(shards: npt.NDArray[np.int64]) -> Iterator[tuple[int, int]]:

@@ -70,8 +70,8 @@ def is_encoded_with(group: zarr.Group, name: str) -> bool:
 
 def array_metadata(spec: ArraySpec) -> bytes:
     """Return the zarr.json of an array."""
-    place = MemoryStore()
-    zarr.create_group(place).create_array(
+    zarr_store = MemoryStore()
+    zarr.create_group(zarr_store).create_array(
         "array",
         shape=spec.shape,
         dtype=spec.dtype,
@@ -80,14 +80,14 @@ def array_metadata(spec: ArraySpec) -> bytes:
         compressors=[Crc32cCodec()],
         attributes=dict(spec.attributes),
     )
-    return read_key(place, "array/zarr.json") or b""
+    return read_key(zarr_store, "array/zarr.json") or b""
 
 
 def group_metadata() -> bytes:
     """Return the zarr.json of a group below the root."""
-    place = MemoryStore()
-    zarr.create_group(place)
-    return read_key(place, "zarr.json") or b""
+    zarr_store = MemoryStore()
+    zarr.create_group(zarr_store)
+    return read_key(zarr_store, "zarr.json") or b""
 
 
 def create_array(group: zarr.Group, name: str, spec: ArraySpec) -> None:

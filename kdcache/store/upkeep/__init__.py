@@ -1,1 +1,1 @@
-"""What is done to a finished store: inspect, repair, merge, export, reuse."""
+"""Work on a finished store: inspect, repair, merge, export, reuse."""

@@ -63,7 +63,7 @@ def merge(options: MergeOptions) -> dict[str, Any]:
     if exists(out) and not options.overwrite:
         raise ConfigError(f"--out is {out}, which exists. Use --overwrite to replace it")
     delete_store(out)
-    place = open_zarr_store(out, read_only=False)
+    zarr_store = open_zarr_store(out, read_only=False)
     markers = {f"views/{view}/complete" for group, _ in sources for view in existing_views(group)}
     written: set[str] = set()
     # Write a group's zarr.json before its members, and the manifest first.
@@ -71,15 +71,15 @@ def merge(options: MergeOptions) -> dict[str, Any]:
         for key in sorted(list_keys(group.store), key=lambda key: (key.count("/"), key)):
             content = read_key(group.store, key) or b""
             if key in written:
-                if read_key(place, key) != content:
+                if read_key(zarr_store, key) != content:
                     raise CacheMismatchError(
                         f"{key} of {part} differs from that of an earlier part, expected equal "
                         "bytes from equal builds. Run kdcache verify on the parts"
                     )
             elif key not in markers:
-                write_key(place, key, content)
+                write_key(zarr_store, key, content)
                 written.add(key)
-    group, _ = open_group(place, path=str(out))
+    group, _ = open_group(zarr_store, path=str(out))
     missing = {
         view: missing_shards(group, view_arrays(group, view)) for view in existing_views(group)
     }

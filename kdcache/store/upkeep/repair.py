@@ -30,27 +30,27 @@ def remove_damaged(group: zarr.Group, manifest: StoreManifest, damaged: list[Dam
         CacheCorruptError: if the sample ids of a subset are damaged: they cannot be derived from
             the store. The message names the remedy.
     """
-    place = group.store
-    structure = expected_structure(group, manifest, list_keys(place))
+    zarr_store = group.store
+    structure = expected_structure(group, manifest, list_keys(zarr_store))
     for key, problem in damaged:
         if key.startswith("sample_ids/c/") and manifest.rows < manifest.samples:
             raise CacheCorruptError(
-                f"{key} of {display_name(place)} {problem}: the list of samples that the "
+                f"{key} of {display_name(zarr_store)} {problem}: the list of samples that the "
                 "views cover is lost. Run kdcache build-logits with the --subset that the store "
                 "was built for; it fills the gap"
             )
         if key in structure:
-            write_key(place, key, structure[key])
+            write_key(zarr_store, key, structure[key])
         elif "/mixed/" in key:
             # The build conditions of the shard are lost: build it again.
             view, shard = int(key.split("/")[1]), int(key.split("/")[3].removesuffix(".json"))
-            delete_key(place, mixed_key(view, shard))
-            delete_key(place, f"views/{view}/rows/c/{shard}/0")
+            delete_key(zarr_store, mixed_key(view, shard))
+            delete_key(zarr_store, f"views/{view}/rows/c/{shard}/0")
         elif key.endswith("/zarr.json"):
             # The format of its shards is not known any more.
-            for part in list_keys(place, key.removesuffix("zarr.json")):
-                delete_key(place, part)
+            for part in list_keys(zarr_store, key.removesuffix("zarr.json")):
+                delete_key(zarr_store, part)
         elif key == CODEC_KEY and manifest.codec in CODECS_WITHOUT_SETTINGS:
             continue
         else:
-            delete_key(place, key)
+            delete_key(zarr_store, key)

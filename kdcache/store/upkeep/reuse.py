@@ -45,8 +45,8 @@ def copy_clean_view(source: LogitStore, target: StoreWriter) -> None:
 
     Hard links are safe because files of a store are never changed in place.
     """
-    place, into = source.group.store, target.group.store
-    keys = [key for prefix in CLEAN_KEYS for key in list_keys(place, prefix)]
+    zarr_store, into = source.group.store, target.group.store
+    keys = [key for prefix in CLEAN_KEYS for key in list_keys(zarr_store, prefix)]
     if differ := differences(source.manifest.to_json(), build_conditions(target.manifest)):
         logger.info("view 0 of %s was built under other conditions: %s", source.path, differ)
         for shard in range(num_shards(get_array(source.group, rows_name(0)))):
@@ -59,7 +59,7 @@ def copy_clean_view(source: LogitStore, target: StoreWriter) -> None:
         if isinstance(source.path, Path) and isinstance(target.path, Path):
             _link(source.path / key, target.path / key)
         else:
-            write_key(into, key, read_key(place, key) or b"")
+            write_key(into, key, read_key(zarr_store, key) or b"")
     logger.info(
         "view 0, scores and statistics are copied from %s: no forward is repeated", source.path
     )
