@@ -136,7 +136,7 @@ def run(
         policy=arguments.policy,
         codec=arguments.codec,
     )
-    wanted = target_manifest(options, beton, teacher, device, folder / "none", beton.sample_ids)
+    wanted = target_manifest(options, beton, teacher, device, None, beton.sample_ids)
     forward = Busy(
         teacher.forward(
             num_classes=wanted.classes,

@@ -127,8 +127,18 @@ class LogitStore:
                 f"{path} does not exist, expected a logit store. Run: kdcache build-logits"
             )
         group, manifest = open_group(open_zarr_store(location, read_only=True), path=str(path))
-        _require_complete(group, location)
-        return cls(location, group, manifest)
+        return cls.from_group(location, group, manifest)
+
+    @classmethod
+    def from_group(cls, path: Location, group: zarr.Group, manifest: StoreManifest) -> LogitStore:
+        """Return the finished store of an open group, and check that no shard is missing.
+
+        Raises:
+            CacheIncompleteError: if its build has not finished.
+            CacheCorruptError: if a shard was lost, or labels are damaged.
+        """
+        _require_complete(group, path)
+        return cls(path, group, manifest)
 
     def codec_of(self, view: int) -> Codec:
         """Return the codec of a view's rows."""

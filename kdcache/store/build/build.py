@@ -18,14 +18,14 @@ from kdcache.files import file_lock
 from kdcache.options import BuildLogitsOptions
 from kdcache.progress import logger
 from kdcache.store.build.cost import format_duration
-from kdcache.store.build.opening import open_writer, store_has_features, store_location, store_lock
+from kdcache.store.build.opening import open_existing, open_writer, store_location, store_lock
 from kdcache.store.build.plan import Part
 from kdcache.store.build.preflight import run_preflight
 from kdcache.store.build.shard_builder import ShardBuilder
 from kdcache.store.build.target import rows_of_views, target_manifest
 from kdcache.store.build.teacher_check import check_teacher
 from kdcache.store.codecs.request import CodecRequest
-from kdcache.store.format.layout import is_complete
+from kdcache.store.format.layout import FEATURES, has_array, is_complete
 from kdcache.store.format.location import size_bytes
 from kdcache.store.logit_store import LogitStore
 from kdcache.store.manifest import StoreManifest
@@ -98,19 +98,24 @@ def build_store(
         )
     lock = store_lock(location, workspace)
     with file_lock(lock, purpose="build-logits", shared=not part.is_whole):
-        wanted = target_manifest(options, beton, teacher, device, location, rows)
+        existing = open_existing(options, location, part)
+        found = None if existing is None else existing.manifest
+        wanted = target_manifest(options, beton, teacher, device, found, rows)
         forward = teacher.forward(
             num_classes=wanted.classes,
             device=device,
             precision=wanted.precision,
-            keep_features=options.features or store_has_features(options, location),
+            keep_features=options.features
+            or (existing is not None and has_array(existing.group, FEATURES)),
         )
         preflight = cache(
             lambda: run_preflight(forward, beton, wanted.teacher_views, wanted.batch_size)
         )
         # One part creates the store; the others open it.
         with file_lock(lock.with_suffix(".new.lock"), purpose="build-logits", wait=True):
-            writer = open_writer(options, location, wanted, beton, rows, workspace, preflight)
+            writer = open_writer(
+                options, location, part, existing, wanted, beton, rows, workspace, preflight
+            )
         logger.info(
             "teacher %s (%s, sha256 %s)%s, %d views of %s samples, %s, codec %s -> %s",
             teacher.name,
@@ -134,7 +139,7 @@ def build_store(
         quality = {"train": None, "val": None}
         if forwards and is_whole and part.index == 0:
             quality = check_teacher(
-                LogitStore.open(location),
+                LogitStore.from_group(writer.path, writer.group, writer.manifest),
                 forward,
                 workspace.beton("val"),
                 reported_top1=teacher.reported_top1,

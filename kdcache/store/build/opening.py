@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,8 +17,8 @@ from kdcache.options import BuildLogitsOptions
 from kdcache.reader.probe import probe_pixels
 from kdcache.store.build.plan import Part
 from kdcache.store.build.preflight import Preflight
-from kdcache.store.format.layout import FEATURES, get_array, has_array, is_complete, open_group
-from kdcache.store.format.location import Location, exists, open_zarr_store, parse_location
+from kdcache.store.format.layout import FEATURES, get_array, has_array, is_complete
+from kdcache.store.format.location import Location, exists, parse_location
 from kdcache.store.logit_store import LogitStore
 from kdcache.store.manifest import (
     CONDITIONS,
@@ -52,17 +51,20 @@ def store_lock(location: Location, workspace: Workspace) -> Path:
     return workspace.store(digest).with_name(f".{digest}.lock")
 
 
-def store_has_features(options: BuildLogitsOptions, location: Location) -> bool:
-    """Return whether the build continues a store with features, which it must then complete."""
+def open_existing(
+    options: BuildLogitsOptions, location: Location, part: Part
+) -> StoreWriter | None:
+    """Open the store that the build continues; return None if it creates a new one."""
     if options.overwrite or not exists(location):
-        return False
-    group, _ = open_group(open_zarr_store(location, read_only=True), path=str(location))
-    return has_array(group, FEATURES)
+        return None
+    return StoreWriter(location, exclusive=part.is_whole)
 
 
 def open_writer(
     options: BuildLogitsOptions,
     location: Location,
+    part: Part,
+    existing: StoreWriter | None,
     wanted: StoreManifest,
     beton: Beton,
     rows: npt.NDArray[np.int64],
@@ -74,6 +76,8 @@ def open_writer(
     Args:
         options: options of the command.
         location: location of the store.
+        part: part of this process.
+        existing: the store to continue, if it existed before the lock was taken.
         wanted: manifest that the store must have.
         beton: the training images.
         rows: (M,) sample ids of the augmented views.
@@ -85,9 +89,9 @@ def open_writer(
             conditions, or from other pixels.
         TeacherError: if the teacher's logits cannot be stored.
     """
-    is_new = options.overwrite or not exists(location)
-    if not is_new:
-        writer = StoreWriter(location, exclusive=Part.parse(options.part, os.environ).is_whole)
+    # Another part may have created the store in the meantime.
+    writer = existing or open_existing(options, location, part)
+    if writer is not None:
         require_equal(
             writer.manifest,
             wanted,
@@ -95,16 +99,16 @@ def open_writer(
             path=str(location),
             remedy="Use --overwrite to build it again, or another --workspace",
         )
-        if _is_finished(options, location):
+        if _is_finished(options, writer):
             return writer
     source = None
-    if wanted.rows < wanted.samples and (is_new or not is_complete(writer.group, 0)):
+    if wanted.rows < wanted.samples and (writer is None or not is_complete(writer.group, 0)):
         source = find_clean_view(workspace.store("any").parent, wanted)
     width = None
-    if is_new or options.features:
+    if writer is None or options.features:
         width = preflight().feature_width
     probe = probe_pixels(beton, wanted.views, num_workers=options.num_workers)
-    if is_new:
+    if writer is None:
         shard_rows = source.manifest.shard_rows if source else wanted.shard_rows
         writer = StoreWriter.create(
             location,
@@ -128,10 +132,10 @@ def open_writer(
     return writer
 
 
-def _is_finished(options: BuildLogitsOptions, location: Location) -> bool:
+def _is_finished(options: BuildLogitsOptions, writer: StoreWriter) -> bool:
     """Return whether a store has all requested views and features, and no missing shard."""
     try:
-        store = LogitStore.open(location)
+        store = LogitStore.from_group(writer.path, writer.group, writer.manifest)
     except (CacheIncompleteError, CacheCorruptError):
         return False
     return store.num_views >= options.views and (

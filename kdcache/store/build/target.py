@@ -16,8 +16,6 @@ from kdcache.options import BuildLogitsOptions
 from kdcache.selection.subset import Subset
 from kdcache.store.codecs.choice import require_fits
 from kdcache.store.codecs.request import CodecRequest
-from kdcache.store.format.layout import open_group
-from kdcache.store.format.location import Location, exists, open_zarr_store
 from kdcache.store.manifest import FORMAT_VERSION, StoreManifest, digest_sample_ids
 from kdcache.teacher.ensemble import Ensemble
 from kdcache.workspace import Workspace
@@ -50,14 +48,11 @@ def target_manifest(
     beton: Beton,
     teacher: Ensemble,
     device: torch.device,
-    location: Location,
+    found: StoreManifest | None,
     rows: npt.NDArray[np.int64],
 ) -> StoreManifest:
-    """Return the manifest of the store to build. Unset options follow an existing store."""
+    """Return the manifest of the store to build. Unset options follow `found`, an existing one."""
     data = beton.manifest
-    found = None
-    if exists(location) and not options.overwrite:
-        _, found = open_group(open_zarr_store(location, read_only=True), path=str(location))
     codec = CodecRequest.parse(options.codec)
     require_fits(codec, data.samples, data.classes)
     default_batch = found.batch_size if found else (256 if device.type == "cuda" else 128)
