@@ -214,7 +214,7 @@ def run(
 
 
 def drawn_answers(shard: Shard, classes: int) -> TeacherOutputs:
-    """Return answers of nobody: bytes matter here, not what they say."""
+    """Return random outputs of the size of a shard; their values do not matter."""
     count = len(shard.rows)
     generator = torch.Generator().manual_seed(0)
     logits = 3 * torch.randn(count, classes, generator=generator)

@@ -213,7 +213,7 @@ def test_nothing_is_said_of_float32_weights(caplog):
     assert caplog.text == ""
 
 
-def test_a_teacher_that_cannot_be_recorded_says_why_and_answers_as_before(caplog):
+def test_a_teacher_that_cannot_be_captured_says_why_and_gives_the_same_logits(caplog):
     forward, images = forward_of(convolutions(), keep_features=True), pixels()
     before = forward(images)
     forward.capture(images)
@@ -248,7 +248,7 @@ class Branching(nn.Module):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16", "fp16"])
-def test_a_recorded_teacher_answers_other_batches_with_the_same_bits(precision):
+def test_a_captured_teacher_gives_other_batches_the_same_bits(precision):
     device = resolve_device("auto")
     model = make_model("resnet8", num_classes=4, image_size=8)
     forward = forward_of(model, device=device, precision=precision, keep_features=True)
@@ -271,7 +271,7 @@ def test_a_recorded_teacher_answers_other_batches_with_the_same_bits(precision):
 
 
 @pytest.mark.gpu
-def test_a_teacher_that_waits_for_its_results_is_not_recorded_and_still_answers(caplog):
+def test_a_teacher_that_waits_for_its_results_is_not_captured_and_still_runs(caplog):
     device = resolve_device("auto")
     forward, images = forward_of(Branching(), device=device), pixels().to(device)
     expected = forward(images).clone()
