@@ -5,33 +5,26 @@ from __future__ import annotations
 import hashlib
 import time
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from kdcache.compute.device import resolve_device
-from kdcache.data.beton import LARGEST_SMALL_SIZE, Beton, open_beton
-from kdcache.data.repack import require_samples_of, subset_beton
+from kdcache.data.beton import LARGEST_SMALL_SIZE
 from kdcache.data.views import default_views
-from kdcache.errors import CacheMismatchError, ConfigError
-from kdcache.loader.distill import DistillLoader, require_same_data
+from kdcache.loader.distill import DistillLoader
 from kdcache.loader.live import LiveLoader
 from kdcache.options import TrainOptions
 from kdcache.progress import logger
-from kdcache.reader.probe import PROBE_VIEWS, probe_ids, probe_pixels
 from kdcache.selection.subset import Subset
-from kdcache.store.codecs.dense import Dense, Float32
-from kdcache.store.codecs.fidelity import LARGEST_ANGLE_DEGREES, NORM_RATIOS
 from kdcache.store.logit_store import LogitStore
+from kdcache.compute.device import resolve_device
+from kdcache.training.inputs import num_samples_before_pruning, open_data, open_store
 from kdcache.training.live_teacher import open_live_teacher
 from kdcache.training.losses.alpha import AUTO_RULE
-from kdcache.training.losses.fidelity import fidelity_of
 from kdcache.training.losses.settings import LossSettings
 from kdcache.training.optim import default_batch_size
 from kdcache.training.run import loop_settings, require_model, run_training
 from kdcache.training.run_folder import run_folder, write_config
 from kdcache.training.seeds import train_seeds
+from kdcache.training.store_checks import check_codec, check_pixels
 from kdcache.workspace import Workspace, teacher_name
 
 MIN_EPOCHS, MIN_STEPS = 30, 1_000
@@ -62,10 +55,10 @@ def _train_one(options: TrainOptions) -> dict[str, Any]:
     loss = LossSettings.of(options)
     workspace = Workspace(options.workspace)
     device = resolve_device(options.device)
-    beton, subset_path, subset = _open_data(workspace, options)
-    store = _open_store(workspace, options, beton)
+    beton, subset_path, subset = open_data(workspace, options)
+    store = open_store(workspace, options, beton)
     views = store.manifest.views if store else default_views(beton.manifest)
-    samples_of_all = _samples_of_all(store, beton, loss)
+    samples_of_all = num_samples_before_pruning(store, beton, loss)
     if options.live_teacher is not None or not options.kd:
         store = None  # it has said how views are made
     model_name = options.model or _default_student(views.image_size)
@@ -119,8 +112,8 @@ def _train_one(options: TrainOptions) -> dict[str, Any]:
             "codec": store.manifest.codec,
             "views": store.num_views if options.views is None else options.views,
         }
-        _check_pixels(beton, store, options)
-        _check_codec(store, settings.loss)
+        check_pixels(beton, store, options)
+        check_codec(store, settings.loss)
     if teacher:
         loader: DistillLoader = LiveLoader(
             beton,
@@ -191,104 +184,6 @@ def _source_of_answers(store: LogitStore | None, options: TrainOptions) -> str:
     if options.live_teacher is None:
         return "no KD"
     return f"live teacher {options.live_teacher}, V = {options.views or 'epochs'}"
-
-
-def _open_store(workspace: Workspace, options: TrainOptions, beton: Beton) -> LogitStore | None:
-    """Return the store; where no rows are needed it still says how views are made, if any."""
-    asked = options.teacher or options.store
-    needs_rows = options.kd and options.live_teacher is None
-    if not needs_rows and asked is None and workspace.recall("store") is None:
-        return None
-    store = LogitStore.open(workspace.require_store(options.teacher, options.store))
-    require_same_data(beton, store)
-    return store
-
-
-def _samples_of_all(store: LogitStore | None, beton: Beton, loss: LossSettings) -> int:
-    """Return the number of samples that the share that is kept is a share of."""
-    if store:
-        return store.manifest.samples
-    if loss.alpha.kind == "auto" and beton.manifest.is_subset:
-        raise ConfigError(
-            f"--alpha is auto, and {beton.path} holds a subset alone, expected to know how many "
-            "samples it was selected from. Name a store of all data with --store, or give --alpha "
-            "a number"
-        )
-    return len(beton)
-
-
-def _check_pixels(beton: Beton, store: LogitStore, options: TrainOptions) -> None:
-    """Compare a few views with those that the teacher answered for."""
-    is_other_data = store.manifest.data_fingerprint != beton.manifest.data_fingerprint
-    if is_other_data or not len(store.pixel_probe):
-        return  # of other data the loader speaks
-    probed = probe_ids(np.arange(store.manifest.samples))
-    is_here = np.isin(probed, beton.sample_ids)
-    if not is_here.any():
-        logger.warning(
-            "%s holds none of the %d samples whose pixels %s can check: whether this machine "
-            "decodes the teacher's pixels is not known",
-            beton.path,
-            len(probed),
-            store.path,
-        )
-        return
-    found = probe_pixels(
-        beton, store.manifest.views, sample_ids=probed[is_here], num_workers=options.num_workers
-    )
-    wanted = store.pixel_probe[np.repeat(is_here, len(PROBE_VIEWS))]
-    differ = int((found != wanted).any(axis=1).sum())
-    if not differ:
-        return
-    message = (
-        f"{differ} of {len(found)} probed views are decoded to other pixels than those that the "
-        f"teacher of {store.path} answered for, expected none: libjpeg-turbo or OpenCV are of "
-        "another build here"
-    )
-    if options.pixels == "warn":
-        logger.warning("%s", message)
-        return
-    raise CacheMismatchError(
-        f"{message}. Run kdcache build-logits --overwrite here, or go on with --pixels warn"
-    )
-
-
-def _check_codec(store: LogitStore, loss: LossSettings) -> None:
-    """Measure what the store's codec does to the gradient of the loss that its rows are for."""
-    if isinstance(store.codec, (Dense, Float32)):
-        return
-    loss.require_codec(store.codec, store.path)
-    found = fidelity_of(store, loss)
-    if not found.is_accepted:
-        logger.warning(
-            "%s is stored as %s, which for %s turns the distillation gradient by %.1f degrees "
-            "and scales it by %.2f, expected at most %g degrees and %g to %g. Use another "
-            "--temperature, or build a store with --codec dense",
-            store.path,
-            store.codec,
-            loss,
-            found.angle_degrees,
-            found.norm_ratio,
-            LARGEST_ANGLE_DEGREES,
-            *NORM_RATIOS,
-        )
-
-
-def _open_data(
-    workspace: Workspace, options: TrainOptions
-) -> tuple[Beton, Path | None, Subset | None]:
-    """Return the beton to read, and the subset; its own beton where `kdcache pack` made one."""
-    if options.subset is None and workspace.recall("subset") is None:
-        workspace.require_beton()  # where nothing is packed, that comes before selecting
-    path = workspace.require_subset(options.subset)
-    if path is None:
-        return open_beton(workspace.require_beton()), None, None
-    packed = subset_beton(path)
-    beton = open_beton(packed if packed.exists() else workspace.require_beton())
-    subset = Subset.load_of(path, beton.manifest.data_fingerprint)
-    if beton.manifest.is_subset:
-        require_samples_of(beton, path, subset.sample_ids)
-    return beton, path, subset
 
 
 def _digest(subset: Subset) -> str:

@@ -1,0 +1,73 @@
+"""Check that a store suits this machine and this loss before a student trains from it."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from kdcache.data.beton import Beton
+from kdcache.errors import CacheMismatchError
+from kdcache.options import TrainOptions
+from kdcache.progress import logger
+from kdcache.reader.probe import PROBE_VIEWS, probe_ids, probe_pixels
+from kdcache.store.codecs.dense import Dense, Float32
+from kdcache.store.codecs.fidelity import LARGEST_ANGLE_DEGREES, NORM_RATIOS
+from kdcache.store.logit_store import LogitStore
+from kdcache.training.losses.fidelity import fidelity_of
+from kdcache.training.losses.settings import LossSettings
+
+
+def check_pixels(beton: Beton, store: LogitStore, options: TrainOptions) -> None:
+    """Compare a few views with those that the teacher answered for."""
+    is_other_data = store.manifest.data_fingerprint != beton.manifest.data_fingerprint
+    if is_other_data or not len(store.pixel_probe):
+        return  # of other data the loader speaks
+    probed = probe_ids(np.arange(store.manifest.samples))
+    is_here = np.isin(probed, beton.sample_ids)
+    if not is_here.any():
+        logger.warning(
+            "%s holds none of the %d samples whose pixels %s can check: whether this machine "
+            "decodes the teacher's pixels is not known",
+            beton.path,
+            len(probed),
+            store.path,
+        )
+        return
+    found = probe_pixels(
+        beton, store.manifest.views, sample_ids=probed[is_here], num_workers=options.num_workers
+    )
+    wanted = store.pixel_probe[np.repeat(is_here, len(PROBE_VIEWS))]
+    differ = int((found != wanted).any(axis=1).sum())
+    if not differ:
+        return
+    message = (
+        f"{differ} of {len(found)} probed views are decoded to other pixels than those that the "
+        f"teacher of {store.path} answered for, expected none: libjpeg-turbo or OpenCV are of "
+        "another build here"
+    )
+    if options.pixels == "warn":
+        logger.warning("%s", message)
+        return
+    raise CacheMismatchError(
+        f"{message}. Run kdcache build-logits --overwrite here, or go on with --pixels warn"
+    )
+
+
+def check_codec(store: LogitStore, loss: LossSettings) -> None:
+    """Measure what the store's codec does to the gradient of the loss that its rows are for."""
+    if isinstance(store.codec, (Dense, Float32)):
+        return
+    loss.require_codec(store.codec, store.path)
+    found = fidelity_of(store, loss)
+    if not found.is_accepted:
+        logger.warning(
+            "%s is stored as %s, which for %s turns the distillation gradient by %.1f degrees "
+            "and scales it by %.2f, expected at most %g degrees and %g to %g. Use another "
+            "--temperature, or build a store with --codec dense",
+            store.path,
+            store.codec,
+            loss,
+            found.angle_degrees,
+            found.norm_ratio,
+            LARGEST_ANGLE_DEGREES,
+            *NORM_RATIOS,
+        )
