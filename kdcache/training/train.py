@@ -7,6 +7,7 @@ import time
 from dataclasses import asdict, replace
 from typing import Any
 
+from kdcache.compute.device import resolve_device
 from kdcache.data.beton import LARGEST_SMALL_SIZE
 from kdcache.data.views import default_views
 from kdcache.loader.distill import DistillLoader
@@ -15,7 +16,6 @@ from kdcache.options import TrainOptions
 from kdcache.progress import logger
 from kdcache.selection.subset import Subset
 from kdcache.store.logit_store import LogitStore
-from kdcache.compute.device import resolve_device
 from kdcache.training.inputs import num_samples_before_pruning, open_data, open_store
 from kdcache.training.live_teacher import open_live_teacher
 from kdcache.training.losses.alpha import AUTO_RULE
