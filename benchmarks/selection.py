@@ -22,14 +22,15 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 from measure import Measured, Work, environment, measure, record
 from selection_memory import NUM_CLASSES, chosen, drawn
 
-from kdcache.options import Method, PruningOptions
+from kdcache.options import PruningOptions
 from kdcache.selection.mdslr import mdslr_quotas
+from kdcache.selection.methods import METHODS
 from kdcache.selection.pruning import keep_of_each
 
 IMAGENET = 1_281_167
@@ -101,7 +102,7 @@ def beside_argsort(samples: int, repeats: int) -> dict[str, dict[str, Measured]]
 
     arms = {
         f"{method}, {balance}": arm(method, balance)
-        for method in get_args(Method)
+        for method in METHODS
         for balance in ("proportional", "class", "none")
         if (method, balance) != ("class-adaptive", "none")
     }
@@ -190,7 +191,7 @@ def main() -> None:
     sizes = [10**power for power in range(5, 9) if 10**power <= arguments.largest]
     series = [in_its_own_process(size, "medium", "proportional") for size in sizes]
     if not arguments.tiny:
-        others = set(get_args(Method)) - {"medium"}
+        others = set(METHODS) - {"medium"}
         series += [
             in_its_own_process(arguments.largest, method, "proportional")
             for method in sorted(others)

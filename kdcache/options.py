@@ -19,15 +19,13 @@ from cyclopts import Parameter
 
 from kdcache.errors import ConfigError
 from kdcache.scores.registry import SCORES
+from kdcache.selection.methods import METHODS, drawing_methods, method_entry, owners_of_options
 
 Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["fp32", "tf32", "bf16", "fp16"]
 EnsembleMode = Literal["probabilities", "logits"]
 WriteMode = Literal["auto", "raw", "jpg"]
 BadImage = Literal["stop", "skip"]
-Method = Literal[
-    "random", "easy", "hard", "medium", "window", "stratified", "beta", "class-adaptive"
-]
 Order = Literal["random", "block-random", "sequential"]
 Balance = Literal["proportional", "class", "none"]
 Optimizer = Literal["sgd", "adamw"]
@@ -516,10 +514,16 @@ class ExportOptions(CommonOptions):
 class PruningOptions:
     """What to keep of samples in the order of their difficulty; what `select_ids` takes."""
 
-    method: Method = "medium"
-    """Which part of the difficulty order to keep. window: from the quantile --start on; stratified:
-    as many of each difficulty (CCS); beta: drawn, easier where less is kept; class-adaptive: more
-    of the classes that the teacher gets wrong."""
+    method: Annotated[
+        str,
+        Parameter(
+            help="Which part of the difficulty order to keep. window: from the quantile --start "
+            "on; stratified: as many of each difficulty (CCS); beta: drawn, easier where less is "
+            "kept; class-adaptive: more of the classes that the teacher gets wrong. One of "
+            f"{METHODS.described()}."
+        ),
+    ] = "medium"
+    """Method of `kdcache.selection.methods`, or module:name."""
 
     keep: float = 0.7
     """Share of the training set to keep, in (0, 1]."""
@@ -547,11 +551,11 @@ class PruningOptions:
 
     def __post_init__(self) -> None:
         """Check every range, and that no option is given that the others make void."""
-        for name, known in (("method", get_args(Method)), ("balance", get_args(Balance))):
-            if getattr(self, name) not in known:
-                raise ConfigError(
-                    f"--{name} is {getattr(self, name)!r}, expected one of {', '.join(known)}"
-                )
+        METHODS.require(self.method)
+        if self.balance not in get_args(Balance):
+            raise ConfigError(
+                f"--balance is {self.balance!r}, expected one of {', '.join(get_args(Balance))}"
+            )
         _require("keep", self.keep, lambda keep: 0 < keep <= 1, "a number in (0, 1]")
         _require_non_negative(self, "seed", "min_per_class", "concentration")
         left = round(1 - self.keep, 9)
@@ -559,13 +563,10 @@ class PruningOptions:
             rule = f"a number in [0, {left:g}], what --keep {self.keep:g} leaves"
             _require(name, getattr(self, name), lambda share: 0 <= share <= left, rule)
         _require("peak", self.peak, lambda peak: 0 <= peak <= 1, "a number in [0, 1]")
-        for method, names in {
-            "window": ["start"],
-            "stratified": ["cut"],
-            "beta": ["peak", "concentration"],
-        }.items():
+        for method, names in owners_of_options().items():
             _require_unset(self, names, f"--method {method}", unless=self.method == method)
-        drawn = "--method random, stratified, beta or class-adaptive"
+        *first, last = drawing_methods()
+        drawn = f"--method {', '.join(first)} or {last}"
         _require_unset(self, ["seed"], drawn, unless=self.draws)
         if self.method == "window" and self.start is None:
             raise ConfigError(
@@ -581,12 +582,12 @@ class PruningOptions:
     @property
     def draws(self) -> bool:
         """Whether chance has a part in it."""
-        return not self.reads_scores or self.method in ("stratified", "beta")
+        return method_entry(self.method).draws
 
     @property
     def reads_scores(self) -> bool:
         """Whether the scores have a part in it."""
-        return self.method not in ("random", "class-adaptive")
+        return method_entry(self.method).reads_scores
 
 
 @dataclass(frozen=True, kw_only=True)

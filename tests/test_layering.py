@@ -20,6 +20,7 @@ STAGES = [
     "calls",
     "registry",
     "scores",
+    "selection.methods",  # names of methods, which the options read
     "rng",
     "files",
     "options",

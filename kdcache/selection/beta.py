@@ -15,7 +15,8 @@ from __future__ import annotations
 import numpy as np
 
 from kdcache.compiled import compiled
-from kdcache.selection.ranking import ID_MASK, KEY_SHIFT, Draws, Entries, float_key, redraw
+from kdcache.selection.context import Group, SelectionContext
+from kdcache.selection.ranking import ID_MASK, KEY_SHIFT, Entries, float_key, redraw
 
 DEFAULT_CONCENTRATION = 14.0
 """DUAL's a + b is 16."""
@@ -36,23 +37,25 @@ def default_peak(keep: float) -> float:
     return 0.5 * (1 - pruned * pruned * pruned * pruned)
 
 
-def beta(group: Entries, quota: int, *, draws: Draws, peak: float, concentration: float) -> Entries:
-    """Keep samples drawn by the Beta density of their quantile.
+def beta(group: Group, quota: int, context: SelectionContext) -> Entries:
+    """Keep samples drawn by the Beta density of their quantile. The group is changed in place.
 
-    Args:
-        group: sorted; changed in place.
-        quota: at most its size.
-        draws: (N,) by sample id, random.
-        peak: mu, the quantile with the highest density, in [0, 1].
-        concentration: tau >= 0; 0 draws all alike.
+    `--peak` is mu, the quantile with the highest density, in [0, 1]; `--concentration` is tau >= 0,
+    and 0 draws all alike.
     """
+    entries = group.entries
     if quota == len(group):
-        return group
-    redraw(group, draws)
-    _draw_keys(group, concentration * peak, concentration * (1 - peak))
+        return entries
+    options = context.options
+    peak = default_peak(options.keep) if options.peak is None else options.peak
+    concentration = options.concentration
+    if concentration is None:
+        concentration = DEFAULT_CONCENTRATION
+    redraw(entries, context.draws)
+    _draw_keys(entries, concentration * peak, concentration * (1 - peak))
     first = len(group) - quota
-    group.partition(first)
-    return group[first:]
+    entries.partition(first)
+    return entries[first:]
 
 
 @compiled()

@@ -6,35 +6,22 @@ and their numbers, is the business of the balance (`kdcache.selection.quotas`).
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from kdcache.errors import ConfigError
-from kdcache.options import Method, PruningOptions
-from kdcache.selection.beta import DEFAULT_CONCENTRATION, beta, default_peak
+from kdcache.options import PruningOptions
 from kdcache.selection.class_adaptive import error_densities
+from kdcache.selection.context import Group, Method, SampleData, SelectionContext, require_kept
+from kdcache.selection.methods import METHODS
 from kdcache.selection.quotas import class_quotas, kept_total
-from kdcache.selection.ranking import (
-    MAX_SAMPLES,
-    Draws,
-    Entries,
-    Ids,
-    draws,
-    mark,
-    native_numbers,
-    rank,
-)
-from kdcache.selection.stratified import stratified
-from kdcache.selection.windows import easy, hard, medium, window
+from kdcache.selection.ranking import MAX_SAMPLES, Ids, mark, native_numbers, rank
 
 _IDS_NAMED = 10
 
-GroupMethod = Callable[[Entries, int], Entries]
-"""(sorted entries of a group, number to keep) -> the entries to keep."""
+_NO_DATA = SampleData()
 
 
 def select_ids(
@@ -44,6 +31,7 @@ def select_ids(
     *,
     num_classes: int,
     correct: npt.NDArray[np.bool_] | None = None,
+    data: SampleData = _NO_DATA,
 ) -> Ids:
     """Return the sample ids to keep.
 
@@ -58,6 +46,7 @@ def select_ids(
         options: what to keep, checked when they were made.
         num_classes: C.
         correct: (N,) whether the teacher is right, for `class-adaptive`.
+        data: what else is known of the samples, for a method of the user's own.
 
     Returns:
         (floor(keep N + 0.5),) int64, sorted.
@@ -78,14 +67,14 @@ def select_ids(
             "more, or ask for fewer of each class"
         )
     if options.balance == "none":
-        return _keep_of_all(scores, labels, options, sizes, total)
+        return _keep_of_all(scores, labels, options, sizes, total, data)
     densities = None
     if options.method == "class-adaptive":
         if correct is None:
             raise ConfigError("correct is None, expected the teacher's stats['correct']")
         densities = error_densities(correct, labels, num_classes)
     quotas = class_quotas(sizes, total, options.balance, min_per_class=least, densities=densities)
-    return keep_of_each(scores, labels, options, np.arange(num_classes), quotas)
+    return keep_of_each(scores, labels, options, np.arange(num_classes), quotas, data)
 
 
 def keep_of_each(
@@ -94,6 +83,7 @@ def keep_of_each(
     options: PruningOptions,
     group_of_class: npt.NDArray[np.int64],
     quotas: list[int],
+    data: SampleData = _NO_DATA,
 ) -> Ids:
     """Return the sample ids to keep, sorted.
 
@@ -103,9 +93,10 @@ def keep_of_each(
         options: which part of each group to keep; how many is what the quotas say.
         group_of_class: (C,) group of each class's samples.
         quotas: how many to keep of each group; at most its size.
+        data: what else is known of the samples.
     """
     # In two functions: entries and draws are gone before the ids take memory.
-    return np.flatnonzero(_kept_mask(scores, labels, options, group_of_class, quotas))
+    return np.flatnonzero(_kept_mask(scores, labels, options, group_of_class, quotas, data))
 
 
 def _kept_mask(
@@ -114,43 +105,26 @@ def _kept_mask(
     options: PruningOptions,
     group_of_class: npt.NDArray[np.int64],
     quotas: list[int],
+    data: SampleData,
 ) -> npt.NDArray[np.bool_]:
     scores = native_numbers(scores)
-    drawn = draws(options.seed, "select", len(labels)) if options.draws else None
-    keys = scores if drawn is None or options.reads_scores else drawn
+    context = SelectionContext(options, scores, labels, data)
+    keys = scores if options.reads_scores else context.draws
     groups = rank(keys, labels, group_of_class, len(quotas)).groups()
-    keep_in_group = _group_method(options, scores, drawn)
+    method: Method = METHODS.load(options.method)
     is_kept = np.zeros(len(labels), dtype=bool)
-    for group, quota in zip(groups, quotas, strict=True):
-        if quota:
-            mark(keep_in_group(group, quota), is_kept)
+    for number, (entries, quota) in enumerate(zip(groups, quotas, strict=True)):
+        if not quota:
+            continue
+        group = Group(number, entries)
+        if options.method in METHODS:
+            kept = method(group, quota, context)
+        else:
+            # It gets a copy: entries that it changed would be checked against themselves.
+            kept = method(Group(number, entries.copy()), quota, context)
+            require_kept(options.method, group, quota, kept)
+        mark(np.asarray(kept).astype(np.uint64, copy=False), is_kept)
     return is_kept
-
-
-def _group_method(
-    options: PruningOptions, scores: npt.NDArray[Any], drawn: Draws | None
-) -> GroupMethod:
-    methods: dict[Method, GroupMethod] = {
-        "random": easy,
-        "class-adaptive": easy,
-        "easy": easy,
-        "hard": hard,
-        "medium": medium,
-    }
-    if options.start is not None:
-        methods["window"] = partial(window, start=options.start)
-    if drawn is not None:
-        methods["stratified"] = partial(
-            stratified, scores=scores, draws=drawn, cut=options.cut or 0.0
-        )
-        peak, concentration = options.peak, options.concentration
-        methods["beta"] = partial(
-            beta,
-            draws=drawn,
-            peak=default_peak(options.keep) if peak is None else peak,
-            concentration=DEFAULT_CONCENTRATION if concentration is None else concentration,
-        )
-    return methods[options.method]
 
 
 def _keep_of_all(
@@ -159,12 +133,13 @@ def _keep_of_all(
     options: PruningOptions,
     sizes: list[int],
     total: int,
+    data: SampleData,
 ) -> Ids:
     """Keep of one global order; classes that would keep too few get a group of their own."""
     group_of_class = np.zeros(len(sizes), dtype=np.int64)
     quotas = [total]
     while True:
-        ids = keep_of_each(scores, labels, options, group_of_class, quotas)
+        ids = keep_of_each(scores, labels, options, group_of_class, quotas, data)
         kept = np.bincount(labels[ids], minlength=len(sizes)).tolist()
         least = [min(size, options.min_per_class) for size in sizes]
         short = [label for label in range(len(sizes)) if kept[label] < least[label]]

@@ -12,8 +12,11 @@ from kdcache.errors import CacheMismatchError, ConfigError
 from kdcache.files import differences
 from kdcache.options import SelectOptions
 from kdcache.progress import logger
+from kdcache.registry import user_code_digest
 from kdcache.selection.compare import Comparison, compare
+from kdcache.selection.context import SampleData
 from kdcache.selection.mdslr import mdslr_quotas
+from kdcache.selection.methods import METHODS
 from kdcache.selection.pruning import keep_of_each, require_finite, select_ids
 from kdcache.selection.score_files import write_scores
 from kdcache.selection.score_source import find_scores, scores_identity
@@ -51,6 +54,7 @@ def select(options: SelectOptions) -> dict[str, Any]:
         "teacher": manifest.teacher,
         "teacher_digest": manifest.teacher_digest,
         **_method_options(options),
+        **_method_identity(options),
         **scores_identity(options, workspace, store),
     }
     other = None if options.compare is None else _load_other(workspace, options.compare, store)
@@ -90,7 +94,7 @@ def select(options: SelectOptions) -> dict[str, Any]:
 
 def subset_name(options: SelectOptions) -> str:
     """Return METHOD-KEEP[-SCORE][-BALANCE][-OPTION...][-sSEED], defaults left out."""
-    parts = [options.method, f"{options.keep:g}"]
+    parts = [options.method.rpartition(":")[2], f"{options.keep:g}"]
     defaults = SelectOptions()
     if options.scores is not None:
         parts.append(options.scores.stem)
@@ -134,6 +138,14 @@ def _method_options(options: SelectOptions) -> dict[str, float]:
     return {name: value for name, value in given.items() if value != getattr(SelectOptions, name)}
 
 
+def _method_identity(options: SelectOptions) -> dict[str, str]:
+    """Return what tells a method of the user's own from another version of its code."""
+    if options.method in METHODS:
+        return {}
+    METHODS.load(options.method)
+    return {"method_code_digest": user_code_digest(options.method)}
+
+
 def _choose(
     options: SelectOptions, store: LogitStore, scores: npt.NDArray[Any]
 ) -> npt.NDArray[np.int64]:
@@ -144,7 +156,10 @@ def _choose(
         quotas = mdslr_quotas(sizes, options.keep)
         return keep_of_each(scores, store.labels, options, np.arange(classes), quotas)
     correct = store.stats["correct"] if options.method == "class-adaptive" else None
-    return select_ids(scores, store.labels, options, num_classes=classes, correct=correct)
+    data = SampleData(store.scores, store.stats, store.features)
+    return select_ids(
+        scores, store.labels, options, num_classes=classes, correct=correct, data=data
+    )
 
 
 def _reuse(path: Path, provenance: dict[str, Any]) -> Subset:

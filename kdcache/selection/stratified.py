@@ -15,34 +15,25 @@ import numpy as np
 import numpy.typing as npt
 
 from kdcache.compiled import compiled
-from kdcache.selection.ranking import ID_MASK, Draws, Entries, redraw
+from kdcache.selection.context import Group, SelectionContext
+from kdcache.selection.ranking import ID_MASK, Entries, redraw
 
 NUM_BINS = 50
 """Of equal width in score, as in CCS."""
 
 
-def stratified(
-    group: Entries,
-    quota: int,
-    *,
-    scores: npt.NDArray[Any],
-    draws: Draws,
-    cut: float,
-) -> Entries:
+def stratified(group: Group, quota: int, context: SelectionContext) -> Entries:
     """Keep as equal a number of each difficulty as there is, at random within each.
 
-    Args:
-        group: sorted; changed in place.
-        quota: at most its size.
-        scores: (N,) by sample id, those that the group is sorted by.
-        draws: (N,) by sample id, random.
-        cut: share of the hardest that is dropped first as probably mislabelled, in [0, 1]; at most
-            what the quota does not need.
+    `--cut` is the share of the hardest that is dropped first as probably mislabelled, in [0, 1]; at
+    most what the quota does not need. The group is changed in place.
     """
-    survivors = group[: max(len(group) - math.floor(cut * len(group) + 0.5), quota)]
+    cut = context.options.cut or 0.0
+    entries = group.entries
+    survivors = entries[: max(len(group) - math.floor(cut * len(group) + 0.5), quota)]
     if len(survivors) == quota:
         return survivors
-    bounds = _bin_bounds(survivors, scores, NUM_BINS)
+    bounds = _bin_bounds(survivors, context.order, NUM_BINS)
     kept = 0
     for start, size, budget in zip(
         bounds[:-1].tolist(),
@@ -52,7 +43,7 @@ def stratified(
     ):
         bin_entries = survivors[start : start + size]
         if 0 < budget < size:
-            redraw(bin_entries, draws)
+            redraw(bin_entries, context.draws)
             bin_entries.partition(budget - 1)
         survivors[kept : kept + budget] = bin_entries[:budget]  # never beyond what was looked at
         kept += budget

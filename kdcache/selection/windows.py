@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import math
 
+from kdcache.selection.context import Group, SelectionContext
 from kdcache.selection.ranking import Entries
 
 
-def easy(group: Entries, quota: int) -> Entries:
+def easy(group: Group, quota: int, context: SelectionContext) -> Entries:  # noqa: ARG001
     """Keep the lowest scores."""
-    return group[:quota]
+    return group.entries[:quota]
 
 
-def hard(group: Entries, quota: int) -> Entries:
+def hard(group: Group, quota: int, context: SelectionContext) -> Entries:  # noqa: ARG001
     """Keep the highest scores."""
-    return group[len(group) - quota :]
+    return group.entries[len(group) - quota :]
 
 
-def medium(group: Entries, quota: int) -> Entries:
+def medium(group: Group, quota: int, context: SelectionContext) -> Entries:  # noqa: ARG001
     """Keep the window around the median that MDSLR keeps.
 
     References:
@@ -26,19 +27,18 @@ def medium(group: Entries, quota: int) -> Entries:
         above the middle and the rest below it.
     """
     if quota == len(group):
-        return group
+        return group.entries
     middle = len(group) // 2
-    return group[middle - (quota - quota // 2) : middle + quota // 2]
+    return group.entries[middle - (quota - quota // 2) : middle + quota // 2]
 
 
-def window(group: Entries, quota: int, *, start: float) -> Entries:
-    """Keep the samples from the quantile `start` of the group on.
+def window(group: Group, quota: int, context: SelectionContext) -> Entries:
+    """Keep the samples from the quantile `--start` of the group on.
 
-    Args:
-        group: sorted.
-        quota: at most its size.
-        start: in [0, 1]. Where fewer than `quota` samples lie above it (a class that keeps more
-            than its share), the window ends with the hardest sample instead.
+    Where fewer than `quota` samples lie above it (a class that keeps more than its share), the
+    window ends with the hardest sample instead.
     """
+    start = context.options.start
+    assert start is not None  # noqa: S101  (the options require it for this method)
     first = min(math.floor(start * len(group) + 0.5), len(group) - quota)
-    return group[first : first + quota]
+    return group.entries[first : first + quota]

@@ -10,10 +10,11 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any, get_args
+from typing import Any
 
 from kdcache.errors import ConfigError
-from kdcache.options import Method, PruningOptions, SelectOptions, TrainOptions
+from kdcache.options import PruningOptions, SelectOptions, TrainOptions
+from kdcache.selection.methods import METHODS, owners_of_options
 from kdcache.studies.training_length import TrainingLength
 
 LIVE = "live"
@@ -61,7 +62,9 @@ DEFAULTS: dict[str, Any] = {
 SELECT_OPTIONS = ("score", "balance", "min_per_class", "start", "cut", "peak", "concentration")
 """Options of `kdcache select` that a grid may list too."""
 
-_OF_METHOD = {"start": "window", "cut": "stratified", "peak": "beta", "concentration": "beta"}
+_OF_METHOD = {
+    option: method for method, options in owners_of_options().items() for option in options
+}
 
 _OF_KD = ("loss", "alpha", "temperature", "views", "reshape", "teacher", "standardise", "pixels")
 
@@ -150,9 +153,8 @@ def make_cell(
         raise ConfigError("data is not given, expected the name of a data set, such as digits")
     _require_range(settings)
     settings["recipe"] = str(TrainingLength.parse(settings["recipe"]))
-    known = get_args(Method)
-    if settings["method"] not in known:
-        raise ConfigError(f"method is {settings['method']!r}, expected one of {', '.join(known)}")
+    if settings["method"] not in METHODS:
+        raise ConfigError(f"method is {settings['method']!r}, expected one of {', '.join(METHODS)}")
     pruning = PruningOptions()
     object.__setattr__(pruning, "method", settings["method"])
     if settings["keep"] == 1:

@@ -14,8 +14,10 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare
 
 from kdcache.errors import ConfigError
-from kdcache.options import Balance, Method, PruningOptions
+from kdcache.options import Balance, PruningOptions
 from kdcache.selection.beta import _log, default_peak
+from kdcache.selection.context import Group, SampleData, SelectionContext
+from kdcache.selection.methods import METHODS
 from kdcache.selection.pruning import select_ids
 from kdcache.selection.quotas import class_quotas, kept_total
 from kdcache.selection.stratified import bin_budgets
@@ -24,9 +26,9 @@ from tests.conftest import ROOT
 from tests.selection import reference
 
 several_examples = settings(max_examples=60, deadline=None)
-METHODS = get_args(Method)
 DRAWING = {"random", "stratified", "beta", "class-adaptive"}
 BALANCES = get_args(Balance)
+ANY_CONTEXT = SelectionContext(PruningOptions(), np.zeros(1), np.zeros(1, np.int64), SampleData())
 EACH = [
     pytest.param(method, balance, id=f"{method}, {balance}")
     for method, balance in itertools.product(METHODS, BALANCES)
@@ -171,11 +173,15 @@ def test_at_ten_percent_steps_every_selection_is_nested(method):
 
 def test_the_window_of_medium_is_centred_and_one_longer_below():
     order = np.arange(10, dtype=np.uint64)
-    assert medium(order, 4).tolist() == [3, 4, 5, 6]
-    assert medium(order, 5).tolist() == [2, 3, 4, 5, 6]
-    assert medium(order, 9).tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 8]
-    assert medium(order, 10).tolist() == list(range(10))
-    assert medium(np.arange(11, dtype=np.uint64), 3).tolist() == [3, 4, 5]
+
+    def middle(entries: np.ndarray, quota: int) -> np.ndarray:
+        return medium(Group(0, entries), quota, ANY_CONTEXT)
+
+    assert middle(order, 4).tolist() == [3, 4, 5, 6]
+    assert middle(order, 5).tolist() == [2, 3, 4, 5, 6]
+    assert middle(order, 9).tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 8]
+    assert middle(order, 10).tolist() == list(range(10))
+    assert middle(np.arange(11, dtype=np.uint64), 3).tolist() == [3, 4, 5]
 
 
 @several_examples
@@ -183,7 +189,9 @@ def test_the_window_of_medium_is_centred_and_one_longer_below():
 def test_easy_and_hard_divide_the_samples(size, data):
     order = np.random.default_rng(size).permutation(size).astype(np.uint64)
     count = data.draw(st.integers(0, size))
-    assert [*easy(order, count), *hard(order, size - count)] == order.tolist()
+    group = Group(0, order)
+    lower, upper = easy(group, count, ANY_CONTEXT), hard(group, size - count, ANY_CONTEXT)
+    assert [*lower, *upper] == order.tolist()
 
 
 def test_easy_and_hard_are_the_two_ends():
