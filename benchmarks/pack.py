@@ -29,9 +29,10 @@ from typing import TYPE_CHECKING
 from PIL import Image
 
 from kdcache.cores import available_cores
-from kdcache.data.beton import LARGEST_SMALL_SIZE, open_beton
+from kdcache.data.beton import open_beton
 from kdcache.data.images import JPEG_QUALITY
 from kdcache.data.pack import pack
+from kdcache.data.policy import LARGEST_SMALL_SIZE
 from kdcache.data.source import Split
 from kdcache.data.sources import open_source
 from kdcache.options import PackOptions

@@ -28,7 +28,7 @@ from kdcache.data.views import Views
 from kdcache.options import PackOptions
 from kdcache.reader.batches import PixelReader
 from kdcache.reader.order import batch_bounds
-from kdcache.reader.photometric import apply_change
+from kdcache.reader.photometric_kernels import apply_change
 
 CHANGE = tuple(np.int64(number) for number in (300, 200, 300, 10, 10, 20, 20))
 """Brighter, with less contrast, more colour and an erased box."""

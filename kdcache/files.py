@@ -1,8 +1,7 @@
-"""Files that appear complete or not at all, their digests, and a lock that dies with its holder."""
+"""Files that appear complete or not at all, what is read back from them, and their digests."""
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import io
 import json
@@ -17,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kdcache.errors import CacheCorruptError, KDCacheError
+from kdcache.errors import CacheCorruptError
 
 
 @contextmanager
@@ -112,48 +111,3 @@ def sha256_of(path: Path) -> str:
     """Return the hex sha256 of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-@contextmanager
-def file_lock(
-    path: Path, *, purpose: str, shared: bool = False, wait: bool = False
-) -> Iterator[int]:
-    """Hold the lock file `path`; the kernel releases it when this process ends, however it ends.
-
-    Yields its file descriptor: a child process that inherits it holds the lock too.
-
-    Args:
-        path: of the lock file.
-        purpose: named to those who find it held.
-        shared: others may hold it too, if they share it.
-        wait: until it is free, instead of raising.
-
-    Raises:
-        KDCacheError: if another process holds it; names that process.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
-    with path.open("a+", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, kind if wait else kind | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            file.seek(0)
-            holder = file.read().strip() or "another process"
-            raise KDCacheError(
-                f"{path} is held by {holder}, expected one {purpose} at a time. "
-                "Wait for it to end, or end it."
-            ) from error
-        file.truncate(0)
-        file.write(f"process {os.getpid()} ({purpose})")
-        file.flush()
-        # The file stays: unlinking it would let two processes lock two files of one name.
-        yield file.fileno()
-
-
-def differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
-    """Return every wanted key whose value is another in `found`, with both values; "" for none."""
-    return "; ".join(
-        f"{key} is {value!r}, there {found.get(key)!r}"
-        for key, value in wanted.items()
-        if found.get(key) != value
-    )

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Literal
 
 from kdcache.errors import ConfigError, DatasetError
-from kdcache.files import file_lock, read_json, write_json
+from kdcache.files import read_json, write_json
+from kdcache.locks import file_lock
 
 Remembered = Literal["store", "subset", "run"]
 

@@ -23,6 +23,8 @@ STAGES = [
     "selection.methods",  # names of methods, which the options read
     "rng",
     "files",
+    "locks",
+    "identity",
     "options",
     "progress",
     "processes",

@@ -12,7 +12,8 @@ import numpy as np
 
 from kdcache.checkup.finding import Finding, error, ok, reason
 from kdcache.errors import KDCacheError
-from kdcache.files import file_lock, sync_directory
+from kdcache.files import sync_directory
+from kdcache.locks import file_lock
 
 MIN_FREE_BYTES = 1 << 30
 """The walk on the digits was measured to write 0.5 GB, with a resnet50 as the teacher."""

@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 from PIL import Image, UnidentifiedImageError
 
-from kdcache.data.beton import open_beton, pack_again
+from kdcache.data.beton import open_beton
+from kdcache.data.beton_manifest import pack_again
 from kdcache.errors import DatasetError
 from kdcache.progress import progress_bar
 

@@ -12,6 +12,10 @@ import numpy as np
 import numpy.typing as npt
 
 VERSION = 2
+
+PAGE_SIZE_BYTES = 8 << 20
+"""FFCV's default page."""
+
 RAW_MODE = 1
 """Of an image that is stored as pixels."""
 JPEG_MODE = 0

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from kdcache.data.beton import BetonManifest
+from kdcache.data.beton_manifest import BetonManifest
 from kdcache.data.source import divide
 from kdcache.data.sources import open_source
 from kdcache.errors import ConfigError, DatasetError
-from kdcache.files import differences
+from kdcache.identity import differences
 
 
 def training_names(manifest: BetonManifest) -> list[str]:

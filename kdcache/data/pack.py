@@ -25,16 +25,16 @@ import numpy as np
 import numpy.typing as npt
 
 from kdcache.cores import available_cores
-from kdcache.data.beton import (
+from kdcache.data.beton_manifest import (
     FORMAT_VERSION,
-    LARGEST_SMALL_SIZE,
     BetonManifest,
     digests_path,
     fingerprint,
     manifest_path,
-    write_beton,
 )
+from kdcache.data.beton_writer import write_beton
 from kdcache.data.images import store_image
+from kdcache.data.policy import LARGEST_SMALL_SIZE
 from kdcache.data.repack import pack_subset
 from kdcache.data.resources import Need, require_room
 from kdcache.data.source import Source, Split, divide
@@ -42,13 +42,13 @@ from kdcache.data.sources import open_source
 from kdcache.data.stored_image import StoredImage
 from kdcache.errors import CacheMismatchError, DatasetError
 from kdcache.files import (
-    differences,
     replace_atomically,
     sweep_partials,
     sync_directory,
     this_process,
     write_json,
 )
+from kdcache.identity import differences
 from kdcache.options import PackOptions
 from kdcache.progress import logger, progress_bar
 from kdcache.workspace import Workspace

@@ -27,6 +27,10 @@ FACTOR_ONE = 256
 CLEAN_SHARE = 0.875
 """Side of the clean view's centre square, as a share of the short side (224 of 256)."""
 
+LARGEST_SMALL_SIZE = 64
+"""Images whose sides are at most this many pixels are stored raw, seen whole in the clean view, and
+get models with a stem that does not shrink them."""
+
 _KINDS = {"clean": 0, "pad-crop": 1, "rrc": 2}
 CLEAN, PAD_CROP, RRC = _KINDS.values()
 
@@ -39,7 +43,7 @@ class Policy:
     rrc(scale=(0.08, 1.0), ratio=(0.75, 1.33), flip=True)   torchvision's RandomResizedCrop
     clean                                               every view is the clean view
 
-    The first two take photometric changes and erasing as well, see `kdcache.data.photometric`:
+    The first two take photometric changes and erasing as well (`data/photometric_parameters.py`):
 
     rrc(brightness=0.4, contrast=0.4, saturation=0.4, erase=0.25)
     """

@@ -13,17 +13,16 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from kdcache.data.beton import (
-    Beton,
+from kdcache.data.beton import Beton, open_beton
+from kdcache.data.beton_manifest import (
     BetonManifest,
     fingerprint,
     load_digests,
     manifest_path,
-    open_beton,
     pack_again,
     save_digests,
-    write_beton,
 )
+from kdcache.data.beton_writer import write_beton
 from kdcache.data.stored_image import StoredImage
 from kdcache.errors import CacheMismatchError, ConfigError, DatasetError
 from kdcache.files import write_json

@@ -6,7 +6,7 @@ student's pixels are exactly those that the teacher answered for.
 
 A view is a box in the stored image and a flip: (top, left, height, width, flip). The box is cut
 out, what lies outside the image is zero, the result is resized to the image size, then mirrored.
-What a policy may do to the pixels after that is in `kdcache.data.photometric`.
+What a policy may do to the pixels after that is in `kdcache.data.photometric_parameters`.
 """
 
 from __future__ import annotations
@@ -17,9 +17,16 @@ import numpy as np
 import numpy.typing as npt
 
 from kdcache.compiled import compiled
-from kdcache.data.beton import LARGEST_SMALL_SIZE, BetonManifest
+from kdcache.data.beton_manifest import BetonManifest
 from kdcache.data.philox import below, log_uniform, philox, uniform
-from kdcache.data.policy import CLEAN, CLEAN_SHARE, PAD_CROP, Policy, PolicyNumbers
+from kdcache.data.policy import (
+    CLEAN,
+    CLEAN_SHARE,
+    LARGEST_SMALL_SIZE,
+    PAD_CROP,
+    Policy,
+    PolicyNumbers,
+)
 from kdcache.errors import ConfigError
 
 ATTEMPTS = 10

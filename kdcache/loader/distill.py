@@ -14,8 +14,8 @@ from kdcache.data.beton import Beton, open_beton
 from kdcache.data.views import Views, default_views
 from kdcache.errors import CacheMismatchError, ConfigError
 from kdcache.loader.batch import Batch
+from kdcache.loader.cuda_prefetch import one_ahead
 from kdcache.loader.staging import Rows, RowStage
-from kdcache.loader.transfer import one_ahead
 from kdcache.options import Order
 from kdcache.reader.batches import PixelReader
 from kdcache.reader.order import batch_bounds, epoch_order

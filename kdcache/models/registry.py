@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from kdcache.data.beton import LARGEST_SMALL_SIZE
+from kdcache.data.policy import LARGEST_SMALL_SIZE
 from kdcache.errors import ConfigError
 from kdcache.models.cifar_resnet import CifarResNet
 from kdcache.models.vgg import vgg8

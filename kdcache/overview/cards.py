@@ -74,7 +74,7 @@ def card_of(given: Path | str) -> Card:
 
 def beton_card(path: Path) -> Card:
     """Return what a beton's manifest says."""
-    from kdcache.data.beton import BetonManifest
+    from kdcache.data.beton_manifest import BetonManifest
 
     about = BetonManifest.load(path)
     images = f"{about.samples:,} images of {about.classes:,} classes"

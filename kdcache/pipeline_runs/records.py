@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from kdcache.files import differences, read_json, write_json
+from kdcache.files import read_json, write_json
+from kdcache.identity import differences
 from kdcache.pipeline_runs.signatures import signature
 
 

@@ -11,9 +11,9 @@ from typing import Any
 
 from kdcache import __version__
 from kdcache.commands import function_for
-from kdcache.data.beton import digests_path, manifest_path
+from kdcache.data.beton_manifest import digests_path, manifest_path
 from kdcache.errors import CacheMismatchError
-from kdcache.files import file_lock
+from kdcache.locks import file_lock
 from kdcache.options import CommonOptions, PackOptions, RunOptions, TrainOptions
 from kdcache.pipeline_runs.pipeline import Step, find_pipeline, read_pipeline
 from kdcache.pipeline_runs.records import Records

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from kdcache.data.beton import manifest_path
+from kdcache.data.beton_manifest import manifest_path
 from kdcache.errors import KDCacheError
 from kdcache.files import read_json, sha256_of
 from kdcache.options import (

@@ -21,7 +21,8 @@ import torch
 from torch import Tensor
 
 from kdcache.cores import available_cores
-from kdcache.data.beton import Beton, open_beton, pack_again
+from kdcache.data.beton import Beton, open_beton
+from kdcache.data.beton_manifest import pack_again
 from kdcache.data.policy import CLEAN_SHARE, Policy
 from kdcache.data.views import Views
 from kdcache.errors import ConfigError, DatasetError

@@ -18,7 +18,7 @@ from kdcache.data.beton import Beton
 from kdcache.data.ffcv_library import address_of
 from kdcache.data.policy import PolicyNumbers
 from kdcache.data.views import Views, checked_seed, checked_view, view_box
-from kdcache.reader.photometric import change_batch
+from kdcache.reader.photometric_kernels import change_batch
 from kdcache.reader.render import U8, render, render_jpeg
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kdcache.data.beton import BetonManifest
+from kdcache.data.beton_manifest import BetonManifest
 from kdcache.errors import CacheMismatchError, ConfigError
 from kdcache.files import sha256_of
 from kdcache.options import SelectOptions

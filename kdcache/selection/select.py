@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kdcache.errors import CacheMismatchError, ConfigError
-from kdcache.files import differences
+from kdcache.identity import differences
 from kdcache.options import SelectOptions
 from kdcache.progress import logger
 from kdcache.registry import user_code_digest

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from kdcache.data.policy import CLEAN_SHARE, Policy
 from kdcache.data.views import Views
 from kdcache.errors import CacheCorruptError, CacheMismatchError
-from kdcache.files import differences
+from kdcache.identity import differences
 from kdcache.options import EnsembleMode, Precision
 
 FORMAT_VERSION = 3

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO
 
 from kdcache.errors import KDCacheError
-from kdcache.files import file_lock
+from kdcache.locks import file_lock
 from kdcache.studies.provenance import BusySeconds
 
 _ONE_THREAD = {

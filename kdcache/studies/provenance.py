@@ -68,7 +68,7 @@ def checkout_commit() -> str | None:
 
 def package_about() -> dict[str, str | None]:
     """Return what a row says of the package: version, digests, formats."""
-    from kdcache.data.beton import FORMAT_VERSION as BETON_VERSION
+    from kdcache.data.beton_manifest import FORMAT_VERSION as BETON_VERSION
     from kdcache.store.manifest import FORMAT_VERSION as STORE_VERSION
 
     return {

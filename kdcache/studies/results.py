@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from kdcache.errors import CacheCorruptError
-from kdcache.files import file_lock, replace_atomically
+from kdcache.files import replace_atomically
+from kdcache.locks import file_lock
 
 COLUMNS: dict[str, str] = {
     # which student, and whether it is there

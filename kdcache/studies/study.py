@@ -217,7 +217,7 @@ def _fail_row(row: Mapping[str, Any], results: Results) -> Callable[[str], None]
 
 def _samples(cell: Cell, plan: Plan) -> int:
     """Return the number of samples that a cell keeps, of which everything it needs is made."""
-    from kdcache.data.beton import BetonManifest
+    from kdcache.data.beton_manifest import BetonManifest
     from kdcache.selection.subset import Subset
 
     path = plan.subset(cell.settings)

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from kdcache.data.beton import BetonManifest
+from kdcache.data.beton_manifest import BetonManifest
 from kdcache.data.policy import CLEAN_SHARE
 from kdcache.errors import ConfigError
 from kdcache.models.weights import read_weights_description

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from kdcache.data.beton import BetonManifest
+from kdcache.data.beton_manifest import BetonManifest
 from kdcache.errors import ConfigError, TeacherError
 from kdcache.models.registry import MODELS, TIMM_PREFIX, make_model
 from kdcache.models.weights import fill_model, load_weights

@@ -23,7 +23,7 @@ from torchvision import models
 from torchvision.models import WeightsEnum
 
 from kdcache.errors import ConfigError, TeacherError
-from kdcache.files import file_lock
+from kdcache.locks import file_lock
 from kdcache.models.registry import torchvision_classifiers
 from kdcache.progress import logger
 from kdcache.teacher.class_names import IMAGENET_CLASSES

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from kdcache.errors import CacheMismatchError
-from kdcache.files import differences
+from kdcache.identity import differences
 from kdcache.models.weights import fill_model, load_weights, save_weights
 from kdcache.training.averaging import WeightAverage
 from kdcache.training.schedule import load_schedule, schedule_state

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 
 from kdcache.compute.precision import teacher_precision
-from kdcache.data.beton import BetonManifest
+from kdcache.data.beton_manifest import BetonManifest
 from kdcache.options import TrainOptions
 from kdcache.teacher.ensemble import Forward, open_ensemble
 from kdcache.workspace import Workspace

@@ -12,7 +12,8 @@ import torch
 
 from kdcache.cores import available_cores
 from kdcache.errors import CacheMismatchError, ConfigError
-from kdcache.files import differences, read_json, write_json
+from kdcache.files import read_json, write_json
+from kdcache.identity import differences
 from kdcache.options import TrainOptions
 from kdcache.progress import logger
 from kdcache.workspace import Workspace

@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from kdcache.compute.device import resolve_device
-from kdcache.data.beton import LARGEST_SMALL_SIZE
+from kdcache.data.policy import LARGEST_SMALL_SIZE
 from kdcache.data.views import default_views
 from kdcache.loader.distill import DistillLoader
 from kdcache.loader.live import LiveLoader

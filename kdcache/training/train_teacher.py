@@ -11,7 +11,7 @@ from kdcache.compute.device import resolve_device
 from kdcache.data.beton import open_beton
 from kdcache.data.views import default_views
 from kdcache.errors import CacheMismatchError, ConfigError
-from kdcache.files import differences
+from kdcache.identity import differences
 from kdcache.loader.distill import DistillLoader
 from kdcache.models.registry import make_model
 from kdcache.models.weights import fill_model, load_weights, save_weights

@@ -27,16 +27,16 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from kdcache.data import ffcv_format
-from kdcache.data.beton import (
-    PAGE_SIZE_BYTES,
+from kdcache.data.beton import open_beton
+from kdcache.data.beton_manifest import (
     BetonManifest,
     digests_path,
     fingerprint,
     manifest_path,
-    open_beton,
     pack_again,
-    write_beton,
 )
+from kdcache.data.beton_writer import write_beton
+from kdcache.data.ffcv_format import PAGE_SIZE_BYTES
 from kdcache.data.pack import pack
 from kdcache.data.stored_image import StoredImage
 from kdcache.errors import DatasetError

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kdcache.data.beton import BetonManifest, open_beton
+from kdcache.data.beton import open_beton
+from kdcache.data.beton_manifest import BetonManifest
 from kdcache.data.names import training_names
 from kdcache.data.pack import pack
 from kdcache.data.sources import open_source

@@ -20,7 +20,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from kdcache.data.beton import BetonManifest, open_beton
+from kdcache.data.beton import open_beton
+from kdcache.data.beton_manifest import BetonManifest
 from kdcache.data.names import training_names
 from kdcache.data.pack import pack
 from kdcache.errors import CacheMismatchError, ConfigError, DatasetError

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from kdcache.data.beton import BetonManifest, fingerprint, open_beton
+from kdcache.data.beton import open_beton
+from kdcache.data.beton_manifest import BetonManifest, fingerprint
 from kdcache.data.pack import pack
 from kdcache.data.repack import repack
 from kdcache.errors import CacheMismatchError, ConfigError, DatasetError

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from kdcache.data.photometric import photometric
+from kdcache.data.photometric_parameters import photometric
 from kdcache.data.views import parameters
 from kdcache.options import PruningOptions
 from kdcache.reader.order import epoch_order

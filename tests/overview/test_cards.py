@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from kdcache.data.beton import BetonManifest
+from kdcache.data.beton_manifest import BetonManifest
 from kdcache.errors import CacheCorruptError, ConfigError, KDCacheError, WeightsError
 from kdcache.options import ShowOptions
 from kdcache.overview.cards import show

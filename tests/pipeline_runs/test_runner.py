@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
-from kdcache.data.beton import manifest_path
+from kdcache.data.beton_manifest import manifest_path
 from kdcache.errors import CacheMismatchError, KDCacheError
-from kdcache.files import file_lock
+from kdcache.locks import file_lock
 from kdcache.options import RunOptions, SelectOptions
 from kdcache.pipeline_runs.runner import run
 from kdcache.selection.select import select

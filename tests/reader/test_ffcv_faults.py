@@ -23,7 +23,8 @@ import torch
 from numba.core import event
 
 from kdcache.cores import available_cores
-from kdcache.data.beton import digests_path, manifest_path, open_beton
+from kdcache.data.beton import open_beton
+from kdcache.data.beton_manifest import digests_path, manifest_path
 from kdcache.data.policy import Policy
 from kdcache.data.views import Views
 from kdcache.errors import ConfigError, DatasetError
@@ -70,7 +71,7 @@ ELSEWHERE = {
     ),
     "F27": (
         "torchvision's photometric changes are drawn once for a batch",
-        "reader/test_photometric.py::test_changed_views_are_the_plain_views_changed",
+        "reader/test_photometric_kernels.py::test_changed_views_are_the_plain_views_changed",
     ),
     "F29": (
         "an image larger than a page",

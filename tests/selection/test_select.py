@@ -17,7 +17,7 @@ import pytest
 import zarr
 from PIL import Image
 
-from kdcache.data.beton import BetonManifest
+from kdcache.data.beton_manifest import BetonManifest
 from kdcache.data.names import training_names
 from kdcache.data.repack import subset_beton
 from kdcache.errors import (

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kdcache.data.beton import digests_path, open_beton
+from kdcache.data.beton import open_beton
+from kdcache.data.beton_manifest import digests_path
 from kdcache.data.check import check_beton
 from kdcache.data.repack import pack_subset
 from kdcache.errors import (

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from kdcache.errors import TrainingError
-from kdcache.files import file_lock
+from kdcache.locks import file_lock
 from kdcache.studies.processes import Ended
 from kdcache.studies.runner import Runner, Work
 

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from kdcache.data.beton import BetonManifest
+from kdcache.data.beton_manifest import BetonManifest
 from kdcache.errors import ConfigError, TeacherError, WeightsError
 from kdcache.models.registry import make_model
 from kdcache.models.weights import save_weights

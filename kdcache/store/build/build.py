@@ -14,7 +14,7 @@ from kdcache.compute.device import resolve_device
 from kdcache.data.beton import Beton, open_beton
 from kdcache.data.policy import CLEAN_SHARE
 from kdcache.errors import ConfigError
-from kdcache.files import file_lock
+from kdcache.locks import file_lock
 from kdcache.options import BuildLogitsOptions
 from kdcache.progress import logger
 from kdcache.store.build.cost import format_duration

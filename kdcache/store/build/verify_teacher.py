@@ -14,7 +14,8 @@ import zarr
 from kdcache.compute.device import resolve_device
 from kdcache.data.beton import Beton, open_beton
 from kdcache.errors import TeacherError
-from kdcache.files import differences, file_lock
+from kdcache.identity import differences
+from kdcache.locks import file_lock
 from kdcache.options import BuildLogitsOptions, VerifyOptions
 from kdcache.store.build.build import build_store
 from kdcache.store.build.opening import store_lock

@@ -7,7 +7,8 @@ import shutil
 from pathlib import Path
 
 from kdcache.errors import KDCacheError
-from kdcache.files import differences, make_directory, replace_atomically, sync_directory
+from kdcache.files import make_directory, replace_atomically, sync_directory
+from kdcache.identity import differences
 from kdcache.progress import logger
 from kdcache.store.format.layout import (
     complete_key,

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kdcache.compiled import compiled
-from kdcache.data.photometric import Change, view_change
+from kdcache.data.photometric_parameters import Change, view_change
 from kdcache.data.policy import FACTOR_ONE, PhotometricNumbers
 
 U8 = npt.NDArray[np.uint8]
@@ -69,7 +69,7 @@ def apply_change(image: U8, change: Change) -> None:
 
     Args:
         image: pixels that were cut out, resized and mirrored.
-        change: see `kdcache.data.photometric`.
+        change: see `kdcache.data.photometric_parameters`.
     """
     brightness, contrast, saturation, top, left, height, width = change
     if brightness != FACTOR_ONE or contrast != FACTOR_ONE:

@@ -3,7 +3,7 @@
 A change is (brightness, contrast, saturation, top, left, height, width): three factors in 1/256 and
 the box of the output that is erased. The clean view has none. The factors are those of
 torchvision's ColorJitter, applied in this order always; the box is that of its RandomErasing.
-`kdcache.reader.photometric` applies them.
+`kdcache.reader.photometric_kernels` applies them.
 
 Their random numbers are streams of their own: a policy with changes has the boxes of the same
 policy without them, and each factor is the same whatever else the policy changes.

@@ -6,9 +6,9 @@ import torch
 from PIL import Image, ImageEnhance
 from torchvision.transforms.v2 import functional
 
-from kdcache.data.photometric import photometric
+from kdcache.data.photometric_parameters import photometric
 from kdcache.reader.batches import PixelReader, pixels
-from kdcache.reader.photometric import apply_change
+from kdcache.reader.photometric_kernels import apply_change
 from tests.reader.reference import read_all
 
 PLAIN = {"crop": "pad-crop(4, flip)", "photo": "rrc"}

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from torchvision.transforms import RandomErasing
 
-from kdcache.data.photometric import photometric
+from kdcache.data.photometric_parameters import photometric
 from kdcache.data.policy import Policy
 from kdcache.data.views import parameters
 from kdcache.errors import ConfigError

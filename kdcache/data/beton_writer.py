@@ -1,0 +1,80 @@
+"""Writing a beton: FFCV's types, from one process in sample order, the same bytes every time.
+
+FFCV's own writer waits for ever when an image fails or a worker dies, leaks shared memory, and
+writes other bytes each time (worker processes race for pages). The format is small, so kdcache
+writes it itself. A fully packed beton is an ordinary one: the fields `image`, `label` and
+`sample_id`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+from kdcache.data import ffcv_format
+from kdcache.data.ffcv_format import PAGE_SIZE_BYTES
+from kdcache.data.stored_image import StoredImage
+from kdcache.errors import DatasetError
+from kdcache.files import replace_atomically
+
+
+def write_beton(
+    path: Path,
+    images: Iterable[tuple[StoredImage, int, int]],
+    capacity: int,
+) -> int:
+    """Write a beton; it appears complete or not at all.
+
+    Args:
+        path: the file to write.
+        images: image, label and sample id (its position in the full training set) of each sample,
+            in the order of the ids; consumed once.
+        capacity: number of samples at most.
+
+    Returns:
+        Bytes of the file.
+    """
+    field_records = ffcv_format.field_table()
+    metadata = np.zeros(capacity, dtype=ffcv_format.SAMPLE)
+    allocations = np.zeros(capacity, dtype=ffcv_format.PLACE)
+    header = np.zeros(1, dtype=ffcv_format.HEADER)
+    header["version"] = ffcv_format.VERSION
+    header["num_fields"] = len(field_records)
+    header["page_size"] = PAGE_SIZE_BYTES
+
+    before_data = header.nbytes + field_records.nbytes + metadata.nbytes
+    pointer = -(-before_data // PAGE_SIZE_BYTES) * PAGE_SIZE_BYTES
+    with replace_atomically(path) as partial, partial.open("wb") as file:
+        num_samples = 0
+        for position, (image, label, sample_id) in enumerate(images):
+            size = len(image.content)
+            if size > PAGE_SIZE_BYTES:
+                raise DatasetError(
+                    f"sample {sample_id} takes {size:,} bytes, expected at most "
+                    f"{PAGE_SIZE_BYTES:,}. Shrink images with --max-resolution"
+                )
+            # FFCV finds a sample's page from its pointer: no image lies across two pages.
+            if pointer % PAGE_SIZE_BYTES + size > PAGE_SIZE_BYTES:
+                pointer = -(-pointer // PAGE_SIZE_BYTES) * PAGE_SIZE_BYTES
+            file.seek(pointer)
+            file.write(image.content)
+            stored = metadata["f0"][position : position + 1]
+            stored["mode"] = ffcv_format.JPEG_MODE if image.is_jpeg else ffcv_format.RAW_MODE
+            stored["height"], stored["width"] = image.height, image.width
+            stored["data_ptr"] = pointer
+            metadata["f1"][position], metadata["f2"][position] = label, sample_id
+            allocations[position] = (position, pointer, size)
+            pointer += size
+            num_samples = position + 1
+        header["num_samples"] = num_samples
+        header["alloc_table_ptr"] = -(-pointer // PAGE_SIZE_BYTES) * PAGE_SIZE_BYTES
+        file.seek(int(header["alloc_table_ptr"][0]))
+        file.write(allocations[:num_samples].tobytes())
+        file.seek(0)
+        for part in (header, field_records, metadata[:num_samples]):
+            file.write(part.tobytes())
+        file.seek(0, os.SEEK_END)
+        return file.tell()
