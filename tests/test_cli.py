@@ -608,7 +608,13 @@ def test_of_the_processes_of_torchrun_the_first_prints_the_result(
 
 
 SHARING_OR_READING = {"build-logits", "show", "doctor"}
-REQUIRED = {"show": ["x"], "study": ["digits"], "run": ["digits"], "pack": ["digits"], "export": ["x.npz"]}
+REQUIRED = {
+    "show": ["x"],
+    "study": ["digits"],
+    "run": ["digits"],
+    "pack": ["digits"],
+    "export": ["x.npz"],
+}
 REQUIRED["merge"] = ["a.zarr", "--out", "b.zarr"]
 
 

@@ -15,7 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from kdcache.errors import CacheCorruptError, CacheMismatchError, ConfigError
-from kdcache.files import arrays_of_npz, differences, make_directory, replace_atomically
+from kdcache.files import arrays_of_npz, make_directory, replace_atomically
+from kdcache.identity import differences
 from kdcache.progress import progress_bar
 from kdcache.registry import is_user_code, user_code_digest
 from kdcache.scores.registry import SCORES
