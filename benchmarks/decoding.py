@@ -9,7 +9,7 @@ import numpy.typing as npt
 from ffcv.libffcv import imdecode, resize_crop
 
 from kdcache.data.beton import Beton
-from kdcache.data.views import Views, parameters
+from kdcache.data.views import Views, view_parameters
 from kdcache.reader.jpeg import cut_rows
 from kdcache.reader.render import choose_scale, mirror
 
@@ -77,7 +77,7 @@ def _decode(content: U8, height: int, width: int, scale: int) -> U8:
 
 def decoding_jobs(beton: Beton, views: Views, *, view: int) -> list[DecodingJob]:
     """Return the job of each image of a beton of JPEGs, in the order of the file."""
-    boxes = parameters(views.policy, views.seed, view, beton.sample_ids, beton.sizes)
+    boxes = view_parameters(views.policy, views.seed, view, beton.sample_ids, beton.sizes)
     file = np.memmap(beton.path, dtype=np.uint8, mode="r")
     jobs = []
     for position, box in enumerate(boxes.astype(np.int64)):

@@ -36,7 +36,7 @@ from kdcache.compute.device import resolve_device
 from kdcache.compute.normalize import Normalise
 from kdcache.data.beton import Beton, open_beton
 from kdcache.data.pack import pack
-from kdcache.data.policy import CLEAN_SHARE
+from kdcache.data.policy import CENTER_CROP_RATIO
 from kdcache.loader.batch import Batch
 from kdcache.loader.distill import DistillLoader
 from kdcache.loader.live import LiveLoader
@@ -117,7 +117,7 @@ def drawn_store(path: Path, beton: Beton, *, classes: int, image_size: int) -> L
         view_seed=0,
         image_size=image_size,
         teacher_size=image_size,
-        clean_share=CLEAN_SHARE,
+        clean_share=CENTER_CROP_RATIO,
         mean=[data.mean],
         std=[data.std],
         codec="dense",

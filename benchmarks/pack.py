@@ -32,7 +32,7 @@ from kdcache.cores import available_cores
 from kdcache.data.beton import open_beton
 from kdcache.data.images import JPEG_QUALITY
 from kdcache.data.pack import pack
-from kdcache.data.policy import LARGEST_SMALL_SIZE
+from kdcache.data.policy import MAX_SMALL_IMAGE_SIZE
 from kdcache.data.source import Split
 from kdcache.data.sources import open_source
 from kdcache.options import PackOptions
@@ -86,7 +86,7 @@ def decode(split: Split, encode: bool, position: int) -> int:
         return 0
     with Image.open(io.BytesIO(split.read(position))) as image:
         rgb = image.convert("RGB")
-    if encode and max(rgb.size) > LARGEST_SMALL_SIZE:
+    if encode and max(rgb.size) > MAX_SMALL_IMAGE_SIZE:
         rgb.save(io.BytesIO(), "JPEG", quality=JPEG_QUALITY)
     elif encode:
         rgb.tobytes()

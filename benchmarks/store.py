@@ -23,8 +23,8 @@ import numpy.typing as npt
 import zarr
 from measure import Measured, Work, environment, measure, print_table, record
 
-from kdcache.data.policy import CLEAN_SHARE
-from kdcache.loader.staging import RowStage
+from kdcache.data.policy import CENTER_CROP_RATIO
+from kdcache.loader.staging import RowPrefetcher
 from kdcache.store.codecs.choice import choose_codec
 from kdcache.store.codecs.codec import Codec
 from kdcache.store.codecs.request import CodecRequest
@@ -64,7 +64,7 @@ def empty_store(path: Path, *, rows: int, classes: int, codec: str) -> StoreWrit
         view_seed=0,
         image_size=224,
         teacher_size=224,
-        clean_share=CLEAN_SHARE,
+        clean_share=CENTER_CROP_RATIO,
         mean=[[0.5, 0.5, 0.5]],
         std=[[0.2, 0.2, 0.2]],
         codec=codec,
@@ -140,7 +140,7 @@ def run(
     staged = Work(len(kept), len(kept))
 
     def stage_store() -> Work:
-        stage = RowStage(store)
+        stage = RowPrefetcher(store)
         stage.take(0, 1, kept)
         stage.close()
         return staged

@@ -16,7 +16,7 @@ _TOKEN = re.compile(
 _KINDS = {"name": "a name", "number": "a number", "end": "the end"}
 _VALUE = ("name", "number", "(")
 _TRUTH = {"True": True, "False": False}
-_MOST_DIGITS = 300
+_MAX_INT_DIGITS = 300
 """Of a whole number; with more it is larger than any float."""
 
 
@@ -35,14 +35,14 @@ class Argument(NamedTuple):
     name: str | None
     """By which it was given, such as `k` of `k=10`."""
     value: Value
-    place: int
+    offset: int
     """Of its first character, from 0."""
-    value_place: int
+    value_offset: int
     """Of the first character of its value."""
 
 
 class Call(NamedTuple):
-    """What was said."""
+    """What was token."""
 
     name: str
     """Empty for a number alone, which is the only argument then."""
@@ -54,8 +54,8 @@ class Call(NamedTuple):
 class CallError(ValueError):
     """A text that cannot be read."""
 
-    def __init__(self, expected: str, place: int) -> None:
-        super().__init__(f"expected {expected} at character {place + 1}")
+    def __init__(self, expected: str, offset: int) -> None:
+        super().__init__(f"expected {expected} at character {offset + 1}")
 
 
 def parse_call(text: str, names: Collection[str]) -> Call:
@@ -69,52 +69,52 @@ def parse_call(text: str, names: Collection[str]) -> Call:
         CallError: says what was expected at which character, from 1.
     """
     reader = _Reader(text)
-    kind, said = reader.take("name", "number")
-    if (said if kind == "name" else "") not in names:
-        raise CallError(f"one of {', '.join(name for name in names if name)}", reader.place)
+    kind, token = reader.take("name", "number")
+    if (token if kind == "name" else "") not in names:
+        raise CallError(f"one of {', '.join(name for name in names if name)}", reader.offset)
     if kind == "number":
-        alone = Argument(None, _number(said), reader.place, reader.place)
+        alone = Argument(None, _number(token), reader.offset, reader.offset)
         reader.take("end")
-        return Call("", [alone], reader.place)
-    name, arguments = said, []
+        return Call("", [alone], reader.offset)
+    name, arguments = token, []
     kind, _ = reader.take("(", "end")
     if kind == "(":
-        kind, said = reader.take(*_VALUE, ")")
+        kind, token = reader.take(*_VALUE, ")")
         while kind != ")":
-            arguments.append(_argument(reader, kind, said))
-            kind, said = reader.take(",", ")")
+            arguments.append(_argument(reader, kind, token))
+            kind, token = reader.take(",", ")")
             if kind == ",":
-                kind, said = reader.take(*_VALUE)
+                kind, token = reader.take(*_VALUE)
         reader.take("end")
-    return Call(name, arguments, reader.place)
+    return Call(name, arguments, reader.offset)
 
 
-def unnamed(form: Mapping[str, object], given: Mapping[str, object]) -> str:
+def unused_names(form: Mapping[str, object], given: Mapping[str, object]) -> str:
     """Return what could stand where a name stands that is not of the form, or was given before."""
     return " or ".join(name for name in form if name not in given) or '")"'
 
 
-def _argument(reader: _Reader, kind: str, said: str) -> Argument:
-    name, place = None, reader.place
+def _argument(reader: _Reader, kind: str, token: str) -> Argument:
+    name, offset = None, reader.offset
     if kind == "name" and reader.comes("="):
-        name = said
+        name = token
         reader.take("=")
-        kind, said = reader.take(*_VALUE)
-    value_place = reader.place
+        kind, token = reader.take(*_VALUE)
+    value_offset = reader.offset
     if kind == "name":
-        return Argument(name, _TRUTH.get(said, Word(said)), place, value_place)
+        return Argument(name, _TRUTH.get(token, Word(token)), offset, value_offset)
     if kind == "number":
-        return Argument(name, _number(said), place, value_place)
+        return Argument(name, _number(token), offset, value_offset)
     numbers = []
     while kind != ")":
         numbers.append(_number(reader.take("number")[1]))
         kind, _ = reader.take(",", ")")
-    return Argument(name, tuple(numbers), place, value_place)
+    return Argument(name, tuple(numbers), offset, value_offset)
 
 
-def _number(said: str) -> int | float:
-    digits = said.lstrip("+-")
-    return int(said) if digits.isdigit() and len(digits) <= _MOST_DIGITS else float(said)
+def _number(token: str) -> int | float:
+    digits = token.lstrip("+-")
+    return int(token) if digits.isdigit() and len(digits) <= _MAX_INT_DIGITS else float(token)
 
 
 class _Reader:
@@ -123,7 +123,7 @@ class _Reader:
     def __init__(self, text: str) -> None:
         self._text = text
         self._next = 0
-        self.place = 0
+        self.offset = 0
         """Of the token that was taken last."""
 
     def comes(self, kind: str) -> bool:
@@ -132,12 +132,12 @@ class _Reader:
 
     def take(self, *kinds: str) -> tuple[str, str]:
         """Return the next token's kind and text; marks are kinds of their own."""
-        kind, said, self.place = self._look()
+        kind, token, self.offset = self._look()
         if kind not in kinds:
             expected = " or ".join(_KINDS.get(one, f'"{one}"') for one in kinds)
-            raise CallError(expected, self.place)
-        self._next = self.place + len(said)
-        return kind, said
+            raise CallError(expected, self.offset)
+        self._next = self.offset + len(token)
+        return kind, token
 
     def _look(self) -> tuple[str, str, int]:
         match = _TOKEN.match(self._text, self._next)
@@ -145,5 +145,5 @@ class _Reader:
             rest = self._text[self._next :]
             return "", "", self._next + len(rest) - len(rest.lstrip())
         group = str(match.lastgroup)
-        said = match[group]
-        return said if group == "mark" else group, said, match.start(group)
+        token = match[group]
+        return token if group == "mark" else group, token, match.start(group)

@@ -94,7 +94,7 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def arrays_of_npz(content: bytes) -> dict[str, npt.NDArray[Any]]:
+def read_npz(content: bytes) -> dict[str, npt.NDArray[Any]]:
     """Return the arrays of an npz file by name; nothing in it is ever unpickled.
 
     Raises:

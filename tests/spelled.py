@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kdcache.data.beton import Beton
-from kdcache.data.policy import CLEAN_SHARE
+from kdcache.data.policy import CENTER_CROP_RATIO
 from kdcache.store.format.layout import PER_SAMPLE_ARRAYS
 from kdcache.store.logit_store import LogitStore
 from kdcache.store.manifest import FORMAT_VERSION, StoreManifest, digest_sample_ids
@@ -60,7 +60,7 @@ def write_spelled_store(
         view_seed=0,
         image_size=data.image_size,
         teacher_size=data.image_size,
-        clean_share=CLEAN_SHARE,
+        clean_share=CENTER_CROP_RATIO,
         mean=[data.mean],
         std=[data.std],
         codec=codec,

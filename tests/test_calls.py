@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdcache.calls import Argument, Call, CallError, Word, parse_call, unnamed
+from kdcache.calls import Argument, Call, CallError, Word, parse_call, unused_names
 
 NAMES = ("rrc", "pad-crop", "topk", "linear", "")
 
@@ -95,6 +95,6 @@ def test_any_text_is_read_or_has_a_place_inside_it(text):
 
 def test_what_could_stand_for_a_wrong_name_is_what_is_left():
     form = {"scale": 1, "ratio": 2}
-    assert unnamed(form, {}) == "scale or ratio"
-    assert unnamed(form, {"scale": 3}) == "ratio"
-    assert unnamed(form, form) == '")"'
+    assert unused_names(form, {}) == "scale or ratio"
+    assert unused_names(form, {"scale": 3}) == "ratio"
+    assert unused_names(form, form) == '")"'

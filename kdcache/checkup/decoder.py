@@ -13,7 +13,7 @@ from PIL import Image
 from kdcache.checkup.finding import Finding, error, ok
 from kdcache.data.pack import pack
 from kdcache.options import PackOptions
-from kdcache.reader.batches import pixels
+from kdcache.reader.batches import view_pixels
 
 SIDE = 96
 """Height and width in pixels: large enough to be stored as JPEG."""
@@ -39,7 +39,9 @@ def check_decoder(_workspace: Path) -> Iterator[Finding]:
         )
         pack(options)
         beton = workspace / "train.beton"
-        decoded = pixels(beton, "clean", 0, 0, np.arange(2), image_size=SIDE, clean_share=1.0)
+        decoded = view_pixels(
+            beton, "clean", 0, 0, np.arange(2), image_size=SIDE, center_crop_ratio=1.0
+        )
         expected = np.stack(
             [np.asarray(Image.open(source / name / "image.jpg")) for name in ("a", "b")]
         )

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kdcache.data.source import EVALUATION_NAMES, Source, Split, choose_splits
-from kdcache.data.tables import Columns, checked_labels, choose_columns, names_for
+from kdcache.data.tables import Columns, choose_columns, resolve_class_names, validate_labels
 from kdcache.errors import ConfigError, DatasetError
 from kdcache.progress import logger
 
@@ -72,7 +72,7 @@ def hugging_face(source: str, label_key: str | None = None) -> Source:
             f"{where} has the splits {', '.join(loaded)}, expected train or one of "
             f"{', '.join(EVALUATION_NAMES)}"
         )
-    chosen, passed_over = choose_splits(found)
+    chosen, ignored_splits = choose_splits(found)
     splits: dict[str, Split] = {}
     stated_names: list[str] | None = None
     content = hashlib.sha256()
@@ -82,9 +82,11 @@ def hugging_face(source: str, label_key: str | None = None) -> Source:
         stated_names = stated_names or columns.class_names
         # Documented as the state of a data set; of one by name it follows from its revision.
         content.update(f"{split}:{len(data)}:{data._fingerprint}\n".encode())  # noqa: SLF001
-    class_names = names_for(where, [split.labels for split in splits.values()], stated_names)
+    class_names = resolve_class_names(
+        where, [split.labels for split in splits.values()], stated_names
+    )
     identity = {"kind": "hf", "path": where, "content": content.hexdigest()}
-    return Source(splits, class_names, identity, passed_over=passed_over)
+    return Source(splits, class_names, identity, ignored_splits=ignored_splits)
 
 
 def _load(name: str, where: str) -> Mapping[str, Any]:
@@ -125,7 +127,7 @@ def _open_split(data: Any, title: str, label_key: str | None) -> tuple[HuggingFa
 
     columns = choose_columns(title, data.features.arrow_schema, label_key)
     table = data.select_columns([columns.label]).with_format("arrow")[:]
-    labels = checked_labels(title, table[columns.label])
+    labels = validate_labels(title, table[columns.label])
     if len(labels) == 0:
         raise DatasetError(f"{title} holds no rows, expected images")
     images = data.select_columns([columns.image])

@@ -49,17 +49,17 @@ def image_folder(root: Path) -> Source:
             the evaluation split has another class.
     """
     found = {name: root / name for name in ("train", *EVALUATION_NAMES) if (root / name).is_dir()}
-    folders, passed_over = choose_splits(found)
+    folders, ignored_splits = choose_splits(found)
     if "train" not in folders:
         if found and set(_class_folders(root)) <= set(EVALUATION_NAMES):
             raise DatasetError(
                 f"{root} holds {', '.join(found)} and no train, expected {root}/train/CLASS/*.jpg "
                 f"beside it. For an evaluation split alone name {folders['val']}"
             )
-        folders, passed_over = {"train": root}, []
+        folders, ignored_splits = {"train": root}, []
     class_names = _class_folders(folders["train"])
     splits: dict[str, Split] = {}
-    left_out: list[str] = []
+    ignored_files: list[str] = []
     listing = hashlib.sha256()
     for split, folder in folders.items():
         unknown = sorted(set(_class_folders(folder)) - set(class_names))
@@ -74,7 +74,7 @@ def image_folder(root: Path) -> Source:
             before = len(files)
             for file in _files_below(folder, class_name):
                 if os.path.splitext(file)[1].lower() not in IMAGE_SUFFIXES:  # noqa: PTH122  (a million)
-                    left_out.append(str(folder / file))
+                    ignored_files.append(str(folder / file))
                     continue
                 files.append(file)
                 try:
@@ -95,7 +95,9 @@ def image_folder(root: Path) -> Source:
             raise DatasetError(f"{folder} holds no images, expected {folder}/CLASS/*.jpg")
         splits[split] = FolderSplit(folder.resolve(), files, np.array(labels, dtype=np.int64))
     identity = {"kind": "folder", "path": str(root.resolve()), "content": listing.hexdigest()}
-    return Source(splits, class_names, identity, left_out=left_out, passed_over=passed_over)
+    return Source(
+        splits, class_names, identity, ignored_files=ignored_files, ignored_splits=ignored_splits
+    )
 
 
 def _class_folders(folder: Path) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from kdcache.data.beton_manifest import BetonManifest
-from kdcache.data.source import divide
+from kdcache.data.source import split_train_val
 from kdcache.data.sources import open_source
 from kdcache.errors import ConfigError, DatasetError
 from kdcache.identity import differences
@@ -32,7 +32,7 @@ def training_names(manifest: BetonManifest) -> list[str]:
         raise DatasetError(
             f"{where} has changed since it was packed: {differ}. Name samples by sample_id"
         )
-    train = divide(source, made_from["val_fraction"], made_from["seed"])["train"]
+    train = split_train_val(source, made_from["val_fraction"], made_from["seed"])["train"]
     skipped = {image["position"] for image in manifest.skipped}
     return [
         train.name(position) for position in range(len(train.labels)) if position not in skipped

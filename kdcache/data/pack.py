@@ -34,10 +34,10 @@ from kdcache.data.beton_manifest import (
 )
 from kdcache.data.beton_writer import write_beton
 from kdcache.data.images import store_image
-from kdcache.data.policy import LARGEST_SMALL_SIZE
+from kdcache.data.policy import MAX_SMALL_IMAGE_SIZE
 from kdcache.data.repack import pack_subset
-from kdcache.data.resources import Need, require_room
-from kdcache.data.source import Source, Split, divide
+from kdcache.data.resources import ResourceEstimate, require_resources
+from kdcache.data.source import Source, Split, split_train_val
 from kdcache.data.sources import open_source
 from kdcache.data.stored_image import StoredImage
 from kdcache.errors import CacheMismatchError, DatasetError
@@ -56,7 +56,7 @@ from kdcache.workspace import Workspace
 _TASK_BYTES = 4 << 20
 """Of the images that a worker hands over at once: small enough for many in a queue."""
 
-_MOST_IMAGES_PER_TASK = 256
+_MAX_IMAGES_PER_TASK = 256
 _TASKS_PER_WORKER = 4
 """In the queue."""
 
@@ -99,7 +99,7 @@ def pack(options: PackOptions) -> dict[str, Any]:
         return {"fingerprint": manifest.fingerprint, "train": train, "val": None, "skipped": 0}
     assert options.source is not None  # noqa: S101  (the options say so)
     source = open_source(options.source, val_source=options.val_source, label_key=options.label_key)
-    splits = divide(source, options.val_fraction, options.seed)
+    splits = split_train_val(source, options.val_fraction, options.seed)
     made_from = source.identity | {
         "label_key": options.label_key,
         "on_bad_image": options.on_bad_image,
@@ -111,17 +111,17 @@ def pack(options: PackOptions) -> dict[str, Any]:
     if _is_up_to_date(workspace, splits, made_from, overwrite=options.overwrite):
         logger.info("up to date: %s", workspace.beton("train"))
         return _result(workspace, splits)
-    if source.passed_over:
+    if source.ignored_splits:
         logger.warning(
             "%s has more evaluation splits than one; passed over: %s. Choose with --val-source",
             source.where,
-            ", ".join(source.passed_over),
+            ", ".join(source.ignored_splits),
         )
-    if source.left_out:
+    if source.ignored_files:
         logger.warning(
             "%d files are not images and are left out, the first is %s",
-            len(source.left_out),
-            source.left_out[0],
+            len(source.ignored_files),
+            source.ignored_files[0],
         )
     workspace.root.mkdir(parents=True, exist_ok=True)
     sweep_partials(workspace.root)
@@ -200,7 +200,7 @@ def _pack_split(
     probe = _probe(split, options.max_resolution)
     write_mode = _choose_write_mode(probe, options) if train is None else train.write_mode
     workload = _plan(split, probe, write_mode, options)
-    require_room(workload.need, workload.workers, path.parent)
+    require_resources(workload.need, workload.workers, path.parent)
     logger.info("%s: %s images as %s", name, f"{count:,}", write_mode)
 
     def samples() -> Iterator[tuple[StoredImage, int, int]]:
@@ -331,19 +331,19 @@ def _probe(split: Split, max_resolution: int | None) -> _Probe:
 def _choose_write_mode(probe: _Probe, options: PackOptions) -> Literal["raw", "jpg"]:
     if options.write_mode != "auto":
         return options.write_mode
-    return "raw" if probe.largest_side <= LARGEST_SMALL_SIZE else "jpg"
+    return "raw" if probe.largest_side <= MAX_SMALL_IMAGE_SIZE else "jpg"
 
 
 def _choose_image_size(sides: npt.NDArray[np.int64]) -> int:
     """Return the images' own size where all have one small square size, else 32 or 224."""
     largest = int(sides.max())
-    if largest > LARGEST_SMALL_SIZE:
+    if largest > MAX_SMALL_IMAGE_SIZE:
         return 224
     return largest if (sides == largest).all() else 32
 
 
 def _choose_policy(image_size: int) -> str:
-    return "pad-crop(4, flip=True)" if image_size <= LARGEST_SMALL_SIZE else "rrc"
+    return "pad-crop(4, flip=True)" if image_size <= MAX_SMALL_IMAGE_SIZE else "rrc"
 
 
 class _Task(NamedTuple):
@@ -360,7 +360,7 @@ class _Workload(NamedTuple):
     task: _Task
     workers: int
     images_per_task: int
-    need: Need
+    need: ResourceEstimate
 
 
 def _plan(
@@ -372,11 +372,11 @@ def _plan(
     enough = count * (_IMAGE_COST_BYTES + probe.raw_bytes) // _WORTH_A_WORKER_BYTES
     workers = options.num_workers or min(cores, max(1, enough))
     images_per_task = min(
-        _MOST_IMAGES_PER_TASK,
+        _MAX_IMAGES_PER_TASK,
         max(1, _TASK_BYTES // stored_bytes),
         -(-count // (_TASKS_PER_WORKER * workers)),
     )
-    need = Need(
+    need = ResourceEstimate(
         samples=count,
         stored=stored_bytes,
         decoded=probe.decoded_bytes,

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kdcache.data.source import Source, Split, choose_splits, digest_of_files, files_of_splits
-from kdcache.data.tables import Columns, checked_labels, choose_columns, names_for
+from kdcache.data.source import Source, Split, choose_splits, files_digest, group_by_split
+from kdcache.data.tables import Columns, choose_columns, resolve_class_names, validate_labels
 from kdcache.errors import DatasetError
 
 
@@ -67,8 +67,8 @@ def parquet(root: Path, label_key: str | None = None) -> Source:
     paths = [root]
     if root.is_dir():
         paths = sorted(file for file in root.rglob("*") if file.suffix.lower() == ".parquet")
-    found = {"train": paths} if root.is_file() else files_of_splits(paths, root)
-    shards, passed_over = choose_splits(found)
+    found = {"train": paths} if root.is_file() else group_by_split(paths, root)
+    shards, ignored_splits = choose_splits(found)
     splits: dict[str, Split] = {}
     stated_names: list[str] | None = None
     policy: str | None = None
@@ -76,13 +76,17 @@ def parquet(root: Path, label_key: str | None = None) -> Source:
         splits[split], columns = _open_shards(files, label_key)
         stated_names = stated_names or columns.class_names
         policy = policy or columns.view_policy
-    class_names = names_for(root, [split.labels for split in splits.values()], stated_names)
+    class_names = resolve_class_names(
+        root, [split.labels for split in splits.values()], stated_names
+    )
     identity = {
         "kind": "parquet",
         "path": str(root.resolve()),
-        "content": digest_of_files(shards),
+        "content": files_digest(shards),
     }
-    return Source(splits, class_names, identity, default_policy=policy, passed_over=passed_over)
+    return Source(
+        splits, class_names, identity, default_policy=policy, ignored_splits=ignored_splits
+    )
 
 
 def _open_shards(files: list[Path], label_key: str | None) -> tuple[ParquetSplit, Columns]:
@@ -109,7 +113,7 @@ def _open_shards(files: list[Path], label_key: str | None) -> tuple[ParquetSplit
                 f"{path} has its images in {columns.image}, expected {chosen.image} as in "
                 f"{files[0]}"
             )
-        labels.append(checked_labels(path, column))
+        labels.append(validate_labels(path, column))
     all_labels = np.concatenate(labels)
     if chosen is None or len(all_labels) == 0:
         raise DatasetError(f"{files[0]} holds no rows, expected images")

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from kdcache.compiled import compiled
 from kdcache.data.philox import below, log_uniform, philox, uniform
 from kdcache.data.policy import FACTOR_ONE, PhotometricNumbers, Policy
-from kdcache.data.views import checked_ids, checked_seed, checked_view
+from kdcache.data.views import validate_sample_ids, validate_seed, validate_view
 
 ERASE_ATTEMPTS = 10
 """Boxes drawn before nothing is erased, as in torchvision."""
@@ -29,7 +29,7 @@ _STREAM_FACTORS = np.uint64(0x666163746F7273)  # "factors"
 _STREAM_ERASE = np.uint64(0x6572617365)  # "erase"
 
 
-def photometric(
+def photometric_parameters(
     policy: Policy | str, seed: int, view: int, sample_ids: npt.ArrayLike, image_size: int
 ) -> npt.NDArray[np.int32]:
     """Return the change of each sample's view.
@@ -47,10 +47,10 @@ def photometric(
     """
     if isinstance(policy, str):
         policy = Policy.parse(policy)
-    ids = checked_ids(sample_ids)
+    ids = validate_sample_ids(sample_ids)
     changes = np.empty((len(ids), 7), dtype=np.int32)
     numbers = policy.photometric_numbers()
-    _fill(numbers, checked_seed(seed), checked_view(view), ids, image_size, changes)
+    _fill(numbers, validate_seed(seed), validate_view(view), ids, image_size, changes)
     return changes
 
 

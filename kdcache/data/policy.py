@@ -6,15 +6,15 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
-from kdcache.calls import CallError, Word, parse_call, unnamed
+from kdcache.calls import CallError, Word, parse_call, unused_names
 from kdcache.errors import ConfigError
 
 Range = tuple[float, float]
 """Smallest and largest, both included."""
 
 UNCHANGED: Range = (1.0, 1.0)
-LARGEST_FACTOR = 10.0
-LARGEST_PADDING = 65_535
+MAX_FACTOR = 10.0
+MAX_PADDING = 65_535
 """The longest side of a JPEG: beyond it a window would show nothing but zeros."""
 
 ERASE_SCALE: Range = (0.02, 0.33)
@@ -24,10 +24,10 @@ FACTORS = ("brightness", "contrast", "saturation")
 FACTOR_ONE = 256
 """The factor 1, as photometric parameters count: in 1/256."""
 
-CLEAN_SHARE = 0.875
+CENTER_CROP_RATIO = 0.875
 """Side of the clean view's centre square, as a share of the short side (224 of 256)."""
 
-LARGEST_SMALL_SIZE = 64
+MAX_SMALL_IMAGE_SIZE = 64
 """Images whose sides are at most this many pixels are stored raw, seen whole in the clean view, and
 get models with a stem that does not shrink them."""
 
@@ -72,10 +72,9 @@ class Policy:
 
     def __post_init__(self) -> None:
         """Check every range."""
-        if not 0 <= self.padding <= LARGEST_PADDING:
+        if not 0 <= self.padding <= MAX_PADDING:
             raise ConfigError(
-                f"padding of a policy is {self.padding}, expected a number in [0, "
-                f"{LARGEST_PADDING:,}]"
+                f"padding of a policy is {self.padding}, expected a number in [0, {MAX_PADDING:,}]"
             )
         for name, (low, high), top in (
             ("scale", self.scale, 1.0),
@@ -89,10 +88,10 @@ class Policy:
                 )
         for name in FACTORS:
             low, high = getattr(self, name)
-            if not 0 <= low <= high <= LARGEST_FACTOR:
+            if not 0 <= low <= high <= MAX_FACTOR:
                 raise ConfigError(
                     f"{name} of a policy is ({low}, {high}), expected 0 <= low <= high <= "
-                    f"{LARGEST_FACTOR}"
+                    f"{MAX_FACTOR}"
                 )
         if not 0 <= self.erase <= 1:
             raise ConfigError(f"erase of a policy is {self.erase}, expected a number in [0, 1]")
@@ -144,11 +143,11 @@ class Policy:
         """Whether views have photometric changes or erased boxes."""
         return self.erase > 0 or any(getattr(self, name) != UNCHANGED for name in FACTORS)
 
-    def numbers(self, clean_share: float = CLEAN_SHARE) -> PolicyNumbers:
+    def numbers(self, center_crop_ratio: float = CENTER_CROP_RATIO) -> PolicyNumbers:
         """Return what boxes depend on, as the compiled code takes it.
 
         Args:
-            clean_share: side of the clean view's centre square, in (0, 1] of the short side.
+            center_crop_ratio: side of the clean view's centre square, in (0, 1] of the short side.
         """
         return PolicyNumbers(
             _KINDS[self.kind],
@@ -157,7 +156,7 @@ class Policy:
             *_logarithms(self.ratio),
             *self.ratio,
             self.flip,
-            clean_share,
+            center_crop_ratio,
         )
 
     def photometric_numbers(self) -> PhotometricNumbers:
@@ -184,7 +183,7 @@ class PolicyNumbers(NamedTuple):
     ratio_low: float
     ratio_high: float
     flip: bool
-    clean_share: float
+    center_crop_ratio: float
 
 
 class PhotometricNumbers(NamedTuple):
@@ -240,16 +239,16 @@ def _parse(text: str) -> tuple[str, dict[str, Any]]:
     call = parse_call(text, _FORMS)
     form = _FORMS[call.name]
     given: dict[str, Any] = {}
-    for said, value, place, value_place in call.arguments:
+    for given_name, value, offset, value_offset in call.arguments:
         # `flip` alone means flip=True, a number alone is the padding.
         alone = (str(value), True) if isinstance(value, Word) else ("padding", value)
-        name, wanted = alone if said is None else (said, value)
+        name, wanted = alone if given_name is None else (given_name, value)
         if name not in form or name in given:
-            raise CallError(unnamed(form, given), place)
+            raise CallError(unused_names(form, given), offset)
         try:
             given[name] = _typed(name, wanted)
         except (TypeError, ValueError) as error:
-            raise CallError(_VALUES.get(name, "(LOW, HIGH)"), value_place) from error
+            raise CallError(_VALUES.get(name, "(LOW, HIGH)"), value_offset) from error
     return call.name, form | given
 
 

@@ -64,7 +64,7 @@ def pack_subset(workspace: Workspace, name: str, *, overwrite: bool) -> Path:
         repack(full, subset.sample_ids, path)
         return path
     packed = open_beton(path)
-    require_samples_of(packed, subset_path, subset.sample_ids)
+    require_same_samples(packed, subset_path, subset.sample_ids)
     found, wanted = packed.manifest.data_fingerprint, full.manifest.fingerprint
     if found != wanted:
         raise CacheMismatchError(
@@ -104,7 +104,7 @@ def repack(full: Beton, sample_ids: npt.NDArray[np.int64], path: Path) -> BetonM
     return manifest
 
 
-def require_samples_of(packed: Beton, subset: Path, sample_ids: npt.NDArray[np.int64]) -> None:
+def require_same_samples(packed: Beton, subset: Path, sample_ids: npt.NDArray[np.int64]) -> None:
     """Compare a packed subset with the subset file beside it.
 
     Args:

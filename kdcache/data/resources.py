@@ -25,7 +25,7 @@ _DISK_TOLERANCE = 0.8
 """Share of the estimate that must be free: it comes from a few images."""
 
 
-class Need(NamedTuple):
+class ResourceEstimate(NamedTuple):
     """What a pack takes, in bytes, as a few of its images tell."""
 
     samples: int
@@ -44,7 +44,7 @@ class Need(NamedTuple):
         return self.samples * SAMPLE_BYTES + self.split + workers * worker
 
 
-def require_room(need: Need, workers: int, folder: Path) -> None:
+def require_resources(need: ResourceEstimate, workers: int, folder: Path) -> None:
     """Check that a pack will find the memory and the disk that it takes.
 
     Args:
@@ -60,7 +60,7 @@ def require_room(need: Need, workers: int, folder: Path) -> None:
     require_disk(need, folder, shutil.disk_usage(folder).free)
 
 
-def require_memory(need: Need, workers: int, available: int) -> None:
+def require_memory(need: ResourceEstimate, workers: int, available: int) -> None:
     """Check the memory; the error names the number of workers that would do."""
     if need.memory(workers) <= available:
         return
@@ -87,7 +87,7 @@ def require_shared_memory(folder: Path = Path("/dev/shm")) -> None:  # noqa: S10
         )
 
 
-def require_disk(need: Need, folder: Path, free: int) -> None:
+def require_disk(need: ResourceEstimate, folder: Path, free: int) -> None:
     """Check the disk that the beton is written to."""
     stored = need.samples * need.stored
     if _DISK_TOLERANCE * stored > free:

@@ -55,9 +55,9 @@ class Source:
     """Share that becomes `val` where the source has no such split and the user does not say."""
     default_policy: str | None = None
     """The view policy that suits this source, where the image size alone does not tell."""
-    left_out: list[str] = field(default_factory=list)
+    ignored_files: list[str] = field(default_factory=list)
     """Files of the source that are not images."""
-    passed_over: list[str] = field(default_factory=list)
+    ignored_splits: list[str] = field(default_factory=list)
     """Evaluation splits beside the one that was taken, by their names."""
 
     @property
@@ -93,7 +93,7 @@ def split_name(parts: Iterable[str]) -> str:
     return "train"
 
 
-def files_of_splits(files: Iterable[Path], root: Path) -> dict[str, list[Path]]:
+def group_by_split(files: Iterable[Path], root: Path) -> dict[str, list[Path]]:
     """Sort files by the split that their names below `root` tell, in the order given."""
     found: dict[str, list[Path]] = {}
     for path in files:
@@ -102,7 +102,7 @@ def files_of_splits(files: Iterable[Path], root: Path) -> dict[str, list[Path]]:
     return found
 
 
-def digest_of_files(files: Mapping[str, Iterable[Path]]) -> str:
+def files_digest(files: Mapping[str, Iterable[Path]]) -> str:
     """Return what changes with the name, size or time of any file of any split."""
     content = hashlib.sha256()
     for split, paths in files.items():
@@ -112,7 +112,7 @@ def digest_of_files(files: Mapping[str, Iterable[Path]]) -> str:
     return content.hexdigest()
 
 
-def with_evaluation(source: Source, other: Source) -> Source:
+def add_val_split(source: Source, other: Source) -> Source:
     """Return `source` with the only split of another source as its evaluation split.
 
     Classes are matched by name, and by number where the other source has no names.
@@ -149,7 +149,7 @@ def with_evaluation(source: Source, other: Source) -> Source:
         splits=source.splits | {"val": split},
         identity=source.identity
         | {"content": hashlib.sha256(content.encode()).hexdigest(), "val_source": other.where},
-        left_out=source.left_out + other.left_out,
+        ignored_files=source.ignored_files + other.ignored_files,
     )
 
 
@@ -218,7 +218,7 @@ def split_off_validation(source: Source, fraction: float, seed: int) -> dict[str
     }
 
 
-def divide(source: Source, val_fraction: float | None, seed: int) -> dict[str, Split]:
+def split_train_val(source: Source, val_fraction: float | None, seed: int) -> dict[str, Split]:
     """Return `train` and, unless the share is 0, `val` of a source.
 
     Args:

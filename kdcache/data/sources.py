@@ -10,7 +10,7 @@ from kdcache.data.digits import digits
 from kdcache.data.hugging_face import PREFIX, hugging_face, is_saved_by_datasets
 from kdcache.data.image_folder import IMAGE_SUFFIXES, image_folder
 from kdcache.data.parquet import parquet
-from kdcache.data.source import Source, with_evaluation
+from kdcache.data.source import Source, add_val_split
 from kdcache.data.tar_shards import is_pattern, tar_shards
 from kdcache.errors import ConfigError, DatasetError
 
@@ -38,7 +38,7 @@ def open_source(
     """
     opened = _open(source, label_key)
     if val_source is not None:
-        opened = with_evaluation(opened, _open(val_source, label_key))
+        opened = add_val_split(opened, _open(val_source, label_key))
     if "train" not in opened.splits:
         raise DatasetError(
             f"{source} holds an evaluation split alone, expected training images too. Name them, "

@@ -64,7 +64,7 @@ def choose_columns(where: Path | str, schema: Any, label_key: str | None) -> Col
     return Columns(image, label, _class_names(schema, label), policy and policy.decode())
 
 
-def checked_labels(where: Path | str, column: Any) -> npt.NDArray[np.int64]:
+def validate_labels(where: Path | str, column: Any) -> npt.NDArray[np.int64]:
     """Return a column of labels.
 
     Args:
@@ -85,7 +85,7 @@ def checked_labels(where: Path | str, column: Any) -> npt.NDArray[np.int64]:
     return labels
 
 
-def names_for(
+def resolve_class_names(
     where: Path | str, labels: Sequence[npt.NDArray[np.int64]], stated: list[str] | None
 ) -> list[str]:
     """Return the class names: the stated ones, else the numbers up to the largest label.

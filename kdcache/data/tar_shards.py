@@ -22,8 +22,8 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from kdcache.data.source import Source, Split, choose_splits, digest_of_files, files_of_splits
-from kdcache.data.tables import names_for
+from kdcache.data.source import Source, Split, choose_splits, files_digest, group_by_split
+from kdcache.data.tables import resolve_class_names
 from kdcache.errors import ConfigError, DatasetError
 
 IMAGE_EXTENSIONS = frozenset({"jpg", "jpeg", "png", "webp"})
@@ -84,20 +84,22 @@ def tar_shards(source: str, label_key: str | None = None) -> Source:
     """
     shards = _find(source)
     root = Path(os.path.commonpath([path.parent for path in shards]))
-    found, passed_over = choose_splits(files_of_splits(shards, root))
+    found, ignored_splits = choose_splits(group_by_split(shards, root))
     splits: dict[str, Split] = {}
-    left_out: list[str] = []
+    ignored_files: list[str] = []
     for split, paths in found.items():
-        splits[split] = _open_shards(paths, label_key, left_out)
+        splits[split] = _open_shards(paths, label_key, ignored_files)
     # pattern or path: what finds the same shards from any folder
     identity = {
         "kind": "webdataset",
         "path": os.path.abspath(source),  # noqa: PTH100  (a pattern is no Path)
-        "content": digest_of_files(found),
+        "content": files_digest(found),
     }
     stated = _class_names({path.parent for path in shards} | {root})
-    class_names = names_for(source, [split.labels for split in splits.values()], stated)
-    return Source(splits, class_names, identity, left_out=left_out, passed_over=passed_over)
+    class_names = resolve_class_names(source, [split.labels for split in splits.values()], stated)
+    return Source(
+        splits, class_names, identity, ignored_files=ignored_files, ignored_splits=ignored_splits
+    )
 
 
 def _find(source: str) -> list[Path]:
@@ -128,17 +130,17 @@ def _find(source: str) -> list[Path]:
     return shards
 
 
-def _open_shards(paths: list[Path], label_key: str | None, left_out: list[str]) -> TarSplit:
+def _open_shards(paths: list[Path], label_key: str | None, ignored_files: list[str]) -> TarSplit:
     shard_of: list[int] = []
     places: list[tuple[int, int]] = []
     members: list[str] = []
     labels: list[int] = []
     for number, path in enumerate(paths):
         with path.open("rb") as file:
-            for key, parts in _samples(path, file, left_out).items():
+            for key, parts in _samples(path, file, ignored_files).items():
                 images = [name for name in parts if name in IMAGE_EXTENSIONS]
                 if not images and not {"cls", "json"} & parts.keys():
-                    left_out += [f"{path}, {member.name}" for member in parts.values()]
+                    ignored_files += [f"{path}, {member.name}" for member in parts.values()]
                     continue
                 if len(images) != 1:
                     raise DatasetError(
@@ -161,7 +163,7 @@ def _open_shards(paths: list[Path], label_key: str | None, left_out: list[str]) 
     )
 
 
-def _samples(path: Path, file: BinaryIO, left_out: list[str]) -> dict[str, dict[str, _Member]]:
+def _samples(path: Path, file: BinaryIO, ignored_files: list[str]) -> dict[str, dict[str, _Member]]:
     """Return the members of each sample, by extension, in the order of a shard's members."""
     samples: dict[str, dict[str, _Member]] = {}
     for entry in _entries(path, file):
@@ -170,7 +172,7 @@ def _samples(path: Path, file: BinaryIO, left_out: list[str]) -> dict[str, dict[
         if entry.isdir():
             continue
         if not key or not extension:  # such as the ._NAME that macOS adds
-            left_out.append(f"{path}, {entry.name}")
+            ignored_files.append(f"{path}, {entry.name}")
             continue
         if not entry.isreg() or entry.issparse():
             raise DatasetError(

@@ -20,9 +20,9 @@ from kdcache.compiled import compiled
 from kdcache.data.beton_manifest import BetonManifest
 from kdcache.data.philox import below, log_uniform, philox, uniform
 from kdcache.data.policy import (
+    CENTER_CROP_RATIO,
     CLEAN,
-    CLEAN_SHARE,
-    LARGEST_SMALL_SIZE,
+    MAX_SMALL_IMAGE_SIZE,
     PAD_CROP,
     Policy,
     PolicyNumbers,
@@ -44,7 +44,7 @@ class Views(NamedTuple):
     policy: Policy
     seed: int
     image_size: int
-    clean_share: float = CLEAN_SHARE
+    center_crop_ratio: float = CENTER_CROP_RATIO
     """Side of the clean view's centre square above 64 px, in (0, 1] of the short side."""
 
 
@@ -55,14 +55,14 @@ def default_views(
     return Views(Policy.parse(policy or data.policy), seed, image_size or data.image_size)
 
 
-def parameters(
+def view_parameters(
     policy: Policy | str,
     seed: int,
     view: int,
     sample_ids: npt.ArrayLike,
     sizes: npt.ArrayLike,
     *,
-    clean_share: float = CLEAN_SHARE,
+    center_crop_ratio: float = CENTER_CROP_RATIO,
 ) -> npt.NDArray[np.int32]:
     """Return the box and flip of each sample's view.
 
@@ -72,7 +72,7 @@ def parameters(
         view: view number; 0 is the clean view.
         sample_ids: (n,) integers >= 0.
         sizes: (n, 2) height and width of each stored image, or one (height, width) for all.
-        clean_share: side of the clean view's centre square, in (0, 1] of the short side.
+        center_crop_ratio: side of the clean view's centre square, in (0, 1] of the short side.
 
     Returns:
         (n, 5) int32: top, left, height, width, flip (0 or 1). Top and left are negative, or the
@@ -80,15 +80,15 @@ def parameters(
     """
     if isinstance(policy, str):
         policy = Policy.parse(policy)
-    ids = checked_ids(sample_ids)
+    ids = validate_sample_ids(sample_ids)
     shape = np.broadcast_to(np.asarray(sizes, dtype=np.int64), (len(ids), 2))
     boxes = np.empty((len(ids), 5), dtype=np.int32)
-    numbers = policy.numbers(clean_share)
-    _fill(numbers, checked_seed(seed), checked_view(view), ids, shape, boxes)
+    numbers = policy.numbers(center_crop_ratio)
+    _fill(numbers, validate_seed(seed), validate_view(view), ids, shape, boxes)
     return boxes
 
 
-def checked_seed(seed: int) -> np.uint64:
+def validate_seed(seed: int) -> np.uint64:
     """Return a view seed as the generator takes it.
 
     Raises:
@@ -99,14 +99,14 @@ def checked_seed(seed: int) -> np.uint64:
     return np.uint64(seed)
 
 
-def checked_view(view: int) -> np.uint64:
+def validate_view(view: int) -> np.uint64:
     """Return a view number likewise."""
     if not 0 <= view < 2**64:
         raise ConfigError(f"view is {view}, expected a number in [0, 2^64)")
     return np.uint64(view)
 
 
-def checked_ids(sample_ids: npt.ArrayLike) -> npt.NDArray[np.uint64]:
+def validate_sample_ids(sample_ids: npt.ArrayLike) -> npt.NDArray[np.uint64]:
     """Return sample ids likewise."""
     ids = np.asarray(sample_ids)
     if len(ids) and not np.issubdtype(ids.dtype, np.integer):
@@ -149,7 +149,7 @@ def view_box(
         width: int64, of the stored image.
     """
     if view == 0 or numbers.kind == CLEAN:
-        return _clean_box(height, width, numbers.clean_share)
+        return _clean_box(height, width, numbers.center_crop_ratio)
     first, second, third, _ = philox(seed, _STREAM_VIEWS, sample_id, view, np.uint64(0))
     flip = np.int64(first >> np.uint64(63)) if numbers.flip else np.int64(0)
     if numbers.kind == PAD_CROP:
@@ -177,9 +177,9 @@ def view_box(
 
 
 @compiled()
-def _clean_box(height: np.int64, width: np.int64, clean_share: float) -> Box:
+def _clean_box(height: np.int64, width: np.int64, center_crop_ratio: float) -> Box:
     short: np.int64 = min(height, width)
-    if short <= LARGEST_SMALL_SIZE:
+    if short <= MAX_SMALL_IMAGE_SIZE:
         return np.int64(0), np.int64(0), height, width, np.int64(0)
-    side = np.int64(short * clean_share)
+    side = np.int64(short * center_crop_ratio)
     return (height - side) // 2, (width - side) // 2, side, side, np.int64(0)

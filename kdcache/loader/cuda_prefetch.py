@@ -14,7 +14,7 @@ from torch import Tensor
 from kdcache.loader.batch import Batch
 
 
-def one_ahead(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
+def prefetch_to_cuda(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
     """Yield batches on a CUDA device; each starts to cross before the one before it is yielded.
 
     Args:

@@ -14,8 +14,8 @@ from kdcache.data.beton import Beton, open_beton
 from kdcache.data.views import Views, default_views
 from kdcache.errors import CacheMismatchError, ConfigError
 from kdcache.loader.batch import Batch
-from kdcache.loader.cuda_prefetch import one_ahead
-from kdcache.loader.staging import Rows, RowStage
+from kdcache.loader.cuda_prefetch import prefetch_to_cuda
+from kdcache.loader.staging import RowPrefetcher, Rows
 from kdcache.options import Order
 from kdcache.reader.batches import PixelReader
 from kdcache.reader.order import batch_bounds, epoch_order
@@ -83,7 +83,7 @@ class DistillLoader:
         self.num_views = num_views
         if self.store is None:
             self.views = views or default_views(self.beton.manifest)
-            self._stage = None
+            self._prefetcher = None
         else:
             if views is not None:
                 raise ConfigError("views are given beside a store, expected the store to set them")
@@ -97,8 +97,8 @@ class DistillLoader:
                 )
             require_same_data(self.beton, self.store)
             self.views = self.store.manifest.views
-            self._stage = RowStage(self.store, memory_budget_bytes=memory_budget_bytes)
-        self.sample_ids = self._checked_ids(subset)
+            self._prefetcher = RowPrefetcher(self.store, memory_budget_bytes=memory_budget_bytes)
+        self.sample_ids = self._validate_subset(subset)
         if not len(self._order(0)):
             raise ConfigError(
                 f"world_size is {world_size}, expected at most {len(self.sample_ids)}, the samples "
@@ -134,15 +134,17 @@ class DistillLoader:
             rule = "of at least 0" if self.epochs is None else f"in [0, {self.epochs})"
             raise ConfigError(f"epoch is {epoch}, expected a number {rule}")
         batches = self._on_host(epoch)
-        yield from batches if self.device.type == "cpu" else one_ahead(batches, self.device)
+        yield from batches if self.device.type == "cpu" else prefetch_to_cuda(batches, self.device)
 
     def _on_host(self, epoch: int) -> Iterator[Batch]:
         order = self._order(epoch)
         rows = None
-        if self._stage is not None:
-            rows = self._stage.take(epoch, self._row_view(epoch), order)
+        if self._prefetcher is not None:
+            rows = self._prefetcher.take(epoch, self._row_view(epoch), order)
             if epoch + 1 != self.epochs:
-                self._stage.prefetch(epoch + 1, self._row_view(epoch + 1), self._order(epoch + 1))
+                self._prefetcher.prefetch(
+                    epoch + 1, self._row_view(epoch + 1), self._order(epoch + 1)
+                )
         view = self.view(epoch)
         batches = self._positions(epoch)
         end = 0
@@ -159,8 +161,8 @@ class DistillLoader:
 
     def close(self) -> None:
         """Stop the background reading of rows."""
-        if self._stage is not None:
-            self._stage.close()
+        if self._prefetcher is not None:
+            self._prefetcher.close()
 
     def _positions(self, epoch: int) -> list[npt.NDArray[np.int64]]:
         """Return the positions in the beton of each batch of an epoch."""
@@ -189,7 +191,7 @@ class DistillLoader:
         codec = self.store.codec_of(self.num_views or 0)  # of every view from 1; of view 0 alone
         return Rows(rows[start:end], codec)
 
-    def _checked_ids(self, subset: Subset | npt.ArrayLike | None) -> npt.NDArray[np.int64]:
+    def _validate_subset(self, subset: Subset | npt.ArrayLike | None) -> npt.NDArray[np.int64]:
         if subset is None:
             if self.store is not None and not self.beton.manifest.is_subset:
                 return self.store.sample_ids

@@ -38,7 +38,7 @@ class Rows(NamedTuple):
         return decoded
 
 
-class RowStage:
+class RowPrefetcher:
     """Reads the rows of the next epoch in the background.
 
     Args:

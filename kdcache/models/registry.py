@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from kdcache.data.policy import LARGEST_SMALL_SIZE
+from kdcache.data.policy import MAX_SMALL_IMAGE_SIZE
 from kdcache.errors import ConfigError
 from kdcache.models.cifar_resnet import CifarResNet
 from kdcache.models.vgg import vgg8
@@ -155,7 +155,7 @@ def make_model(name: str, *, num_classes: int, image_size: int) -> nn.Module:
             f"model is {name!r} for images of {image_size} px, expected a size that it can be made "
             f"for: {error}"
         ) from error
-    is_small = name in _TORCHVISION and image_size <= LARGEST_SMALL_SIZE
+    is_small = name in _TORCHVISION and image_size <= MAX_SMALL_IMAGE_SIZE
     return _TORCHVISION[name](model) if is_small else model
 
 

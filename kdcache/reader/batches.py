@@ -23,14 +23,14 @@ from torch import Tensor
 from kdcache.cores import available_cores
 from kdcache.data.beton import Beton, open_beton
 from kdcache.data.beton_manifest import pack_again
-from kdcache.data.policy import CLEAN_SHARE, Policy
+from kdcache.data.policy import CENTER_CROP_RATIO, Policy
 from kdcache.data.views import Views
 from kdcache.errors import ConfigError, DatasetError
 from kdcache.memory import default_budget_bytes
 from kdcache.reader.decode import ViewDecoder
 
 
-class Pixels(NamedTuple):
+class PixelBatch(NamedTuple):
     """One batch of one view, on the CPU.
 
     The images lie in a buffer that is filled again after the next batch was asked for: clone what
@@ -106,7 +106,7 @@ class PixelReader:
                 f"{width}. Use a smaller --batch-size, or pack with --max-resolution"
             )
 
-    def read(self, batches: Sequence[npt.NDArray[np.int64]], view: int) -> Iterator[Pixels]:
+    def read(self, batches: Sequence[npt.NDArray[np.int64]], view: int) -> Iterator[PixelBatch]:
         """Yield one view of the samples at the given positions.
 
         Leaving the loop early, or dropping the iterator, stops the threads behind it.
@@ -124,7 +124,7 @@ class PixelReader:
 
     def read_views(
         self, batches: Sequence[npt.NDArray[np.int64]], views: Sequence[int]
-    ) -> Iterator[list[Pixels]]:
+    ) -> Iterator[list[PixelBatch]]:
         """Yield several views of the samples at the given positions, as `read` yields one.
 
         Args:
@@ -149,7 +149,7 @@ class PixelReader:
 
     def _run(
         self, batches: Sequence[npt.NDArray[np.int64]], views: Sequence[int]
-    ) -> Iterator[list[Pixels]]:
+    ) -> Iterator[list[PixelBatch]]:
         self._decoder.show(views)
         free: queue.SimpleQueue[int | None] = queue.SimpleQueue()
         ready: queue.SimpleQueue[Any] = queue.SimpleQueue()
@@ -167,7 +167,7 @@ class PixelReader:
                 labels = torch.from_numpy(self.beton.labels[positions])
                 sample_ids = torch.from_numpy(self.beton.sample_ids[positions])
                 yield [
-                    Pixels(images[:, place].permute(0, 3, 1, 2), labels, sample_ids)
+                    PixelBatch(images[:, place].permute(0, 3, 1, 2), labels, sample_ids)
                     for place in range(len(views))
                 ]
                 free.put(slot)
@@ -214,7 +214,7 @@ class PixelReader:
             )
 
 
-def pixels(
+def view_pixels(
     beton: Beton | Path | str,
     policy: Policy | str,
     seed: int,
@@ -222,7 +222,7 @@ def pixels(
     sample_ids: npt.ArrayLike,
     *,
     image_size: int | None = None,
-    clean_share: float = CLEAN_SHARE,
+    center_crop_ratio: float = CENTER_CROP_RATIO,
     num_workers: int | None = None,
 ) -> npt.NDArray[np.uint8]:
     """Return what teacher and student see.
@@ -234,7 +234,7 @@ def pixels(
         view: view number; 0 is the clean view.
         sample_ids: (n,) in any order.
         image_size: height and width; the manifest's when left out.
-        clean_share: side of the clean view's centre square, as the store's manifest says.
+        center_crop_ratio: side of the clean view's centre square, as the store's manifest says.
         num_workers: threads; all that this process may use when left out.
 
     Returns:
@@ -242,7 +242,7 @@ def pixels(
     """
     opened = beton if isinstance(beton, Beton) else open_beton(beton)
     policy = Policy.parse(policy) if isinstance(policy, str) else policy
-    views = Views(policy, seed, image_size or opened.manifest.image_size, clean_share)
+    views = Views(policy, seed, image_size or opened.manifest.image_size, center_crop_ratio)
     positions = opened.positions(sample_ids)
     if not len(positions):
         return np.empty((0, views.image_size, views.image_size, 3), dtype=np.uint8)
@@ -259,7 +259,7 @@ def clamp_workers(num_workers: int | None) -> int:
     return available if num_workers is None else max(1, min(num_workers, available))
 
 
-def workers_of_rank() -> int:
+def workers_per_rank() -> int:
     """Return this process's share of the cores, where torchrun runs several on this machine."""
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     return max(1, clamp_workers(None) // processes)

@@ -17,7 +17,7 @@ from kdcache.compiled import compiled
 from kdcache.data.beton import Beton
 from kdcache.data.ffcv_library import address_of
 from kdcache.data.policy import PolicyNumbers
-from kdcache.data.views import Views, checked_seed, checked_view, view_box
+from kdcache.data.views import Views, validate_seed, validate_view, view_box
 from kdcache.reader.photometric_kernels import change_batch
 from kdcache.reader.render import U8, render, render_jpeg
 
@@ -45,9 +45,9 @@ class ViewDecoder:
         self._pointers = beton.pointers.copy()
         self._sample_ids = beton.sample_ids.astype(np.uint64)
         self._functions = np.array([address_of("imdecode"), address_of("resize")])
-        self._numbers = np.array(views.policy.numbers(views.clean_share), dtype=np.float64)
+        self._numbers = np.array(views.policy.numbers(views.center_crop_ratio), dtype=np.float64)
         self._changes = np.array(views.policy.photometric_numbers(), dtype=np.float64)
-        self._seed = checked_seed(views.seed)
+        self._seed = validate_seed(views.seed)
         self._lengths = beton.lengths.copy()
         self._shown = np.zeros(views_per_sample, dtype=np.uint64)
         self.status = np.zeros(len(beton), dtype=np.int32)
@@ -67,7 +67,7 @@ class ViewDecoder:
 
     def show(self, views: Sequence[int]) -> None:
         """Decode these views from now on; no batch may be under way."""
-        self._shown = np.array([checked_view(view) for view in views])
+        self._shown = np.array([validate_view(view) for view in views])
 
     def decode(self, positions: npt.NDArray[np.int64], out: U8) -> None:
         """Decode the views that are shown of some samples.

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kdcache.errors import CacheCorruptError, CacheMismatchError, ConfigError
-from kdcache.files import arrays_of_npz, make_directory, replace_atomically
+from kdcache.files import make_directory, read_npz, replace_atomically
 from kdcache.identity import differences
 from kdcache.progress import progress_bar
 from kdcache.registry import is_user_code, user_code_digest
@@ -113,7 +113,7 @@ def load_scores(store: LogitStore, name: str) -> StoredScores | None:
         return None
     remedy = f"Run kdcache score {name} --overwrite"
     try:
-        arrays = arrays_of_npz(path.read_bytes())
+        arrays = read_npz(path.read_bytes())
         scores, about = arrays["scores"], dict(json.loads(str(arrays["about"])))
     except (CacheCorruptError, KeyError, TypeError, ValueError) as error:
         raise CacheCorruptError(f"{path} is no score file ({error}). {remedy}") from error

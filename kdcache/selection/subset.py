@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kdcache.errors import CacheCorruptError, CacheMismatchError
-from kdcache.files import arrays_of_npz, replace_atomically
+from kdcache.files import read_npz, replace_atomically
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Subset:
             CacheCorruptError: if it is no subset file.
         """
         try:
-            arrays = arrays_of_npz(Path(path).read_bytes())
+            arrays = read_npz(Path(path).read_bytes())
             return cls(arrays["sample_ids"], dict(json.loads(str(arrays["provenance"]))))
         except (CacheCorruptError, KeyError, TypeError, ValueError) as error:
             raise CacheCorruptError(

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kdcache.data.policy import CLEAN_SHARE, Policy
+from kdcache.data.policy import CENTER_CROP_RATIO, Policy
 from kdcache.data.views import Views
 from kdcache.errors import CacheCorruptError, CacheMismatchError
 from kdcache.identity import differences
@@ -134,7 +134,7 @@ class StoreManifest:
                 "teachers": [arch if ":" in arch else given["teacher"]],
                 "ensemble": None,
                 "teacher_size": given["image_size"],
-                "clean_share": CLEAN_SHARE,
+                "clean_share": CENTER_CROP_RATIO,
                 "mean": [given["mean"]],
                 "std": [given["std"]],
             }

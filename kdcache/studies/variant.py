@@ -16,7 +16,13 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from kdcache.data.source import RelabelledSplit, Source, Split, divide, split_off_validation
+from kdcache.data.source import (
+    RelabelledSplit,
+    Source,
+    Split,
+    split_off_validation,
+    split_train_val,
+)
 from kdcache.data.sources import open_source
 from kdcache.data.tables import VIEW_POLICY
 from kdcache.errors import KDCacheError
@@ -44,7 +50,7 @@ def write_variant(source: str, folder: Path, *, label_noise: float, tune_fractio
         DatasetError: if it holds no usable images.
     """
     opened = open_source(source)
-    splits = divide(opened, None, SEED)
+    splits = split_train_val(opened, None, SEED)
     if tune_fraction:
         alone = replace(opened, splits={"train": splits["train"]})
         splits = split_off_validation(alone, tune_fraction, SEED)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from kdcache.data.beton_manifest import BetonManifest
-from kdcache.data.policy import CLEAN_SHARE
+from kdcache.data.policy import CENTER_CROP_RATIO
 from kdcache.errors import ConfigError
 from kdcache.models.weights import read_weights_description
 from kdcache.options import EnsembleMode, Precision
@@ -206,9 +206,9 @@ def _common_center_crop_ratio(published: Sequence[PublishedWeights]) -> float:
             "the teachers were evaluated on centre crops of %s of the short side; the clean view "
             "uses %g",
             " and ".join(f"{ratio:.4g}" for ratio in sorted(ratios)),
-            CLEAN_SHARE,
+            CENTER_CROP_RATIO,
         )
-    return ratios.pop() if len(ratios) == 1 else CLEAN_SHARE
+    return ratios.pop() if len(ratios) == 1 else CENTER_CROP_RATIO
 
 
 def _archs_per_teacher(

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from kdcache.compute.normalize import Normalise
 from kdcache.compute.precision import autocast
 from kdcache.compute.quality import Quality, measure_quality
-from kdcache.data.policy import CLEAN_SHARE
+from kdcache.data.policy import CENTER_CROP_RATIO
 from kdcache.data.views import Views
 from kdcache.errors import CacheMismatchError
 from kdcache.options import Precision
@@ -42,7 +42,7 @@ class Evaluator:
         precision: Precision,
         num_workers: int | None,
     ) -> None:
-        views = views._replace(clean_share=CLEAN_SHARE)
+        views = views._replace(center_crop_ratio=CENTER_CROP_RATIO)
         self._reader = PixelReader(beton, views, batch_size=256, num_workers=num_workers)
         found = self._reader.beton.manifest.classes
         if found != classes:

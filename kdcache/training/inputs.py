@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from kdcache.data.beton import Beton, open_beton
-from kdcache.data.repack import require_samples_of, subset_beton
+from kdcache.data.repack import require_same_samples, subset_beton
 from kdcache.errors import ConfigError
 from kdcache.loader.distill import require_same_data
 from kdcache.options import TrainOptions
@@ -28,7 +28,7 @@ def open_data(
     beton = open_beton(packed if packed.exists() else workspace.require_beton())
     subset = Subset.load_of(path, beton.manifest.data_fingerprint)
     if beton.manifest.is_subset:
-        require_samples_of(beton, path, subset.sample_ids)
+        require_same_samples(beton, path, subset.sample_ids)
     return beton, path, subset
 
 

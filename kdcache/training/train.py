@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from kdcache.compute.device import resolve_device
-from kdcache.data.policy import LARGEST_SMALL_SIZE
+from kdcache.data.policy import MAX_SMALL_IMAGE_SIZE
 from kdcache.data.views import default_views
 from kdcache.loader.distill import DistillLoader
 from kdcache.loader.live import LiveLoader
@@ -191,4 +191,4 @@ def _digest(subset: Subset) -> str:
 
 
 def _default_student(image_size: int) -> str:
-    return "resnet8" if image_size <= LARGEST_SMALL_SIZE else "resnet18"
+    return "resnet8" if image_size <= MAX_SMALL_IMAGE_SIZE else "resnet18"

@@ -67,7 +67,7 @@ def test_evaluation_splits_beside_the_one_that_is_taken_are_told(tmp_path):
     datasets.DatasetDict(data).save_to_disk(tmp_path / "saved")
     source = open_source(str(tmp_path / "saved"))
     assert reds(source.splits["val"]) == [10, 11]
-    assert source.passed_over == ["test"]
+    assert source.ignored_splits == ["test"]
 
 
 def test_a_data_set_of_one_row_is_read(tmp_path):

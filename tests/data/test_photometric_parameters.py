@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from scipy import stats
 from torchvision.transforms import RandomErasing
 
-from kdcache.data.photometric_parameters import photometric
+from kdcache.data.photometric_parameters import photometric_parameters
 from kdcache.data.policy import Policy
-from kdcache.data.views import parameters
+from kdcache.data.views import view_parameters
 from kdcache.errors import ConfigError
 from tests.conftest import ROOT
 from tests.data.policies import policies
@@ -35,9 +35,11 @@ SIZES = st.integers(1, 300)
 def test_shuffled_ids_give_shuffled_rows(policy, seed, view, image_size, data):
     ids = np.array(data.draw(st.lists(st.integers(0, 2**63 - 1), min_size=1, max_size=20)))
     order = np.array(data.draw(st.permutations(range(len(ids)))))
-    changes = photometric(policy, seed, view, ids, image_size)
+    changes = photometric_parameters(policy, seed, view, ids, image_size)
     assert (changes.dtype, changes.shape) == (np.int32, (len(ids), 7))
-    assert np.array_equal(photometric(policy, seed, view, ids[order], image_size), changes[order])
+    assert np.array_equal(
+        photometric_parameters(policy, seed, view, ids[order], image_size), changes[order]
+    )
 
 
 def drawn_in_python(policy, seed, view, sample_id, size):
@@ -74,7 +76,7 @@ def test_changes_are_those_drawn_in_python(image_size, seed):
     policy = Policy.parse("pad-crop(brightness=0.4, contrast=(0.2, 3), saturation=1, erase=0.7)")
     ids = [*range(40), 2**40]
     expected = [drawn_in_python(policy, seed, 3, sample_id, image_size) for sample_id in ids]
-    assert photometric(policy, seed, 3, ids, image_size).tolist() == expected
+    assert photometric_parameters(policy, seed, 3, ids, image_size).tolist() == expected
 
 
 @given(policies(), SEEDS, st.integers(0, 1000))
@@ -88,8 +90,8 @@ def test_a_box_is_the_same_with_and_without_changes(policy, seed, view):
         flip=policy.flip,
     )
     ids = np.arange(20)
-    boxes = parameters(policy, seed, view, ids, (90, 120))
-    assert np.array_equal(boxes, parameters(plain, seed, view, ids, (90, 120)))
+    boxes = view_parameters(policy, seed, view, ids, (90, 120))
+    assert np.array_equal(boxes, view_parameters(plain, seed, view, ids, (90, 120)))
 
 
 @pytest.mark.parametrize(
@@ -103,8 +105,8 @@ def test_a_box_is_the_same_with_and_without_changes(policy, seed, view):
 )
 def test_a_change_does_not_depend_on_the_other_changes(part, columns):
     ids = np.arange(200)
-    whole = photometric(ALL, 3, 2, ids, 64)
-    alone = photometric(f"rrc({part})", 3, 2, ids, 64)
+    whole = photometric_parameters(ALL, 3, 2, ids, 64)
+    alone = photometric_parameters(f"rrc({part})", 3, 2, ids, 64)
     assert np.array_equal(alone[:, columns], whole[:, columns])
     others = np.setdiff1d(range(7), columns)
     assert (alone[:, others] == np.array(NOTHING)[others]).all()
@@ -113,19 +115,19 @@ def test_a_change_does_not_depend_on_the_other_changes(part, columns):
 @given(policies(), SEEDS, st.integers(0, 2**40), SIZES)
 @settings(deadline=None, max_examples=30)
 def test_the_clean_view_has_no_change(policy, seed, sample_id, image_size):
-    assert photometric(policy, seed, 0, [sample_id], image_size).tolist() == [NOTHING]
+    assert photometric_parameters(policy, seed, 0, [sample_id], image_size).tolist() == [NOTHING]
 
 
 @pytest.mark.parametrize("policy", ["clean", "rrc", "pad-crop(4, flip)"])
 def test_a_policy_without_changes_has_none(policy):
-    assert photometric(policy, 1, 2, range(50), 32).tolist() == [NOTHING] * 50
+    assert photometric_parameters(policy, 1, 2, range(50), 32).tolist() == [NOTHING] * 50
 
 
 def test_photometric_parameters_never_change():
     path = ROOT / "tests" / "golden" / "photometric_parameters.json"
     for case in json.loads(path.read_text()):
         changes = case.pop("changes")
-        assert photometric(**case).tolist() == changes, case
+        assert photometric_parameters(**case).tolist() == changes, case
 
 
 @pytest.mark.parametrize(
@@ -141,7 +143,7 @@ def test_photometric_parameters_never_change():
 def test_numbers_outside_their_range_are_refused(arguments, message):
     usual = {"policy": "rrc", "seed": 0, "view": 1, "sample_ids": [0], "image_size": 32}
     with pytest.raises(ConfigError, match=message):
-        photometric(**(usual | arguments))
+        photometric_parameters(**(usual | arguments))
 
 
 # --- distributions ---
@@ -149,7 +151,7 @@ def test_numbers_outside_their_range_are_refused(arguments, message):
 
 def test_factors_are_uniform_and_independent():
     policy = "rrc(brightness=(0.75, 1.25), contrast=(0.75, 1.25), saturation=(0.75, 1.25))"
-    factors = photometric(policy, 0, 1, np.arange(40_000), 32)[:, :3]
+    factors = photometric_parameters(policy, 0, 1, np.arange(40_000), 32)[:, :3]
     for column in factors.T:
         counts = np.bincount(column - 192, minlength=129)
         assert len(counts) == 129
@@ -161,14 +163,14 @@ def test_factors_are_uniform_and_independent():
 
 def test_factors_do_not_follow_the_box_or_another_view():
     ids = np.arange(10_000)
-    first, second = (photometric(ALL, 0, view, ids, 32)[:, 0] for view in (1, 2))
-    top = parameters("rrc", 0, 1, ids, (300, 300))[:, 0]
+    first, second = (photometric_parameters(ALL, 0, view, ids, 32)[:, 0] for view in (1, 2))
+    top = view_parameters("rrc", 0, 1, ids, (300, 300))[:, 0]
     for other in (second, top):
         assert stats.spearmanr(first, other).pvalue > LEAST_PROBABILITY
 
 
 def test_a_box_is_erased_as_often_as_asked():
-    heights = photometric("rrc(erase=0.3)", 0, 1, np.arange(20_000), 224)[:, 5]
+    heights = photometric_parameters("rrc(erase=0.3)", 0, 1, np.arange(20_000), 224)[:, 5]
     erased = int((heights > 0).sum())
     # Of the boxes drawn with torchvision's usual numbers, all fit within ten attempts.
     assert stats.binomtest(erased, 20_000, 0.3).pvalue > LEAST_PROBABILITY
@@ -190,7 +192,7 @@ def test_an_erased_box_equals_torchvisions_in_distribution(size, scale, ratio):
         [RandomErasing.get_params(image, scale, ratio, [0.0])[:4] for _ in range(count)]
     )
     policy = Policy("rrc", erase=1.0, erase_scale=scale, erase_ratio=ratio)
-    boxes = photometric(policy, 0, 1, np.arange(count), size)[:, 3:]
+    boxes = photometric_parameters(policy, 0, 1, np.arange(count), size)[:, 3:]
 
     def measures(found):
         top, left, height, width = found.T
@@ -211,7 +213,9 @@ def test_an_erased_box_equals_torchvisions_in_distribution(size, scale, ratio):
 @given(policies(), SEEDS, SIZES)
 @settings(deadline=None, max_examples=100)
 def test_an_erased_box_lies_inside_the_output(policy, seed, image_size):
-    top, left, height, width = photometric(policy, seed, 1, range(20), image_size)[:, 3:].T
+    top, left, height, width = photometric_parameters(policy, seed, 1, range(20), image_size)[
+        :, 3:
+    ].T
     assert ((height > 0) == (width > 0)).all()
     assert (np.minimum(top, left) >= 0).all()
     assert (np.maximum(top + height, left + width) <= image_size).all()
@@ -219,4 +223,4 @@ def test_an_erased_box_lies_inside_the_output(policy, seed, image_size):
 
 def test_a_box_that_never_fits_is_not_erased():
     policy = "rrc(erase=1, erase_scale=(1, 1), erase_ratio=(1, 1))"
-    assert photometric(policy, 0, 1, range(30), 32)[:, 3:].max() == 0
+    assert photometric_parameters(policy, 0, 1, range(30), 32)[:, 3:].max() == 0

@@ -19,7 +19,7 @@ from kdcache.data.repack import repack
 from kdcache.errors import CacheMismatchError, ConfigError, DatasetError
 from kdcache.loader.distill import DistillLoader
 from kdcache.options import PackOptions, SelectOptions, TrainOptions
-from kdcache.reader.batches import pixels
+from kdcache.reader.batches import view_pixels
 from kdcache.selection.select import select
 from kdcache.selection.subset import Subset
 from kdcache.training.train import train
@@ -61,7 +61,7 @@ def test_every_kept_sample_has_its_id_label_bytes_and_pixels(source, request, tm
         )
     for view in (0, 2):
         options = (full.manifest.policy, 7, view, ids[::-1])
-        assert np.array_equal(pixels(few.path, *options), pixels(full.path, *options))
+        assert np.array_equal(view_pixels(few.path, *options), view_pixels(full.path, *options))
 
 
 def test_the_manifest_tells_whose_samples_they_are(tiny_beton, tmp_path):

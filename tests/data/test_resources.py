@@ -8,16 +8,18 @@ import pytest
 
 from kdcache.data.resources import (
     WORKER_BYTES,
-    Need,
+    ResourceEstimate,
     available_memory,
     require_disk,
     require_memory,
-    require_room,
+    require_resources,
     require_shared_memory,
 )
 from kdcache.errors import DatasetError
 
-PHOTOS = Need(samples=1000, stored=100_000, decoded=600_000, split=50_000, queue=4_000_000)
+PHOTOS = ResourceEstimate(
+    samples=1000, stored=100_000, decoded=600_000, split=50_000, queue=4_000_000
+)
 
 
 def test_memory_grows_with_samples_and_workers():
@@ -67,10 +69,10 @@ def test_the_memory_that_is_free_is_the_machines_or_the_containers(tmp_path):
 
 
 def test_this_machine_has_room_for_little(tmp_path):
-    require_room(Need(1, 1, 1, 1, 1), 1, tmp_path)
+    require_resources(ResourceEstimate(1, 1, 1, 1, 1), 1, tmp_path)
     assert available_memory() > 0
     free = shutil.disk_usage(tmp_path).free
     with pytest.raises(DatasetError, match="the beton takes about"):
-        require_room(Need(2, free, 1, 1, 1), 1, tmp_path)
+        require_resources(ResourceEstimate(2, free, 1, 1, 1), 1, tmp_path)
     with pytest.raises(DatasetError, match="packing with 1 workers takes about"):
-        require_room(Need(1, 1, 2**60, 1, 1), 1, tmp_path)
+        require_resources(ResourceEstimate(1, 1, 2**60, 1, 1), 1, tmp_path)

@@ -114,7 +114,7 @@ def test_validation_wins_over_test(tmp_path, names, winner):
         write_pngs(tmp_path / name / "ant", value)
     source = open_source(str(tmp_path))
     assert contents(source.splits["val"]) == [(2 + names.index(winner), 0)]
-    assert sorted(source.passed_over) == sorted(set(names) - {winner})
+    assert sorted(source.ignored_splits) == sorted(set(names) - {winner})
 
 
 def test_an_image_folder_is_read_as_torchvision_reads_it(tmp_path):
@@ -193,7 +193,7 @@ def test_beside_other_classes_the_name_of_a_split_is_a_class(tmp_path):
     source = open_source(str(tmp_path))
     assert source.class_names == ["ant", "test", "val"]
     assert contents(source.splits["train"]) == [(0, 0), (1, 1), (2, 2)]
-    assert source.passed_over == []
+    assert source.ignored_splits == []
 
 
 def test_a_flat_evaluation_folder_is_told_from_an_empty_one(tmp_path):

@@ -12,7 +12,7 @@ from scipy import stats
 from torchvision.transforms import RandomResizedCrop
 
 from kdcache.data.policy import Policy
-from kdcache.data.views import parameters
+from kdcache.data.views import view_parameters
 from kdcache.errors import ConfigError
 from tests.conftest import ROOT
 from tests.data.policies import policies
@@ -38,15 +38,15 @@ def test_shuffled_ids_give_shuffled_rows(policy, seed, view, data):
     ids = np.array(data.draw(st.lists(st.integers(0, 2**63 - 1), min_size=1, max_size=20)))
     sizes = np.array([data.draw(st.tuples(SIDES, SIDES)) for _ in ids])
     order = np.array(data.draw(st.permutations(range(len(ids)))))
-    boxes = parameters(policy, seed, view, ids, sizes)
-    assert (parameters(policy, seed, view, ids[order], sizes[order]) == boxes[order]).all()
+    boxes = view_parameters(policy, seed, view, ids, sizes)
+    assert (view_parameters(policy, seed, view, ids[order], sizes[order]) == boxes[order]).all()
 
 
 @pytest.mark.parametrize("policy", POLICIES)
 def test_one_id_alone_gives_its_row_of_the_batch(policy):
     ids = np.arange(50)
-    batch = parameters(policy, 3, 2, ids, (90, 120))
-    single = [parameters(policy, 3, 2, [sample_id], (90, 120))[0] for sample_id in ids]
+    batch = view_parameters(policy, 3, 2, ids, (90, 120))
+    single = [view_parameters(policy, 3, 2, [sample_id], (90, 120))[0] for sample_id in ids]
     assert np.array_equal(single, batch)
 
 
@@ -58,15 +58,15 @@ def test_one_id_alone_gives_its_row_of_the_batch(policy):
 )
 def test_another_seed_view_or_id_is_another_draw(policy, chance, seed, view, shift):
     ids = np.arange(2000)
-    first = parameters(policy, 0, 1, ids, (100, 100))
-    second = parameters(policy, seed, view, ids + shift, (100, 100))
+    first = view_parameters(policy, 0, 1, ids, (100, 100))
+    second = view_parameters(policy, seed, view, ids + shift, (100, 100))
     equal = int((first == second).all(axis=1).sum())
     assert stats.binom.sf(equal - 1, len(ids), chance) > LEAST_PROBABILITY
 
 
 def test_offsets_of_two_views_are_independent():
     ids = np.arange(20_000)
-    first, second = (parameters("pad-crop(1, flip)", 0, view, ids, (8, 8)) for view in (1, 2))
+    first, second = (view_parameters("pad-crop(1, flip)", 0, view, ids, (8, 8)) for view in (1, 2))
     for column, other in [(0, 0), (0, 1), (1, 1), (4, 4), (4, 0)]:
         table = np.zeros((3, 3))
         np.add.at(table, (first[:, column] + 1, second[:, other] + 1), 1)
@@ -76,26 +76,26 @@ def test_offsets_of_two_views_are_independent():
 
 def test_one_size_for_all_is_that_size_for_each():
     ids = np.arange(30)
-    each = parameters("rrc", 0, 1, ids, np.tile([70, 130], (30, 1)))
-    assert np.array_equal(parameters("rrc", 0, 1, ids, (70, 130)), each)
+    each = view_parameters("rrc", 0, 1, ids, np.tile([70, 130], (30, 1)))
+    assert np.array_equal(view_parameters("rrc", 0, 1, ids, (70, 130)), each)
 
 
 def test_a_policy_and_its_text_give_the_same_boxes():
     policy = Policy("pad-crop", padding=3, flip=True)
-    boxes = parameters(policy, 0, 1, np.arange(30), (32, 32))
-    assert np.array_equal(boxes, parameters(str(policy), 0, 1, np.arange(30), (32, 32)))
+    boxes = view_parameters(policy, 0, 1, np.arange(30), (32, 32))
+    assert np.array_equal(boxes, view_parameters(str(policy), 0, 1, np.arange(30), (32, 32)))
     assert (boxes.dtype, boxes.shape) == (np.int32, (30, 5))
 
 
 def test_no_ids_give_no_boxes():
-    assert parameters("rrc", 0, 1, [], (32, 32)).shape == (0, 5)
+    assert view_parameters("rrc", 0, 1, [], (32, 32)).shape == (0, 5)
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "tests" / "golden").glob("view_parameters.json")))
 def test_view_parameters_never_change(path):
     for case in json.loads(path.read_text()):
         boxes = case.pop("boxes")
-        assert parameters(**case).tolist() == boxes, case
+        assert view_parameters(**case).tolist() == boxes, case
 
 
 @pytest.mark.parametrize(
@@ -113,14 +113,14 @@ def test_view_parameters_never_change(path):
 def test_numbers_outside_their_range_are_refused(arguments, message):
     usual = {"policy": "rrc", "seed": 0, "view": 1, "sample_ids": [0], "sizes": (32, 32)}
     with pytest.raises(ConfigError, match=message):
-        parameters(**(usual | arguments))
+        view_parameters(**(usual | arguments))
 
 
 # --- pad-crop ---
 
 
 def test_pad_crop_offsets_and_flips_are_uniform():
-    boxes = parameters("pad-crop(4, flip)", 0, 1, np.arange(50_000), (32, 32))
+    boxes = view_parameters("pad-crop(4, flip)", 0, 1, np.arange(50_000), (32, 32))
     counts = np.zeros((9, 9, 2))
     np.add.at(counts, (boxes[:, 0] + 4, boxes[:, 1] + 4, boxes[:, 4]), 1)
     assert stats.chisquare(counts.ravel()).pvalue > LEAST_PROBABILITY
@@ -128,7 +128,7 @@ def test_pad_crop_offsets_and_flips_are_uniform():
 
 @pytest.mark.parametrize("padding", [0, 1, 4])
 def test_pad_crop_reaches_the_padding_on_both_sides_and_keeps_the_size(padding):
-    boxes = parameters(f"pad-crop({padding}, flip=False)", 5, 3, np.arange(2000), (30, 41))
+    boxes = view_parameters(f"pad-crop({padding}, flip=False)", 5, 3, np.arange(2000), (30, 41))
     assert boxes[:, :2].min(axis=0).tolist() == [-padding, -padding]
     assert boxes[:, :2].max(axis=0).tolist() == [padding, padding]
     assert (boxes[:, 2:4] == [30, 41]).all()
@@ -160,7 +160,7 @@ def test_rrc_equals_torchvisions_random_resized_crop_in_distribution(size, scale
     count = 8000
     expected = torchvisions_boxes(size, scale, ratio, count)
     policy = Policy("rrc", scale=scale, ratio=ratio, flip=True)
-    boxes = parameters(policy, 0, 1, np.arange(count), size)
+    boxes = view_parameters(policy, 0, 1, np.arange(count), size)
 
     def measures(found):
         top, left, height, width = found[:, :4].T
@@ -183,7 +183,7 @@ def test_rrc_equals_torchvisions_random_resized_crop_in_distribution(size, scale
 
 
 def test_rrc_reaches_every_place_where_a_box_fits():
-    boxes = parameters("rrc(scale=(0.2, 0.6))", 0, 1, np.arange(20_000), (6, 6))
+    boxes = view_parameters("rrc(scale=(0.2, 0.6))", 0, 1, np.arange(20_000), (6, 6))
     for start, length in (0, 2), (1, 3):
         for side in np.unique(boxes[:, length]):
             places = np.bincount(boxes[boxes[:, length] == side, start], minlength=7 - side)
@@ -192,7 +192,7 @@ def test_rrc_reaches_every_place_where_a_box_fits():
 
 
 def test_rrc_draws_share_ratio_place_and_flip_independently():
-    boxes = parameters("rrc(scale=(0.1, 0.3))", 0, 1, np.arange(10_000), (300, 300))
+    boxes = view_parameters("rrc(scale=(0.1, 0.3))", 0, 1, np.arange(10_000), (300, 300))
     top, left, height, width, flip = boxes.T.astype(float)
     draws = [
         height * width,
@@ -225,14 +225,14 @@ def test_a_shape_that_no_box_fits_gets_torchvisions_centre_box(size, ratio):
     # The whole area: no draw of another shape than the image's fits, here or there.
     expected = torchvisions_boxes(size, (1.0, 1.0), ratio, 20)
     policy = Policy("rrc", scale=(1.0, 1.0), ratio=ratio)
-    assert np.array_equal(parameters(policy, 0, 1, np.arange(20), size)[:, :4], expected)
+    assert np.array_equal(view_parameters(policy, 0, 1, np.arange(20), size)[:, :4], expected)
     assert len(np.unique(expected, axis=0)) == 1
 
 
 @given(policies(), SEEDS, VIEWS, SIDES, SIDES)
 @settings(deadline=None, max_examples=200)
 def test_a_box_is_never_empty_and_only_padding_lies_outside(policy, seed, view, height, width):
-    boxes = parameters(policy, seed, view, np.arange(20), (height, width))
+    boxes = view_parameters(policy, seed, view, np.arange(20), (height, width))
     top, left, box_height, box_width, _ = boxes.T
     padding = policy.padding if view else 0
     assert (box_height >= 1).all()
@@ -263,12 +263,12 @@ def test_a_box_is_never_empty_and_only_padding_lies_outside(policy, seed, view, 
 )
 @pytest.mark.parametrize("policy", POLICIES)
 def test_the_clean_view_is_whole_up_to_64_px_and_the_centre_square_above(policy, size, expected):
-    boxes = parameters(policy, 5, 0, [0, 9, 2**40], size)
+    boxes = view_parameters(policy, 5, 0, [0, 9, 2**40], size)
     assert boxes.tolist() == [[*expected, 0]] * 3
 
 
 def test_every_view_of_the_clean_policy_is_the_clean_view():
     ids = np.arange(20)
-    clean = parameters("rrc", 0, 0, ids, (90, 130))
+    clean = view_parameters("rrc", 0, 0, ids, (90, 130))
     for view in (1, 2, 77):
-        assert np.array_equal(parameters("clean", 4, view, ids, (90, 130)), clean)
+        assert np.array_equal(view_parameters("clean", 4, view, ids, (90, 130)), clean)

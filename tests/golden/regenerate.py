@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from kdcache.data.photometric_parameters import photometric
-from kdcache.data.views import parameters
+from kdcache.data.photometric_parameters import photometric_parameters
+from kdcache.data.views import view_parameters
 from kdcache.options import PruningOptions
 from kdcache.reader.order import epoch_order
 from kdcache.selection.pruning import select_ids
@@ -29,7 +29,7 @@ SIZES = [[32, 32], [375, 500], [500, 333], [64, 65], [1000, 20]]
 """Height and width of the image of each sample id; the last needs the fallback box."""
 
 
-def view_parameters() -> list[dict]:
+def view_parameter_cases() -> list[dict]:
     """Return the boxes of a few views of a few samples."""
     return [
         {
@@ -38,7 +38,7 @@ def view_parameters() -> list[dict]:
             "view": view,
             "sample_ids": SAMPLE_IDS,
             "sizes": SIZES,
-            "boxes": parameters(policy, seed, view, SAMPLE_IDS, SIZES).tolist(),
+            "boxes": view_parameters(policy, seed, view, SAMPLE_IDS, SIZES).tolist(),
         }
         for policy, seed, view in itertools.product(POLICIES, SEEDS, VIEWS)
     ]
@@ -51,7 +51,7 @@ CHANGING_POLICIES = [
 IMAGE_SIZES = [8, 224]
 
 
-def photometric_parameters() -> list[dict]:
+def photometric_parameter_cases() -> list[dict]:
     """Return the changes of the pixels of a few views of a few samples."""
     return [
         {
@@ -60,7 +60,7 @@ def photometric_parameters() -> list[dict]:
             "view": view,
             "sample_ids": SAMPLE_IDS,
             "image_size": image_size,
-            "changes": photometric(policy, seed, view, SAMPLE_IDS, image_size).tolist(),
+            "changes": photometric_parameters(policy, seed, view, SAMPLE_IDS, image_size).tolist(),
         }
         for policy, seed, view, image_size in itertools.product(
             CHANGING_POLICIES, SEEDS, VIEWS, IMAGE_SIZES
@@ -113,7 +113,7 @@ def write(name: str, cases: list[dict]) -> None:
 
 
 if __name__ == "__main__":
-    write("view_parameters.json", view_parameters())
-    write("photometric_parameters.json", photometric_parameters())
+    write("view_parameters.json", view_parameter_cases())
+    write("photometric_parameters.json", photometric_parameter_cases())
     write("epoch_order.json", epoch_orders())
     write("selections.json", selections())

@@ -23,7 +23,7 @@ from kdcache.data.views import Views
 from kdcache.errors import CacheCorruptError, CacheMismatchError, ConfigError, DatasetError
 from kdcache.loader.distill import Batch, DistillLoader
 from kdcache.options import BuildLogitsOptions, PackOptions
-from kdcache.reader.batches import PixelReader, pixels
+from kdcache.reader.batches import PixelReader, view_pixels
 from kdcache.selection.subset import Subset
 from kdcache.store.build.build import build_logits
 from kdcache.store.logit_store import LogitStore
@@ -213,7 +213,7 @@ def test_teacher_and_student_see_the_same_changed_pixels(beton, tmp_path):
     assert abs(held.logits - expected).max() < 1e-4
     for view in (1, 2):
         shown = held.views == view
-        seen = pixels(beton, policy, 0, view, held.sample_ids[shown], num_workers=1)
+        seen = view_pixels(beton, policy, 0, view, held.sample_ids[shown], num_workers=1)
         assert np.array_equal(held.images[shown], seen)
 
 
@@ -346,7 +346,7 @@ def test_without_augmented_views_an_epoch_shows_a_fresh_view_with_the_clean_rows
     assert held.views.tolist() == [1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3, 4, 4, 4, 4, 5, 5, 5, 5]
     assert np.array_equal(held.logits, spelled(held.sample_ids, 0))
     last = held.views == 5
-    expected = pixels(beton, beton.manifest.policy, 0, 5, held.sample_ids[last], num_workers=1)
+    expected = view_pixels(beton, beton.manifest.policy, 0, 5, held.sample_ids[last], num_workers=1)
     assert np.array_equal(held.images[last], expected)
 
 
@@ -379,7 +379,9 @@ def test_without_a_store_an_epoch_shows_a_fresh_view_and_no_rows(beton):
     for epoch in range(5):
         (batch,) = loader.epoch(epoch)
         assert (batch.view, batch.rows, batch.weights) == (1 + epoch, None, None)
-    expected = pixels(beton, beton.manifest.policy, 0, 5, batch.sample_ids.numpy(), num_workers=1)
+    expected = view_pixels(
+        beton, beton.manifest.policy, 0, 5, batch.sample_ids.numpy(), num_workers=1
+    )
     assert np.array_equal(batch.images.permute(0, 2, 3, 1).numpy(), expected)
 
 
@@ -388,7 +390,7 @@ def test_without_a_store_views_may_be_given(beton):
     loader = DistillLoader(beton, None, [9, 4, 60], batch_size=3, views=views, num_workers=1)
     (batch,) = loader.epoch(0)
     ids = batch.sample_ids.numpy()
-    expected = pixels(beton, "pad-crop(9)", 7, 1, ids, image_size=16, num_workers=1)
+    expected = view_pixels(beton, "pad-crop(9)", 7, 1, ids, image_size=16, num_workers=1)
     assert np.array_equal(batch.images.permute(0, 2, 3, 1).numpy(), expected)
 
 

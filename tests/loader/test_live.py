@@ -15,7 +15,7 @@ from kdcache.data.views import default_views
 from kdcache.errors import ConfigError
 from kdcache.loader.distill import DistillLoader
 from kdcache.loader.live import LiveLoader
-from kdcache.reader.batches import pixels
+from kdcache.reader.batches import view_pixels
 from kdcache.teacher.forward import TeacherForward
 from tests.teachers import Projection
 
@@ -86,7 +86,7 @@ def test_a_teacher_of_another_size_sees_the_same_views_at_its_own(tiny_beton, si
     data = live.beton.manifest
     ask = teacher(data, image_size=size)
     for batch in live.epoch(1):
-        seen = pixels(
+        seen = view_pixels(
             live.beton, data.policy, 0, 2, batch.sample_ids.numpy(), image_size=size, num_workers=1
         )
         expected = ask(torch.from_numpy(seen).permute(0, 3, 1, 2))

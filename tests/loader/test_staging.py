@@ -14,7 +14,7 @@ import torch
 
 from kdcache.data.beton import open_beton
 from kdcache.errors import CacheCorruptError, TrainingError
-from kdcache.loader.staging import Rows, RowStage
+from kdcache.loader.staging import RowPrefetcher, Rows
 from kdcache.store.codecs.registry import CODECS
 from kdcache.store.logit_store import LogitStore
 from tests.spelled import spelled, write_spelled_store
@@ -44,7 +44,7 @@ def store(store_path: Path) -> RecordingStore:
 
 @pytest.fixture
 def stage(store: RecordingStore):
-    stage = RowStage(store)
+    stage = RowPrefetcher(store)
     yield stage
     stage.close()
 
@@ -83,7 +83,7 @@ def test_prefetched_rows_are_read_once_and_in_the_background(stage, store):
 @pytest.mark.parametrize("budget_bytes", [None, 2 * 5 * 4 * 2, 2 * 5 * 4 * 2 - 1])
 def test_rows_beyond_the_memory_budget_lie_in_a_file(store, budget_bytes):
     """Two epochs' rows count, of 5 samples with 4 numbers of 2 bytes each."""
-    stage = RowStage(store, memory_budget_bytes=budget_bytes)
+    stage = RowPrefetcher(store, memory_budget_bytes=budget_bytes)
     rows = stage.take(0, 1, IDS)
     assert is_mapped_from_a_file(rows.data_ptr()) is (budget_bytes == 79)
     assert np.array_equal(rows.float().numpy(), spelled(IDS, 1))
@@ -91,14 +91,14 @@ def test_rows_beyond_the_memory_budget_lie_in_a_file(store, budget_bytes):
 
 
 def test_a_budget_of_nothing_is_one(store):
-    stage = RowStage(store, memory_budget_bytes=0)
+    stage = RowPrefetcher(store, memory_budget_bytes=0)
     assert is_mapped_from_a_file(stage.take(0, 1, IDS).data_ptr())
     stage.close()
 
 
 def test_a_temporary_folder_without_room_is_named(store):
     """A file that may not grow, in place of a full disk: a map without room kills the process."""
-    stage = RowStage(store, memory_budget_bytes=0)
+    stage = RowPrefetcher(store, memory_budget_bytes=0)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (39, before[1]))
     try:
@@ -146,7 +146,7 @@ def test_damage_found_in_the_background_is_raised_where_the_rows_are_taken(store
     content = bytearray(chunk.read_bytes())
     content[3] ^= 1
     chunk.write_bytes(content)
-    stage = RowStage(LogitStore.open(damaged))
+    stage = RowPrefetcher(LogitStore.open(damaged))
     stage.prefetch(1, 2, IDS)
     with pytest.raises(CacheCorruptError, match="views/2/rows"):
         stage.take(1, 2, IDS)
@@ -154,7 +154,7 @@ def test_damage_found_in_the_background_is_raised_where_the_rows_are_taken(store
 
 
 def test_a_closed_stage_leaves_no_thread(store):
-    stage = RowStage(store)
+    stage = RowPrefetcher(store)
     stage.prefetch(1, 2, IDS)
     stage.close()
     assert not [t for t in threading.enumerate() if t.name.startswith(BACKGROUND)]

@@ -7,7 +7,7 @@ import threading
 import numpy as np
 from ffcv.libffcv import imdecode, resize_crop
 
-from kdcache.data.views import parameters
+from kdcache.data.views import view_parameters
 
 
 def batches_of(positions, size):
@@ -36,7 +36,7 @@ def boxes_of(reader, view):
     """Return the box of each image of a reader's beton, (N, 5)."""
     policy, seed, _, share = reader.views
     ids, sizes = reader.beton.sample_ids, reader.beton.sizes
-    return parameters(policy, seed, view, ids, sizes, clean_share=share)
+    return view_parameters(policy, seed, view, ids, sizes, center_crop_ratio=share)
 
 
 def stored_bytes(beton, position):

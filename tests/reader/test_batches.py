@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from kdcache.data.beton import open_beton
 from kdcache.data.policy import Policy
 from kdcache.errors import ConfigError, DatasetError
-from kdcache.reader.batches import PixelReader, pixels
+from kdcache.reader.batches import PixelReader, view_pixels
 from tests.reader.reference import batches_of, read_all, reader_threads
 
 # --- the same pixels, however they are asked for ---
@@ -143,16 +143,16 @@ def test_pixels_come_in_the_order_of_the_ids(tiny_beton, crop_reader):
     ids = np.random.default_rng(0).integers(0, 72, size=300)  # more than one batch, with repeats
     expected = read_all(crop_reader, 2)[0][ids]
     policy = Policy.parse("pad-crop(4, flip)")
-    assert np.array_equal(pixels(tiny_beton, policy, 5, 2, ids), expected)
-    found = pixels(open_beton(tiny_beton), str(policy), 5, 2, ids.tolist(), num_workers=1)
+    assert np.array_equal(view_pixels(tiny_beton, policy, 5, 2, ids), expected)
+    found = view_pixels(open_beton(tiny_beton), str(policy), 5, 2, ids.tolist(), num_workers=1)
     assert np.array_equal(found, expected)
 
 
 def test_pixels_have_the_size_asked_for(tiny_beton):
-    assert pixels(tiny_beton, "rrc", 0, 1, [4, 2], image_size=9).shape == (2, 9, 9, 3)
-    assert pixels(tiny_beton, "rrc", 0, 1, []).shape == (0, 32, 32, 3)
+    assert view_pixels(tiny_beton, "rrc", 0, 1, [4, 2], image_size=9).shape == (2, 9, 9, 3)
+    assert view_pixels(tiny_beton, "rrc", 0, 1, []).shape == (0, 32, 32, 3)
 
 
 def test_pixels_of_an_unknown_id_are_refused(tiny_beton):
     with pytest.raises(DatasetError, match="sample id 72 "):
-        pixels(tiny_beton, "clean", 0, 1, [0, 72])
+        view_pixels(tiny_beton, "clean", 0, 1, [0, 72])

@@ -105,7 +105,7 @@ def test_a_raw_box_is_resized_as_ffcv_and_opencv_resize_it(make_reader, mixed_be
 
 @pytest.mark.parametrize("share", [0.7, 1.0])
 def test_the_clean_view_is_the_square_that_the_views_say(photo_reader, share):
-    views = photo_reader.views._replace(clean_share=share)
+    views = photo_reader.views._replace(center_crop_ratio=share)
     reader = PixelReader(photo_reader.beton, views, batch_size=16, num_workers=2)
     sides = (reader.beton.sizes.min(axis=1) * share).astype(int)
     boxes = boxes_of(reader, 0)

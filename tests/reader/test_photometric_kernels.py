@@ -6,8 +6,8 @@ import torch
 from PIL import Image, ImageEnhance
 from torchvision.transforms.v2 import functional
 
-from kdcache.data.photometric_parameters import photometric
-from kdcache.reader.batches import PixelReader, pixels
+from kdcache.data.photometric_parameters import photometric_parameters
+from kdcache.reader.batches import PixelReader, view_pixels
 from kdcache.reader.photometric_kernels import apply_change
 from tests.reader.reference import read_all
 
@@ -70,7 +70,7 @@ def test_changed_views_are_the_plain_views_changed(readers, view):
     with_changes, _ = readers
     policy, seed, size, _ = with_changes.views
     found, expected = (read_all(reader, view)[0] for reader in readers)
-    changes = photometric(policy, seed, view, with_changes.beton.sample_ids, size)
+    changes = photometric_parameters(policy, seed, view, with_changes.beton.sample_ids, size)
     expected = [changed(*pair) for pair in zip(expected, changes, strict=True)]
     assert np.array_equal(found, expected)
     assert (changes[:, :3] != 256).any(axis=1).mean() >= 0.9 * (view > 0)
@@ -83,7 +83,7 @@ def test_views_decoded_together_are_those_decoded_alone(readers):
     together = PixelReader(beton, views, batch_size=len(beton), views_per_sample=4)
     (batch,) = together.read_views([np.arange(len(beton))], [0, 1, 2, 7])
     for seen, view in zip(batch, [0, 1, 2, 7], strict=True):
-        alone = pixels(
+        alone = view_pixels(
             beton, views.policy, views.seed, view, beton.sample_ids, image_size=views.image_size
         )
         assert np.array_equal(seen.images.permute(0, 2, 3, 1).numpy(), alone)
@@ -98,7 +98,7 @@ def test_the_clean_view_is_the_one_without_changes(readers):
 def test_each_change_alone_is_made(make_reader, tiny_beton, crop_reader, part):
     reader = make_reader(tiny_beton, f"pad-crop(4, flip, {part})", 32)
     plain = read_all(crop_reader, 1)[0]
-    changes = photometric(*reader.views[:2], 1, reader.beton.sample_ids, 32)
+    changes = photometric_parameters(*reader.views[:2], 1, reader.beton.sample_ids, 32)
     expected = [changed(*pair) for pair in zip(plain, changes, strict=True)]
     found = read_all(reader, 1)[0]
     assert np.array_equal(found, expected)

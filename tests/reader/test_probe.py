@@ -8,7 +8,7 @@ import pytest
 from kdcache.data.beton import open_beton
 from kdcache.data.policy import Policy
 from kdcache.data.views import Views
-from kdcache.reader.batches import pixels
+from kdcache.reader.batches import view_pixels
 from kdcache.reader.probe import PROBE_VIEWS, probe_ids, probe_pixels
 
 VIEWS = Views(Policy.parse("rrc"), 5, 12)
@@ -17,7 +17,7 @@ VIEWS = Views(Policy.parse("rrc"), 5, 12)
 def test_the_probe_is_of_the_pixels_that_are_read(photo_beton):
     beton = open_beton(photo_beton)
     ids = probe_ids(beton.sample_ids)
-    seen = [pixels(beton, VIEWS.policy, 5, view, ids, image_size=12) for view in PROBE_VIEWS]
+    seen = [view_pixels(beton, VIEWS.policy, 5, view, ids, image_size=12) for view in PROBE_VIEWS]
     expected = [
         hashlib.blake2b(of_view[place].tobytes(), digest_size=16).digest()
         for place in range(len(ids))

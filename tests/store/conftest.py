@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kdcache.data.policy import CLEAN_SHARE
+from kdcache.data.policy import CENTER_CROP_RATIO
 from kdcache.store.format.layout import PER_SAMPLE_ARRAYS
 from kdcache.store.logit_store import LogitStore
 from kdcache.store.manifest import FORMAT_VERSION, StoreManifest, digest_sample_ids
@@ -81,7 +81,7 @@ def manifest(
         view_seed=0,
         image_size=32,
         teacher_size=32,
-        clean_share=CLEAN_SHARE,
+        clean_share=CENTER_CROP_RATIO,
         mean=[[0.5, 0.5, 0.5]],
         std=[[0.2, 0.2, 0.2]],
         codec=codec,

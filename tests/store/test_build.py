@@ -27,7 +27,7 @@ from kdcache.errors import (
     KDCacheError,
     TeacherError,
 )
-from kdcache.reader.batches import pixels
+from kdcache.reader.batches import view_pixels
 from kdcache.scores.predictions import STATS
 from kdcache.scores.registry import SCORES
 from kdcache.store.logit_store import LogitStore
@@ -50,7 +50,7 @@ def normalised_images(workspace: Path, view: int, sample_ids: npt.ArrayLike) -> 
     """Return what a model sees, in float64 and as torchvision normalises it."""
     beton = open_beton(workspace / "train.beton")
     about = beton.manifest
-    images = torch.from_numpy(pixels(beton, about.policy, 0, view, sample_ids))
+    images = torch.from_numpy(view_pixels(beton, about.policy, 0, view, sample_ids))
     return normalize(images.permute(0, 3, 1, 2).double() / 255, about.mean, about.std)
 
 

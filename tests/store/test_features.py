@@ -11,7 +11,7 @@ from torchvision.transforms.functional import normalize
 
 from kdcache.data.beton import open_beton
 from kdcache.errors import CacheMismatchError, TeacherError
-from kdcache.reader.batches import pixels
+from kdcache.reader.batches import view_pixels
 from kdcache.store.logit_store import LogitStore
 from tests.store.builds import NUM_SAMPLES, WITH_HEAD, build
 from tests.store.conftest import snapshot
@@ -22,7 +22,7 @@ def independent_features(workspace: Path) -> np.ndarray:
     """Return what enters `with_head`'s last layer, without our forward pass."""
     beton = open_beton(workspace / "train.beton")
     about = beton.manifest
-    images = torch.from_numpy(pixels(beton, about.policy, 0, 0, np.arange(NUM_SAMPLES)))
+    images = torch.from_numpy(view_pixels(beton, about.policy, 0, 0, np.arange(NUM_SAMPLES)))
     images = normalize(images.permute(0, 3, 1, 2).float() / 255, about.mean, about.std)
     seen: list[torch.Tensor] = []
     model = with_head().eval()

@@ -16,13 +16,13 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 
 from kdcache.data.beton import open_beton
 from kdcache.data.pack import pack
-from kdcache.data.policy import CLEAN_SHARE
-from kdcache.data.views import parameters
+from kdcache.data.policy import CENTER_CROP_RATIO
+from kdcache.data.views import view_parameters
 from kdcache.errors import CacheMismatchError, TeacherError
 from kdcache.loader.distill import DistillLoader
 from kdcache.models.cifar_resnet import CifarResNet
 from kdcache.options import PackOptions, TrainOptions
-from kdcache.reader.batches import pixels
+from kdcache.reader.batches import view_pixels
 from kdcache.reader.probe import probe_pixels
 from kdcache.selection.subset import Subset
 from kdcache.store.logit_store import LogitStore
@@ -85,7 +85,7 @@ def store_of(workspace: Path, name: str = PUBLISHED) -> LogitStore:
 def published_logits(workspace: Path, split: str, view: int) -> np.ndarray:
     """Answer in float64, from pixels cut and normalised as the publisher says."""
     beton = open_beton(Workspace(workspace).beton(split))
-    seen = pixels(
+    seen = view_pixels(
         beton,
         beton.manifest.policy,
         0,
@@ -129,7 +129,7 @@ def test_the_student_sees_the_same_boxes_at_its_own_size(built):
     for epoch in (0, 1):
         for batch in loader.epoch(epoch):
             ids = batch.sample_ids.numpy()
-            own = pixels(beton, about.policy, 0, 1 + epoch, ids, image_size=16)
+            own = view_pixels(beton, about.policy, 0, 1 + epoch, ids, image_size=16)
             assert np.array_equal(batch.images.permute(0, 2, 3, 1).numpy(), own)
             # Box and flip are drawn without the size: the rows beside are answers to these boxes.
             expected = published_logits(built, "train", 1 + epoch)[ids]
@@ -140,15 +140,18 @@ def test_the_student_sees_the_same_boxes_at_its_own_size(built):
 def test_the_pixel_probe_is_of_the_students_pixels(built):
     store, beton = store_of(built), open_beton(Workspace(built).beton("train"))
     views = store.manifest.views
-    assert (views.image_size, views.clean_share) == (16, SHARE)
+    assert (views.image_size, views.center_crop_ratio) == (16, SHARE)
     assert np.array_equal(store.pixel_probe, probe_pixels(beton, views))
     assert not np.array_equal(store.pixel_probe, probe_pixels(beton, store.manifest.teacher_views))
 
 
 def test_the_clean_views_box_is_the_publishers_square():
-    (own,) = parameters("rrc", 0, 0, [3], (120, 100), clean_share=SHARE)
+    (own,) = view_parameters("rrc", 0, 0, [3], (120, 100), center_crop_ratio=SHARE)
     assert own.tolist() == [(120 - 92) // 2, 4, 92, 92, 0]
-    others = [parameters("rrc", 0, 1, [3], (120, 100), clean_share=s) for s in (SHARE, CLEAN_SHARE)]
+    others = [
+        view_parameters("rrc", 0, 1, [3], (120, 100), center_crop_ratio=s)
+        for s in (SHARE, CENTER_CROP_RATIO)
+    ]
     assert np.array_equal(*others)
 
 
@@ -167,7 +170,7 @@ def test_a_student_has_the_datas_normalisation_and_the_usual_evaluation(built, t
     images = torch.cat(seen)
     beton = open_beton(Workspace(built).beton("val"))
     data = open_beton(Workspace(built).beton("train")).manifest
-    usual = pixels(beton, data.policy, 0, 0, beton.sample_ids, image_size=16)
+    usual = view_pixels(beton, data.policy, 0, 0, beton.sample_ids, image_size=16)
     expected = torch.from_numpy((usual / 255 - data.mean) / data.std).permute(0, 3, 1, 2)
     torch.testing.assert_close(images[: len(expected)].double(), expected, rtol=0, atol=1e-5)
 
@@ -221,7 +224,7 @@ def test_the_teacher_sees_the_same_views_at_its_own_size(workspace):
     data = beton.manifest
     weight = projection_of_16().double()
     for view in (0, 1):
-        seen = pixels(beton, data.policy, 0, view, beton.sample_ids, image_size=16) / 255
+        seen = view_pixels(beton, data.policy, 0, view, beton.sample_ids, image_size=16) / 255
         images = torch.from_numpy((seen - data.mean) / data.std).permute(0, 3, 1, 2)
         expected = (images.flatten(1) @ weight.T).numpy()
         # Sums of 768 products in float32.
@@ -264,7 +267,7 @@ def test_a_store_for_another_student_size_takes_the_clean_view(workspace):
 def independent_mean(workspace: Path, view: int) -> np.ndarray:
     beton = open_beton(Workspace(workspace).beton("train"))
     data = beton.manifest
-    seen = pixels(beton, data.policy, 0, view, beton.sample_ids) / 255
+    seen = view_pixels(beton, data.policy, 0, view, beton.sample_ids) / 255
     images = torch.from_numpy((seen - data.mean) / data.std).permute(0, 3, 1, 2).flatten(1)
     weights = [model.weight.detach().double() for model in (projection(), other_projection())]
     logs = [log_softmax((images @ weight.T).numpy(), axis=1) for weight in weights]

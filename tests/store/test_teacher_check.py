@@ -11,7 +11,7 @@ import torch
 
 from kdcache.data.beton import open_beton
 from kdcache.options import BuildLogitsOptions
-from kdcache.reader.batches import pixels
+from kdcache.reader.batches import view_pixels
 from kdcache.store.build.build import build_logits
 from kdcache.store.build.teacher_check import check_teacher
 from kdcache.store.logit_store import LogitStore
@@ -44,7 +44,7 @@ def top1_of(workspace: Path, split: str) -> float:
     """Answer like the teacher, in float64 and without our forward pass."""
     beton = open_beton(workspace / f"{split}.beton")
     about = open_beton(workspace / "train.beton").manifest
-    seen = pixels(beton, about.policy, 0, 0, beton.sample_ids) / 255
+    seen = view_pixels(beton, about.policy, 0, 0, beton.sample_ids) / 255
     images = torch.from_numpy((seen - np.array(about.mean)) / np.array(about.std))
     flat = images.permute(0, 3, 1, 2).flatten(1)
     logits = flat @ teachers.projection().weight.detach().double().T

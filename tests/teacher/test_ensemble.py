@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from scipy.special import log_softmax, logsumexp, softmax
 from torch import Tensor, nn
 
-from kdcache.data.policy import CLEAN_SHARE
+from kdcache.data.policy import CENTER_CROP_RATIO
 from kdcache.errors import ConfigError, TeacherError
 from kdcache.models.registry import make_model
 from kdcache.options import BuildLogitsOptions, VerifyOptions
@@ -174,7 +174,7 @@ def test_the_teachers_see_the_size_that_published_weights_were_evaluated_at(serv
     found = open_all("kdcache_tiny", PROJECTION, workspace=tmp_path)
     assert (found.image_size, found.center_crop_ratio) == (CROP, CROP / RESIZE)
     assert open_all("kdcache_tiny", workspace=tmp_path, teacher_size=40).image_size == 40
-    assert open_all(PROJECTION).center_crop_ratio == CLEAN_SHARE
+    assert open_all(PROJECTION).center_crop_ratio == CENTER_CROP_RATIO
 
 
 def test_teachers_of_several_sizes_or_squares_need_a_decision(
@@ -190,7 +190,7 @@ def test_teachers_of_several_sizes_or_squares_need_a_decision(
         open_all(*both, workspace=tmp_path)
     with caplog.at_level("INFO"):
         found = open_all(*both, workspace=tmp_path, teacher_size=32)
-    assert (found.image_size, found.center_crop_ratio) == (32, CLEAN_SHARE)
+    assert (found.image_size, found.center_crop_ratio) == (32, CENTER_CROP_RATIO)
     expected = "centre crops of 0.9231 and 0.9615 of the short side; the clean view uses 0.875"
     assert expected in caplog.text
 

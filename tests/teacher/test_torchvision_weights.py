@@ -13,7 +13,7 @@ import torch
 from torchvision import models
 from torchvision.transforms import functional
 
-from kdcache.data.views import parameters
+from kdcache.data.views import view_parameters
 from kdcache.errors import ConfigError, TeacherError
 from kdcache.models.weights import save_weights
 from kdcache.teacher.teacher import open_teacher, tensor_digest
@@ -239,7 +239,7 @@ def test_the_clean_view_is_the_square_that_torchvision_evaluates_on(spec, size):
     short = functional.resize(torch.from_numpy(ramps).float(), entry.resize_size, antialias=True)
     seen = functional.center_crop(short, entry.crop_size).numpy()
     step = min(size) / entry.resize_size[0]
-    (box,) = parameters("clean", 0, 0, [0], size, clean_share=found.center_crop_ratio)
+    (box,) = view_parameters("clean", 0, 0, [0], size, center_crop_ratio=found.center_crop_ratio)
     for place, ramp in enumerate((seen[0, :, 0], seen[1, 0, :])):
         first, end = ramp[0] - (step - 1) / 2, ramp[-1] + (step + 1) / 2
         # One pixel of the smaller image for its rounded size and place, one for the box's own.

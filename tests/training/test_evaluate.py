@@ -13,7 +13,7 @@ from kdcache.errors import CacheMismatchError, ConfigError, DatasetError, Weight
 from kdcache.models.registry import make_model
 from kdcache.models.weights import load_weights
 from kdcache.options import EvaluateOptions
-from kdcache.reader.batches import pixels
+from kdcache.reader.batches import view_pixels
 from kdcache.training.evaluate import evaluate
 from kdcache.training.train import train
 from tests.training.loops import options
@@ -62,7 +62,7 @@ def test_the_numbers_are_those_of_the_clean_view(workspace, split):
     model = make_model("resnet8", num_classes=4, image_size=32).eval()
     model.load_state_dict(load_weights(workspace / f"runs/{NAME}/last.safetensors")[0])
     data = beton.manifest
-    seen = torch.from_numpy(pixels(beton, data.policy, 0, 0, beton.sample_ids)) / 255
+    seen = torch.from_numpy(view_pixels(beton, data.policy, 0, 0, beton.sample_ids)) / 255
     images = ((seen - torch.tensor(data.mean)) / torch.tensor(data.std)).permute(0, 3, 1, 2)
     with torch.inference_mode():
         log_probs = model(images).double().log_softmax(dim=1)

@@ -15,7 +15,7 @@ from kdcache.data.pack import pack
 from kdcache.data.views import Policy, Views
 from kdcache.errors import CacheMismatchError
 from kdcache.options import PackOptions
-from kdcache.reader.batches import pixels
+from kdcache.reader.batches import view_pixels
 from kdcache.training.evaluator import Evaluator
 from tests.conftest import write_images
 
@@ -74,7 +74,7 @@ def test_accuracy_is_the_share_of_labels_among_the_largest_logits(beton, evaluat
     found = evaluator(model)
 
     data = beton.manifest
-    seen = pixels(beton, VIEWS.policy, 0, 0, beton.sample_ids, image_size=8, num_workers=1)
+    seen = view_pixels(beton, VIEWS.policy, 0, 0, beton.sample_ids, image_size=8, num_workers=1)
     images = (seen / 255 - np.array(data.mean)) / np.array(data.std)
     flat = torch.from_numpy(images.transpose(0, 3, 1, 2).reshape(NUM_SAMPLES, -1))
     # A fresh norm in evaluation mode divides by sqrt(1 + eps).

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from kdcache.compute.device import resolve_device
 from kdcache.data.beton import Beton, open_beton
-from kdcache.data.policy import CLEAN_SHARE
+from kdcache.data.policy import CENTER_CROP_RATIO
 from kdcache.errors import ConfigError
 from kdcache.locks import file_lock
 from kdcache.options import BuildLogitsOptions
@@ -167,6 +167,6 @@ def _describe_unusual(wanted: StoreManifest) -> str:
         text += f", mean of {wanted.ensemble}"
     if wanted.teacher_size != wanted.image_size:
         text += f" at {wanted.teacher_size} px (student {wanted.image_size} px)"
-    if wanted.clean_share != CLEAN_SHARE:
+    if wanted.clean_share != CENTER_CROP_RATIO:
         text += f", clean view of {wanted.clean_share:.4g} of the short side"
     return text

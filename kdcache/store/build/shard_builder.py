@@ -14,7 +14,7 @@ import torch
 from kdcache.data.beton import Beton
 from kdcache.options import BuildLogitsOptions
 from kdcache.progress import logger
-from kdcache.reader.batches import workers_of_rank
+from kdcache.reader.batches import workers_per_rank
 from kdcache.scores.predictions import STATS
 from kdcache.scores.registry import SCORES
 from kdcache.store.build.codec_decision import decide_codec
@@ -112,7 +112,7 @@ class ShardBuilder:
 
     @property
     def _num_workers(self) -> int:
-        return self.options.num_workers or workers_of_rank()
+        return self.options.num_workers or workers_per_rank()
 
     def _conditions(self) -> dict[str, Any] | None:
         allow_mixed = self.options.allow_mixed

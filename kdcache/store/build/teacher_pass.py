@@ -18,7 +18,7 @@ from kdcache.data.beton import Beton
 from kdcache.data.views import Views
 from kdcache.errors import TeacherError
 from kdcache.progress import progress_bar
-from kdcache.reader.batches import PixelReader, Pixels
+from kdcache.reader.batches import PixelBatch, PixelReader
 from kdcache.store.build.plan import Shard, view_groups
 from kdcache.teacher.ensemble import Forward
 from kdcache.teacher.out_of_memory import run_forward
@@ -132,7 +132,7 @@ def _batches(block: Shard, beton: Beton, size: int) -> list[npt.NDArray[np.int64
 def _block_outputs(
     block: Shard,
     numbers: list[int],
-    read: Iterator[list[Pixels]],
+    read: Iterator[list[PixelBatch]],
     beton: Beton,
     size: int,
     pipeline: DevicePipeline,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from kdcache.calls import Call, CallError, parse_call, unnamed
+from kdcache.calls import Call, CallError, parse_call, unused_names
 from kdcache.errors import ConfigError
 
 AUTO = "auto"
@@ -69,11 +69,11 @@ class CodecRequest:
 def _parameters(call: Call) -> dict[str, int | float]:
     form = _FORMS[call.name]
     given: dict[str, int | float] = {}
-    for name, value, place, value_place in call.arguments:
+    for name, value, offset, value_offset in call.arguments:
         if name is None or name not in form or name in given:
-            raise CallError(unnamed(form, given), place)
+            raise CallError(unused_names(form, given), offset)
         kind, _ = form[name]
         if type(value) is not int and type(value) is not kind:
-            raise CallError("a number" if kind is float else "a whole number", value_place)
+            raise CallError("a number" if kind is float else "a whole number", value_offset)
         given[name] = kind(value)
     return given

@@ -16,7 +16,7 @@ import numpy as np
 import zarr
 
 from kdcache.errors import CacheCorruptError, CacheIncompleteError
-from kdcache.files import arrays_of_npz
+from kdcache.files import read_npz
 from kdcache.store.codecs.codec import Codec
 from kdcache.store.codecs.dense import Dense, Float32
 from kdcache.store.codecs.registry import CODECS, codec_from
@@ -62,7 +62,7 @@ def read_decision(group: zarr.Group, manifest: StoreManifest) -> Decision | None
     if content is None:
         return None
     try:
-        arrays = arrays_of_npz(content)
+        arrays = read_npz(content)
         decision = json.loads(str(arrays.pop("decision")))
         return Decision(codec_from(decision["settings"], arrays), decision["table"])
     except (CacheCorruptError, KeyError, TypeError, ValueError) as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from kdcache.calls import Call, CallError, parse_call, unnamed
+from kdcache.calls import Call, CallError, parse_call, unused_names
 from kdcache.errors import ConfigError
 
 
@@ -53,17 +53,17 @@ def written(number: float) -> str:
 def _numbers(call: Call, form: Mapping[str, float | None]) -> dict[str, float]:
     """Return all numbers of a form, by name, in its order."""
     given: dict[str, float] = {}
-    for name, value, place, value_place in call.arguments:
+    for name, value, offset, value_offset in call.arguments:
         if name is None:
             if len(given) == len(form):
-                raise CallError(f"at most {len(form)} numbers", place)
+                raise CallError(f"at most {len(form)} numbers", offset)
             name = list(form)[len(given)]  # noqa: PLW2901
             if name in given:
-                raise CallError(f"a name: {name} was given by name before", place)
+                raise CallError(f"a name: {name} was given by name before", offset)
         elif name not in form or name in given:
-            raise CallError(unnamed(form, given), place)
+            raise CallError(unused_names(form, given), offset)
         if type(value) not in {int, float}:
-            raise CallError("a number", value_place)
+            raise CallError("a number", value_offset)
         given[name] = float(value)  # type: ignore[arg-type]
     numbers: dict[str, float] = {}
     for name, default in form.items():
