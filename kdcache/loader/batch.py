@@ -1,30 +1,90 @@
-"""What a training step gets."""
+"""`Batch`: the data of one training step."""
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
+from kdcache.compute.normalize import Normalise
+from kdcache.errors import ConfigError
 from kdcache.loader.staging import Rows
 
 
 class Batch(NamedTuple):
-    """One training step's data, all on the same device.
+    """The data of one training step, all on one device.
 
-    On a CPU the images lie in a buffer that is filled again after the next batch was asked for:
-    clone what you keep longer.
+    On a CPU, `images` is a view of a buffer that the loader refills once the next batch is
+    requested: clone what you keep longer.
+
+    `move_data_to_device` of Lightning and `send_to_device` of accelerate move a batch as a whole,
+    through `to`.
     """
 
     images: Tensor
-    """(B, 3, S, S) uint8, channels last: final pixels; normalise on the device."""
+    """(B, 3, S, S) uint8, channels last, in [0, 255]: final pixels, not normalised."""
     labels: Tensor
-    """(B,) int64."""
+    """(B,) int64, in [0, C)."""
     sample_ids: Tensor
-    """(B,) int64, positions in the full training set."""
+    """(B,) int64, indices into the full training set."""
     view: int
-    """The view that all of these images show."""
+    """Number of the view that all of these images show."""
     rows: Rows | None
-    """The teacher's answers; None where the loader has none."""
+    """The teacher's logits as the store encodes them; None where the loader has no teacher."""
     weights: Tensor | None
     """(B,) float32 weight of each sample's loss; None for equal weights."""
+    normalize: Normalise
+    """Normalises pixels with the mean and std of the full training set."""
+
+    def normalized(self) -> Tensor:
+        """Return the student's input: (B, 3, S, S) float32 of mean 0 and std 1, channels last.
+
+        `kdcache train` feeds its student the same values.
+        """
+        images: Tensor = self.normalize(self.images)
+        return images
+
+    def teacher_logits(self, temperature: float | None = None) -> Tensor:
+        """Return the teacher's logits for these images, (B, C) float32, on the batch's device.
+
+        A codec may shift each row by a constant, which softmax does not see.
+
+        Args:
+            temperature: the temperature at which the loss uses them; 1 when left out. It matters
+                to the codecs `topk`, which decodes its tail for it, and `sampled`, whose rows hold
+                draws at one temperature.
+
+        Raises:
+            ConfigError: if the loader has no teacher, or the store cannot serve the temperature.
+        """
+        if self.rows is None:
+            raise ConfigError(
+                "batch.rows is None, expected a teacher's rows. Open the DistillLoader with a store"
+            )
+        return self.rows.logits(temperature)
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Batch:
+        """Return the batch on a device; what is there already is not copied.
+
+        Args:
+            device: the target.
+            non_blocking: copy beside the host, as in `Tensor.to`. It has no effect on a batch on
+                the CPU: the loader could refill the images' buffer before the copy is done.
+        """
+        overlaps = non_blocking and self.images.device.type != "cpu"
+        moved = self.map_tensors(lambda tensor: tensor.to(device, non_blocking=overlaps))
+        # A copy: `Module.to` works in place, and the loader shares this module.
+        return moved._replace(normalize=copy.deepcopy(self.normalize).to(device))
+
+    def map_tensors(self, function: Callable[[Tensor], Tensor]) -> Batch:
+        """Return the batch with every tensor of it replaced by the function's result."""
+        return self._replace(
+            images=function(self.images),
+            labels=function(self.labels),
+            sample_ids=function(self.sample_ids),
+            rows=self.rows and self.rows._replace(encoded=function(self.rows.encoded)),
+            weights=None if self.weights is None else function(self.weights),
+        )

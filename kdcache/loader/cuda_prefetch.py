@@ -1,7 +1,8 @@
-"""Batches on their way to a CUDA device: one ahead, while the step before runs.
+"""Copy batches to a CUDA device one ahead, while the step before runs.
 
-Each batch is copied to pinned memory, and from there on a stream of its own. torch keeps a pinned
-block until its copy is done, and a batch's device memory until the step's stream has read it.
+Each batch is copied to pinned memory, and from there to the device on a separate stream. torch
+keeps a pinned block until its copy is done, and a batch's device memory until the step's stream has
+read it.
 """
 
 from __future__ import annotations
@@ -15,48 +16,40 @@ from kdcache.loader.batch import Batch
 
 
 def prefetch_to_cuda(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
-    """Yield batches on a CUDA device; each starts to cross before the one before it is yielded.
+    """Yield batches on a CUDA device; the copy of each starts before the previous one is yielded.
 
     Args:
-        batches: on the host; the images' buffer may be filled again once the next is asked for.
-        device: a CUDA device; what the present stream does with a batch waits for its copy.
+        batches: batches on the host; the images' buffer may be refilled once the next batch is
+            requested.
+        device: a CUDA device; the work of its current stream on a batch waits for the copy.
     """
     stream = torch.cuda.Stream(device)
     waiting: tuple[Batch, torch.cuda.Event] | None = None
     for batch in batches:
         with torch.cuda.stream(stream):
-            crossing = _moved(batch, device)
-        started = crossing, stream.record_event()
+            copying = _start_copy(batch, device)
+        in_flight = copying, stream.record_event()
         if waiting is not None:
-            yield _arrived(*waiting, device)
-        waiting = started
+            yield _wait_for_copy(*waiting, device)
+        waiting = in_flight
     if waiting is not None:
-        yield _arrived(*waiting, device)
+        yield _wait_for_copy(*waiting, device)
 
 
-def _moved(batch: Batch, device: torch.device) -> Batch:
+def _start_copy(batch: Batch, device: torch.device) -> Batch:
     def move(tensor: Tensor) -> Tensor:
         pinned = torch.empty_like(tensor, pin_memory=True).copy_(tensor)
         return pinned.to(device, non_blocking=True)
 
-    return batch._replace(
-        images=move(batch.images),
-        labels=move(batch.labels),
-        sample_ids=move(batch.sample_ids),
-        rows=batch.rows and batch.rows._replace(encoded=move(batch.rows.encoded)),
-        weights=None if batch.weights is None else move(batch.weights),
-    )
+    return batch.map_tensors(move)
 
 
-def _arrived(batch: Batch, copied: torch.cuda.Event, device: torch.device) -> Batch:
-    present = torch.cuda.current_stream(device)
-    present.wait_event(copied)
-    for tensor in (
-        batch.images,
-        batch.labels,
-        batch.sample_ids,
-        *([batch.rows.encoded] if batch.rows else []),
-        *([batch.weights] if batch.weights is not None else []),
-    ):
-        tensor.record_stream(present)
-    return batch
+def _wait_for_copy(batch: Batch, copied: torch.cuda.Event, device: torch.device) -> Batch:
+    current = torch.cuda.current_stream(device)
+    current.wait_event(copied)
+
+    def record(tensor: Tensor) -> Tensor:
+        tensor.record_stream(current)
+        return tensor
+
+    return batch.map_tensors(record)

@@ -1,18 +1,24 @@
-"""`DistillLoader`: the kept samples, each with the teacher's answer to exactly these pixels."""
+"""`DistillLoader`: batches of a subset's images, with the teacher's logits for these pixels."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Generator, Iterator
+from contextlib import closing
 from pathlib import Path
+from types import TracebackType
+from typing import Self, TypedDict
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from kdcache.compute.normalize import Normalise
 from kdcache.data.beton import Beton, open_beton
 from kdcache.data.views import Views, default_views
 from kdcache.errors import CacheMismatchError, ConfigError
+from kdcache.identity import differences
 from kdcache.loader.batch import Batch
 from kdcache.loader.cuda_prefetch import prefetch_to_cuda
 from kdcache.loader.staging import RowPrefetcher, Rows
@@ -23,33 +29,54 @@ from kdcache.selection.subset import Subset
 from kdcache.store.logit_store import LogitStore
 
 
-class DistillLoader:
-    """Streams a subset's views together with their cached logits.
+class LoaderState(TypedDict):
+    """Where a `DistillLoader` is in an epoch."""
 
-    Epoch e, from 0, shows view 1 + (e mod V). With V = 0 it shows view 1 + e with the rows of the
-    clean view; without a store view 1 + e, or 1 + (e mod `num_views`), and no rows.
+    epoch: int
+    delivered_batches: int
+    """Number of batches of this epoch that the loop has received."""
+    order_identity: dict[str, str | int | None]
+    """What decides the order of the samples; it must agree when the state is loaded."""
+
+
+class DistillLoader:
+    """Loads batches of a subset's images with their cached logits.
+
+    Epoch e, counted from 0, shows view 1 + (e mod V). With V = 0 it shows view 1 + e with the rows
+    of the clean view. Without a store it shows view 1 + e, or 1 + (e mod `num_views`), without
+    rows. The order of the samples depends on (seed, epoch) alone.
+
+        with DistillLoader("train.beton", "teacher.zarr", batch_size=256) as loader:
+            for epoch in range(90):
+                loader.set_epoch(epoch)
+                for batch in loader:
+                    student(batch.normalized()), batch.teacher_logits(), batch.labels
+
+    `state_dict` after any batch, and `load_state_dict` into a loader made the same way, continue in
+    the middle of an epoch with the next batch. `epoch(e)` yields the batches of an epoch without
+    touching this state.
 
     Args:
         beton: path of the packed training images, or an opened beton.
-        store: a store, its path, or None to train without a teacher's answers.
-        subset: a Subset, or sample ids in any order; all rows of the store, or all that a packed
-            subset holds, when left out.
-        batch_size: most samples of one batch; batch sizes differ by at most one.
-        seed: of the order; views have the store's own seed.
-        device: where the batches lie.
-        rank: of this process, in [0, world_size); each rank gets its own share of every epoch.
+        store: a store, its path, or None to train without a teacher.
+        subset: a Subset, or sample ids in any order. Default: all rows of the store, or all samples
+            of a packed subset.
+        batch_size: largest number of samples in a batch; batch sizes differ by at most one.
+        seed: seed of the order; views have the store's own seed.
+        device: device of the batches.
+        rank: index of this process, in [0, world_size); the ranks divide every epoch.
         world_size: number of processes.
-        num_workers: threads that read and decode; all that this process may use when left out.
-        order: of the samples in an epoch, see `kdcache.reader.order`.
-        memory_budget_bytes: of buffers and staged rows; half of what this process may take
-            when left out. Rows beyond it go to a memory-mapped temporary file, buffers are refused.
-        views: how pixels are made where there is no store; the manifest's when left out.
-        num_views: V; all views of the store, or without one a fresh view in each epoch, when left
-            out.
-        epochs: how many there will be, where it is known: the last reads no rows ahead.
+        num_workers: threads that read and decode. Default: all that this process may use.
+        order: order of the samples in an epoch, see `kdcache.reader.order`.
+        memory_budget_bytes: memory for buffers and prefetched rows. Default: half of what this
+            process may take. Larger rows go to a memory-mapped temporary file; larger buffers raise
+            ConfigError.
+        views: policy, seed and image size where there is no store. Default: the manifest's.
+        num_views: V. Default: all views of the store; without a store a fresh view in each epoch.
+        epochs: number of epochs, where it is known: the last one prefetches no rows.
 
     Raises:
-        CacheMismatchError: if store and beton are of different data, or rows are missing.
+        CacheMismatchError: if the store was built from other data, or lacks rows.
         ConfigError: if an argument is out of its range.
     """
 
@@ -99,6 +126,13 @@ class DistillLoader:
             self.views = self.store.manifest.views
             self._prefetcher = RowPrefetcher(self.store, memory_budget_bytes=memory_budget_bytes)
         self.sample_ids = self._validate_subset(subset)
+        data = self.beton.manifest
+        self._normalize = Normalise(data.mean, data.std).to(self.device)
+        self._epoch = 0
+        self._delivered = 0
+        """Batches of the present epoch that the loop has received."""
+        self._first = 0
+        """Index of the batch with which the next iteration starts."""
         if not len(self._order(0)):
             raise ConfigError(
                 f"world_size is {world_size}, expected at most {len(self.sample_ids)}, the samples "
@@ -112,31 +146,135 @@ class DistillLoader:
             memory_budget_bytes=memory_budget_bytes,
         )
 
+    def __enter__(self) -> Self:
+        """Return the loader, which `__exit__` closes."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Close the loader."""
+        self.close()
+
     def __len__(self) -> int:
-        """Return the number of batches of this rank's epoch."""
+        """Return the number of batches in this rank's epoch."""
         return len(self.batch_sizes)
 
     @property
     def batch_sizes(self) -> npt.NDArray[np.int64]:
-        """The samples of each batch of this rank's epoch; the same in every epoch."""
+        """Number of samples in each batch of this rank's epoch; the same in every epoch."""
         return np.diff(batch_bounds(len(self._order(0)), self.batch_size))
 
     def view(self, epoch: int) -> int:
         """Return the view that an epoch shows."""
         return 1 + (epoch % self.num_views if self.num_views else epoch)
 
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch of the next iteration, counted from 0.
+
+        Repeating the epoch of a state that was just loaded keeps the position in it; any other
+        epoch starts with its first batch.
+
+        Raises:
+            ConfigError: if the epoch is negative, or not below `epochs`.
+        """
+        self._require_epoch(epoch)
+        if epoch != self._epoch:
+            self._epoch, self._delivered, self._first = epoch, 0, 0
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Yield the batches of the epoch that `set_epoch` chose.
+
+        The first iteration after `load_state_dict` starts behind the delivered batches, every other
+        one with the first batch. Leaving the loop early stops the threads behind it.
+        """
+        first, self._first = self._first, 0
+        self._delivered = first
+        with closing(self._batches(self._epoch, first)) as batches:
+            for batch in batches:
+                # Before the yield: in the loop's body this batch counts as delivered.
+                self._delivered += 1
+                yield batch
+
     def epoch(self, epoch: int) -> Iterator[Batch]:
-        """Yield the batches of an epoch, counted from 0, every sample once.
+        """Yield all batches of an epoch, counted from 0; `state_dict` does not count them.
 
         Leaving the loop early, or dropping the iterator, stops the threads behind it.
+
+        Raises:
+            ConfigError: if the epoch is negative, or not below `epochs`.
         """
+        self._require_epoch(epoch)
+        yield from self._batches(epoch, 0)
+
+    def state_dict(self) -> LoaderState:
+        """Return the position in the epoch: plain values, which JSON and torch.save can hold.
+
+        It counts the batches that the loop has received; prefetched ones do not count. Save it
+        together with the student after the step on a batch.
+        """
+        return LoaderState(
+            epoch=self._epoch,
+            delivered_batches=self._delivered,
+            order_identity=self._order_identity(),
+        )
+
+    def load_state_dict(self, state: LoaderState) -> None:
+        """Continue where the state was taken: the next iteration yields the batch after it.
+
+        A state of a finished epoch yields no batch until `set_epoch` chooses another epoch.
+
+        Raises:
+            CacheMismatchError: if a loader of other samples, seed, batch size, order, ranks or
+                views made the state; names what differs.
+            ConfigError: if its epoch or its number of batches is out of range.
+        """
+        if differ := differences(state["order_identity"], self._order_identity()):
+            raise CacheMismatchError(
+                f"the loader's state is of another order: {differ}. Make the DistillLoader with "
+                "the arguments that it had, or start the epoch anew with set_epoch"
+            )
+        self._require_epoch(state["epoch"])
+        delivered = state["delivered_batches"]
+        if not 0 <= delivered <= len(self):
+            raise ConfigError(
+                f"delivered_batches of the loader's state is {delivered}, expected a number in "
+                f"[0, {len(self)}]"
+            )
+        self._epoch, self._delivered, self._first = state["epoch"], delivered, delivered
+
+    def close(self) -> None:
+        """Stop reading rows in the background."""
+        if self._prefetcher is not None:
+            self._prefetcher.close()
+
+    def _require_epoch(self, epoch: int) -> None:
         if epoch < 0 or (self.epochs is not None and epoch >= self.epochs):
             rule = "of at least 0" if self.epochs is None else f"in [0, {self.epochs})"
             raise ConfigError(f"epoch is {epoch}, expected a number {rule}")
-        batches = self._on_host(epoch)
+
+    def _order_identity(self) -> dict[str, str | int | None]:
+        """Return everything that decides which samples and view a batch of an epoch holds."""
+        return {
+            "data_fingerprint": self.beton.manifest.data_fingerprint,
+            "sample_ids": hashlib.sha256(self.sample_ids.astype("<i8").tobytes()).hexdigest(),
+            "batch_size": self.batch_size,
+            "seed": self.seed,
+            "rank": self.rank,
+            "world_size": self.world_size,
+            "order": self.order,
+            "num_views": self.num_views,
+        }
+
+    def _batches(self, epoch: int, first: int) -> Generator[Batch]:
+        """Yield the batches of an epoch from index `first` on, on the loader's device."""
+        batches = self._host_batches(epoch, first)
         yield from batches if self.device.type == "cpu" else prefetch_to_cuda(batches, self.device)
 
-    def _on_host(self, epoch: int) -> Iterator[Batch]:
+    def _host_batches(self, epoch: int, first: int) -> Iterator[Batch]:
         order = self._order(epoch)
         rows = None
         if self._prefetcher is not None:
@@ -146,9 +284,8 @@ class DistillLoader:
                     epoch + 1, self._row_view(epoch + 1), self._order(epoch + 1)
                 )
         view = self.view(epoch)
-        batches = self._positions(epoch)
-        end = 0
-        for pixels in self._reader.read(batches, view):
+        end = int(batch_bounds(len(order), self.batch_size)[first])
+        for pixels in self._reader.read(self._positions(epoch)[first:], view):
             start, end = end, end + len(pixels.labels)
             yield Batch(
                 images=pixels.images,
@@ -157,12 +294,8 @@ class DistillLoader:
                 view=view,
                 rows=self._rows(rows, start, end),
                 weights=None,
+                normalize=self._normalize,
             )
-
-    def close(self) -> None:
-        """Stop the background reading of rows."""
-        if self._prefetcher is not None:
-            self._prefetcher.close()
 
     def _positions(self, epoch: int) -> list[npt.NDArray[np.int64]]:
         """Return the positions in the beton of each batch of an epoch."""

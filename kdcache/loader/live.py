@@ -1,8 +1,8 @@
-"""The teacher in the loop: what cached training is compared with."""
+"""`LiveLoader`: runs the teacher on each batch, for comparison with cached training."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import closing
 from pathlib import Path
 
@@ -79,19 +79,19 @@ class LiveLoader(DistillLoader):
                 self.beton, teacher_views, batch_size=batch_size, num_workers=num_workers
             )
 
-    def epoch(self, epoch: int) -> Iterator[Batch]:
-        """Yield the batches of an epoch, counted from 0, every sample once."""
+    def _batches(self, epoch: int, first: int) -> Generator[Batch]:
         codec = Float32(self._teacher.num_classes)
         with (
-            closing(super().epoch(epoch)) as batches,  # type: ignore[type-var]
-            closing(self._shown_to_teacher(epoch)) as shown,  # type: ignore[type-var]
+            closing(super()._batches(epoch, first)) as batches,
+            closing(self._teacher_images(epoch, first)) as teacher_images,
         ):
             for batch in batches:
-                images = batch.images if self._teacher_reader is None else next(shown)
-                # A copy: what inference mode has made cannot be part of a loss.
-                yield batch._replace(rows=Rows(self._teacher(images).clone(), codec))
+                seen = batch.images if self._teacher_reader is None else next(teacher_images)
+                # A copy: a tensor made in inference mode cannot be part of a loss.
+                yield batch._replace(rows=Rows(self._teacher(seen).clone(), codec))
 
-    def _shown_to_teacher(self, epoch: int) -> Iterator[Tensor]:
-        assert self._teacher_reader is not None  # noqa: S101  (only asked where there is one)
-        for pixels in self._teacher_reader.read(self._positions(epoch), self.view(epoch)):
+    def _teacher_images(self, epoch: int, first: int) -> Generator[Tensor]:
+        assert self._teacher_reader is not None  # noqa: S101  (iterated only where there is one)
+        positions = self._positions(epoch)[first:]
+        for pixels in self._teacher_reader.read(positions, self.view(epoch)):
             yield pixels.images
