@@ -182,7 +182,7 @@ def test_two_classes_have_the_scores_of_the_logistic_function(gap, label):
 
 @pytest.mark.parametrize("name", [*SCORES, "logit_std"])
 def test_one_class_leaves_nothing_to_be_unsure_of(name):
-    values = (SCORES | STATS)[name](torch.tensor([[3.0], [-700.0]]), torch.tensor([0, 0]))
+    values = {**SCORES, **STATS}[name](torch.tensor([[3.0], [-700.0]]), torch.tensor([0, 0]))
     assert values.tolist() == [0, 0]
     assert values.dtype == torch.float32
 
