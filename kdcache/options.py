@@ -1,8 +1,8 @@
-"""What each command can be told: one frozen dataclass per command, in the order of the walk.
+"""The options of each command: one frozen dataclass per command, in the usual order of use.
 
-A class here is the single source of a command's options, help text, recipe keys and validation.
-They stand together, beside nothing heavy, because `kdcache --help` reads all of them and must not
-import torch, and because they inherit each other's fields.
+A class here is the single source of a command's options, help text, pipeline keys and validation.
+They stand in one file without heavy imports, because `kdcache --help` reads all of them and must
+not import torch, and because they inherit each other's fields.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ _FLAG = Parameter(negative="")
 _EACH = Parameter(negative="")
 _EXPORTS = (".parquet", ".npz")
 FIGURES = (".png", ".pdf", ".svg")
-"""Suffixes of figures."""
+"""File suffixes of figures."""
 
 SCORE_FILES = (".npy", ".csv", ".parquet")
-"""Suffixes of files with a score for each sample."""
+"""File suffixes of files with one score per sample."""
 
 
 def _require(name: str, value: float | None, holds: Callable[[float], bool], rule: str) -> None:
@@ -72,7 +72,7 @@ def _require_non_negative(config: object, *names: str) -> None:
 
 
 def _as_tuples(config: object, *names: str) -> None:
-    """Let one text stand for a tuple of one, as Python code may give it."""
+    """Replace a string by a tuple of one, for callers from Python."""
     for name in names:
         value = getattr(config, name)
         if isinstance(value, str):
@@ -80,10 +80,7 @@ def _as_tuples(config: object, *names: str) -> None:
 
 
 def _require_unset(config: object, names: Sequence[str], use: str, *, unless: bool) -> None:
-    """Raise a ConfigError where an option has a value of its own that nothing would read.
-
-    One that is given as its default asks for what happens anyway, and passes.
-    """
+    """Raise a ConfigError if an option that nothing would read differs from its default."""
     for name in names:
         value = getattr(config, name)
         if not unless and value != getattr(type(config), name):
@@ -95,34 +92,34 @@ def _require_unset(config: object, names: Sequence[str], use: str, *, unless: bo
 
 @dataclass(frozen=True, kw_only=True)
 class CommonOptions:
-    """What every command understands."""
+    """The options of every command."""
 
     workspace: Annotated[Path, Parameter(env_var="KDCACHE_WORKSPACE")] = Path("kdcache-workspace")
-    """Folder that holds everything kdcache makes."""
+    """Folder for everything that kdcache writes."""
 
     json: Annotated[bool, _FLAG] = False
     """Print the result as one JSON object on stdout."""
 
     quiet: Annotated[bool, _FLAG] = False
-    """Say nothing on stderr but warnings and errors."""
+    """Print only warnings and errors on stderr."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StatusOptions(CommonOptions):
-    """Without a command: what the workspace holds, what of it is stale, and what to run next."""
+    """Without a command: list what the workspace holds, what is stale, and what to run next."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShowOptions(CommonOptions):
-    """Print what a beton, teacher, store, subset or run says of itself."""
+    """Describe a beton, teacher, store, subset or run."""
 
     path: str = field(kw_only=False)
-    """Path of one of them, or the URL of a store."""
+    """Path of a beton, teacher, store, subset or run, or URL of a store."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DoctorOptions(CommonOptions):
-    """Try out what kdcache needs of this machine, and say what to do about what is missing."""
+    """Check whether kdcache can run on this machine, and print a remedy for each problem."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,44 +139,43 @@ class RunOptions(CommonOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class PackOptions(CommonOptions):
-    """Pack images into FFCV betons, with sample ids and a manifest."""
+    """Pack images into betons (FFCV's packed files), with sample ids and a manifest."""
 
     source: str | None = field(default=None, kw_only=False)
-    """An ImageFolder; image parquet (a file, or a folder of shards); WebDataset shards (a folder,
-    or a pattern such as 'shards-{000..012}.tar'); hf:ORG/NAME; cifar10, cifar100, digits."""
+    """An image folder; image Parquet (a file, or a folder of shards); WebDataset shards (a folder,
+    or a pattern such as 'shards-{000..012}.tar'); hf:ORG/NAME; cifar10, cifar100 or digits."""
 
     val_source: str | None = None
-    """Likewise, of the evaluation split, where it is not part of the source."""
+    """Source of the evaluation split, if SOURCE does not contain it."""
 
     label_key: str | None = None
-    """Column of parquet or hf:, or field of WebDataset's .json, that holds the label; `label` (or
-    .cls) when left out."""
+    """Column (Parquet, hf:) or .json field (WebDataset) with the label. Default: label, or the .cls
+    file."""
 
     subset: str | None = None
-    """Instead of a source: pack the samples of this subset (a name or path) out of the workspace's
-    training beton, so that training on it reads no others. Ids and pixels stay the same."""
+    """Pack the samples of this subset (a name or path) from the workspace's training beton instead
+    of a SOURCE, so that training reads no other samples. Ids and pixels stay the same."""
 
     write_mode: WriteMode = "auto"
-    """How the beton holds pixels; auto: raw up to 64 px, jpg above."""
+    """Encoding of the pixels; auto: raw up to 64 px, jpg above."""
 
     max_resolution: int | None = None
-    """Shrink images so that the longer side has at most this many pixels."""
+    """Shrink images until the longer side has at most this many pixels."""
 
     val_fraction: float | None = None
-    """Share of a source with one split that becomes the evaluation split, in [0, 1)."""
+    """Fraction of a source with one split that becomes the evaluation split, in [0, 1)."""
 
     on_bad_image: BadImage = "stop"
-    """When an image cannot be decoded: stop and name it, or skip it and list it in the manifest."""
+    """If an image cannot be decoded: stop and name it, or skip it and list it in the manifest."""
 
     seed: int = 0
-    """Seed of the draw behind --val-fraction."""
+    """Random seed for --val-fraction."""
 
     num_workers: int | None = None
-    """Processes that decode and encode; all cores, or fewer where there is little to do, when left
-    out."""
+    """Processes that decode and encode. Default: all cores, or fewer for few images."""
 
     overwrite: Annotated[bool, _FLAG] = False
-    """Replace betons that were packed from something else."""
+    """Replace betons that were packed from another source or with other options."""
 
     def __post_init__(self) -> None:
         """Check every range."""
@@ -200,28 +196,28 @@ class PackOptions(CommonOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class _ViewOptions(CommonOptions):
-    """How pixels are made, for the commands that may decide it."""
+    """Options that decide how pixels are made."""
 
     image_size: int | None = None
-    """Height and width of the images a model sees; the data set's when left out."""
+    """Height and width of the model's input images. Default: the data set's."""
 
     policy: str | None = None
-    """View policy: pad-crop(4, flip), rrc(scale=(0.08, 1)), clean; the data set's when left out."""
+    """View policy: pad-crop(4, flip), rrc(scale=(0.08, 1)) or clean. Default: the data set's."""
 
     view_seed: int = 0
-    """Seed of the views."""
+    """Random seed of the views."""
 
     device: Device = "auto"
-    """auto: cuda where there is one."""
+    """Device; auto: cuda if there is a GPU."""
 
     precision: Precision | None = None
-    """Arithmetic of the model's body; fp32 on a CPU, fp16 (teacher) or bf16 on CUDA."""
+    """Precision of the model's body. Default: fp32 on a CPU; fp16 (teacher) or bf16 on CUDA."""
 
     batch_size: int | None = None
-    """Images per step or forward."""
+    """Images per step or forward pass."""
 
     num_workers: int | None = None
-    """Threads that read and decode; all cores when left out."""
+    """Threads that read and decode. Default: all cores."""
 
     def __post_init__(self) -> None:
         """Check every range."""
@@ -231,63 +227,62 @@ class _ViewOptions(CommonOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class _LoopOptions(CommonOptions):
-    """How a model is trained, for students and teachers alike."""
+    """Options of the training loop, for students and teachers."""
 
     epochs: int | None = None
-    """Passes over the data; enough steps for its size when left out."""
+    """Passes over the data. Default: a number that gives small data sets enough steps."""
 
     steps: int | None = None
-    """Optimiser steps instead of epochs; the last epoch ends with them."""
+    """Optimiser steps, instead of --epochs."""
 
     optimizer: Optimizer = "sgd"
     """sgd (with Nesterov momentum) or adamw."""
 
     lr: float | None = None
-    """Peak learning rate; scaled to the samples of a step when left out."""
+    """Peak learning rate. Default: proportional to the samples per step."""
 
     momentum: float | None = None
-    """Of sgd, in [0, 1); 0.9 when left out."""
+    """Momentum of sgd, in [0, 1). Default: 0.9."""
 
     weight_decay: float | None = None
-    """Of matrices and filters, not of norms, biases and position embeddings; 5e-4 (sgd) or 0.05
-    (adamw) when left out."""
+    """Weight decay of matrices and filters; norms, biases and position embeddings have none.
+    Default: 5e-4 (sgd) or 0.05 (adamw)."""
 
     schedule: Schedule = "one-cycle"
-    """Of the learning rate, step by step: up and down (one-cycle), down as a cosine, down by steps,
-    or constant."""
+    """Learning-rate schedule, updated every step."""
 
     warmup: float | None = None
-    """Share of all steps in which the rate rises first, in [0, 1); 0.15 (one-cycle) or 0 when left
-    out."""
+    """Fraction of all steps in which the learning rate rises first, in [0, 1). Default: 0.15
+    (one-cycle) or 0."""
 
     milestones: Annotated[tuple[float, ...], Parameter(negative="")] = ()
-    """step: share of all steps after which the rate falls, above --warmup and below 1; may be given
-    again; 0.5 and 0.75 when left out."""
+    """For --schedule step: fraction of all steps after which the learning rate falls, above
+    --warmup and below 1. Repeat it for several. Default: 0.5 and 0.75."""
 
     gamma: float | None = None
-    """step: factor of each fall, in (0, 1); 0.1 when left out."""
+    """For --schedule step: factor of each fall, in (0, 1). Default: 0.1."""
 
     ema: float | None = None
-    """Also average the weights over the steps, with this decay in (0, 1), such as 0.999; evaluated
-    and saved beside the model's own."""
+    """Keep an exponential moving average of the weights with this decay in (0, 1), such as 0.999,
+    and evaluate and save it too."""
 
     accumulate: int = 1
-    """Batches whose gradients make one optimiser step."""
+    """Batches per optimiser step (gradient accumulation)."""
 
     clip_norm: float | None = None
-    """Largest norm of the gradient; longer ones are shortened."""
+    """Clip the gradient to this norm."""
 
     compile: Annotated[bool, _FLAG] = False
     """Compile the model with torch.compile; needs a C++ compiler."""
 
     eval_every: int = 1
-    """Epochs from one evaluation to the next; the last epoch is always evaluated."""
+    """Evaluate after every so many epochs, and always after the last."""
 
     tensorboard: Annotated[bool, _FLAG] = False
-    """Write TensorBoard's events to the run folder too."""
+    """Also write TensorBoard events to the run folder."""
 
     def __post_init__(self) -> None:
-        """Check every range, and that no option is given that the others make void."""
+        """Check every range, and refuse options that have no effect."""
         _require_positive(self, "epochs", "steps", "lr", "accumulate", "clip_norm", "eval_every")
         _require_non_negative(self, "weight_decay")
         if self.epochs is not None and self.steps is not None:
@@ -322,17 +317,17 @@ class TrainTeacherOptions(_ViewOptions, _LoopOptions):
     shufflenet_v2_x0_5 or _x1_0, another classifier of torchvision, or timm:NAME."""
 
     seed: int = 0
-    """Seed of initialisation and order."""
+    """Random seed of initialisation and sample order."""
 
     name: str | None = None
-    """Name of the teacher in the workspace; the model's when left out."""
+    """Name of the teacher in the workspace. Default: the model's name."""
 
     save_epochs: str | None = None
-    """Epochs whose weights are kept too, such as 2,5,10, as teachers NAME-epoch2, NAME-epoch5,
-    ..."""
+    """Also keep the weights after these epochs, such as 2,5,10, as teachers NAME-epoch2,
+    NAME-epoch5, ..."""
 
     overwrite: Annotated[bool, _FLAG] = False
-    """Replace a teacher that was trained otherwise."""
+    """Replace a teacher that was trained with other options or data."""
 
     def __post_init__(self) -> None:
         """Check every range."""
@@ -347,7 +342,7 @@ class TrainTeacherOptions(_ViewOptions, _LoopOptions):
 
     @property
     def early_epochs(self) -> tuple[int, ...]:
-        """The epochs of --save-epochs, counted from 1, rising.
+        """Return the epochs of --save-epochs, counted from 1, in ascending order.
 
         Raises:
             ConfigError: if the text is no list of such epochs.
@@ -370,32 +365,32 @@ class BuildLogitsOptions(_ViewOptions):
 
     teacher: Annotated[tuple[str, ...], _EACH] = ()
     """A path, a name in the workspace's teachers/, a model of torchvision for its published weights
-    (resnet50, or resnet50.IMAGENET1K_V1), timm:NAME, or module:callable; the only one in teachers/
-    when left out. Given again, the teachers answer together."""
+    (resnet50, or resnet50.IMAGENET1K_V1), timm:NAME, or module:callable. Repeat it for an ensemble.
+    Default: the only file in teachers/."""
 
     arch: Annotated[tuple[str, ...], _EACH] = ()
-    """Model of a teacher given by path, where the file does not say: a classifier of torchvision,
+    """Model of a teacher given by path, if the file does not name it: a classifier of torchvision,
     timm:NAME, or resnet8/20/32/56, wrn-16-2, wrn-40-2 or vgg8 (CIFAR families)."""
 
     ensemble: EnsembleMode = "probabilities"
-    """Of several teachers the student learns the mean of the probabilities, or of the logits."""
+    """For several teachers: average their probabilities or their logits."""
 
     teacher_size: int | None = None
-    """Height and width of the teacher's images, cut from the same boxes as the student's; the size
-    that published weights were evaluated at, else the student's, when left out."""
+    """Height and width of the teacher's images, cut from the same boxes as the student's. Default:
+    the evaluation size of published weights, else the student's size."""
 
     views: int = 8
-    """Augmented views per image, besides the clean one."""
+    """Augmented views per image, in addition to the clean view."""
 
     subset: str | None = None
-    """Name or path of a subset: augmented views of its samples alone; the clean view always covers
-    all data, and is taken from another store of this teacher where there is one."""
+    """Name or path of a subset whose samples get augmented views. The clean view always covers all
+    data; it is taken from an existing store of this teacher if there is one."""
 
     features: Annotated[bool, _FLAG] = False
-    """Keep the penultimate activations of the clean view too, as float16."""
+    """Also store the penultimate activations of the clean view, as float16."""
 
     codec: str = "dense"
-    """How a row of an augmented view is stored: dense (float16), int8, topk(k=10),
+    """Codec of the augmented views: dense (float16), int8, topk(k=10),
     lowrank(k=10, r=64), sampled(draws=50, temperature=1), float32 (exact), or auto: the smallest
     that keeps the distillation gradient at temperatures 1 to 4."""
 
@@ -403,13 +398,13 @@ class BuildLogitsOptions(_ViewOptions):
     """Path or URL (s3://, gs://) of the store, instead of stores/TEACHER.zarr in the workspace."""
 
     part: str | None = None
-    """Such as 2/4: make the second of four parts only, for kdcache merge."""
+    """Build only this part, such as 2/4 for the second of four; join parts with kdcache merge."""
 
     allow_mixed: Annotated[bool, _FLAG] = False
-    """Continue a store under another batch size, device or version; recorded with each shard."""
+    """Continue a store with another batch size, device or version; recorded with each shard."""
 
     overwrite: Annotated[bool, _FLAG] = False
-    """Replace a store that was built from something else."""
+    """Replace a store that was built from other data or with other options."""
 
     def __post_init__(self) -> None:
         """Check every range."""
@@ -427,35 +422,35 @@ class BuildLogitsOptions(_ViewOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class VerifyOptions(CommonOptions):
-    """Read every byte of a store and of the betons, and name what is damaged."""
+    """Read every byte of a store and of the betons, and report damage."""
 
     store: str | None = None
-    """Path or URL of the store; the last one built when left out."""
+    """Path or URL of the store. Default: the last one built."""
 
     repair: Annotated[bool, _FLAG] = False
-    """Build the damaged shards of the store again, with its teacher."""
+    """Rebuild damaged shards of the store with its teacher."""
 
     teacher: Annotated[tuple[str, ...], _EACH] = ()
-    """Ask this teacher again about a random sample of rows, and compare; given again, an ensemble,
-    in the order of build-logits."""
+    """Run this teacher again on random rows, and compare. Repeat it for an ensemble, in the order
+    of build-logits."""
 
     arch: Annotated[tuple[str, ...], _EACH] = ()
-    """Model of a teacher given by path, where the file does not say."""
+    """Model of a teacher given by path, if the file does not name it."""
 
     allow_mixed: Annotated[bool, _FLAG] = False
-    """Repair under another device or version than the store's; recorded with each shard."""
+    """Repair with another device or version than the store's; recorded with each shard."""
 
     rows: int = 256
-    """Rows of each view that --teacher compares."""
+    """Rows per view that --teacher compares."""
 
     seed: int = 0
-    """Seed of the draw of these rows."""
+    """Random seed for choosing these rows."""
 
     device: Device = "auto"
-    """auto: cuda where there is one."""
+    """Device; auto: cuda if there is a GPU."""
 
     num_workers: int | None = None
-    """Threads that read and decode; all cores when left out."""
+    """Threads that read and decode. Default: all cores."""
 
     def __post_init__(self) -> None:
         """Check every range."""
@@ -471,10 +466,10 @@ class VerifyOptions(CommonOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class MergeOptions(CommonOptions):
-    """Bring parts of one store together, such as those of build-logits --part."""
+    """Merge the parts of a store that build-logits --part made."""
 
     parts: Annotated[list[str], Parameter(negative="")] = field(kw_only=False)
-    """Paths or URLs of stores that were built from the same things."""
+    """Paths or URLs of stores built from the same data, teacher and options."""
 
     out: str
     """Path or URL of the store to write."""
@@ -489,65 +484,66 @@ class MergeOptions(CommonOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class ExportOptions(CommonOptions):
-    """Write decoded logits, labels and scores for programs without zarr."""
+    """Write decoded logits, labels and scores to a Parquet or npz file."""
 
     out: Path = field(kw_only=False)
     """File to write: NAME.parquet or NAME.npz."""
 
     store: str | None = None
-    """Path or URL of the store; the last one built when left out."""
+    """Path or URL of the store. Default: the last one built."""
 
     view: int = 0
-    """View to write; 0 is the clean one, with all samples and their scores."""
+    """View to write; 0 is the clean view, with all samples and their scores."""
 
     overwrite: Annotated[bool, _FLAG] = False
-    """Replace a file that is there."""
+    """Replace an existing file."""
 
     def __post_init__(self) -> None:
         """Check every range."""
         if self.out.suffix not in _EXPORTS:
-            raise ConfigError(f"{self.out} is to be written, expected {' or '.join(_EXPORTS)}")
+            raise ConfigError(f"OUT is {self.out}, expected NAME{' or NAME'.join(_EXPORTS)}")
         _require_non_negative(self, "view")
 
 
 @dataclass(frozen=True, kw_only=True)
 class PruningOptions:
-    """What to keep of samples in the order of their difficulty; what `select_ids` takes."""
+    """How to select samples by difficulty; the options of `select_ids`."""
 
     method: Annotated[
         str,
         Parameter(
-            help="Which part of the difficulty order to keep. window: from the quantile --start "
-            "on; stratified: as many of each difficulty (CCS); beta: drawn, easier where less is "
-            "kept; class-adaptive: more of the classes that the teacher gets wrong. One of "
+            help="Part of the difficulty order to keep. window: from quantile --start on; "
+            "stratified: equal numbers per difficulty (CCS); beta: random, easier if less is kept; "
+            "class-adaptive: more of the classes that the teacher gets wrong (DRoP). One of "
             f"{METHODS.described()}."
         ),
     ] = "medium"
     """Method of `kdcache.selection.methods`, or module:name."""
 
     keep: float = 0.7
-    """Share of the training set to keep, in (0, 1]."""
+    """Fraction of the training set to keep, in (0, 1]."""
 
     balance: Balance = "proportional"
-    """proportional: each class keeps its share; class: equal numbers; none: one global order."""
+    """proportional: the same fraction of each class; class: equal numbers; none: ignore classes."""
 
     min_per_class: int = 0
-    """Samples that each class keeps at least, or all where it has fewer."""
+    """Minimum number of samples to keep per class (all of a smaller class)."""
 
     start: float | None = None
-    """window: quantile of difficulty of the first sample that is kept, in [0, 1 - keep]."""
+    """window: difficulty quantile of the first sample to keep, in [0, 1 - keep]."""
 
     cut: float | None = None
-    """stratified: share of the hardest, probably mislabelled, to drop first, in [0, 1 - keep]."""
+    """stratified: fraction of the hardest samples, probably mislabelled, to drop first, in
+    [0, 1 - keep]."""
 
     peak: float | None = None
-    """beta: quantile of difficulty that is drawn most, in [0, 1]; by --keep when left out."""
+    """beta: most likely difficulty quantile, in [0, 1]. Default: derived from --keep."""
 
     concentration: float | None = None
-    """beta: how narrow the distribution is; 0 draws all alike, 14 when left out."""
+    """beta: concentration of the distribution; 0 is uniform. Default: 14."""
 
     seed: int = 0
-    """Seed of random draws."""
+    """Random seed."""
 
     def __post_init__(self) -> None:
         """Check every range, and that no option is given that the others make void."""
@@ -592,7 +588,7 @@ class PruningOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class SelectOptions(PruningOptions, CommonOptions):
-    """Choose the sample ids to keep, from the scores in the store."""
+    """Select the samples to keep, by a difficulty score."""
 
     score: Annotated[
         str, Parameter(help=f"Difficulty score; higher is harder: {SCORES.described()}.")
@@ -600,36 +596,36 @@ class SelectOptions(PruningOptions, CommonOptions):
     """Difficulty score; higher is harder. One of `kdcache.scores.registry`, or module:name."""
 
     scores: Path | None = None
-    """Scores of your own instead, higher is harder: a .npy by sample id, or a .csv or .parquet with
-    a column `score` and one of `sample_id` and `file`."""
+    """File with your own scores, higher is harder: a .npy by sample id, or a .csv or .parquet with
+    a column `score` and a column `sample_id` or `file`."""
 
     parity: Literal["mdslr"] | None = None
     """mdslr: medium or random with the numbers per class of MDSLR's published code, by the
     cross-entropy of an augmented view."""
 
     teacher: str | None = None
-    """Name of the store to read; the last one built when left out."""
+    """Name of the store to read. Default: the last one built."""
 
     store: str | None = None
-    """Path or URL of the store, instead of a --teacher of the workspace."""
+    """Path or URL of the store, instead of --teacher."""
 
     average_with: Annotated[tuple[str, ...], Parameter(negative="")] = ()
-    """Name of another teacher's store, whose scores are averaged in; may be given again."""
+    """Average in the scores of another teacher's store. Repeat it for several."""
 
     compare: str | None = None
-    """Name or path of another subset: what the two share, class by class."""
+    """Report the overlap with another subset (a name or path), per class."""
 
     export: Path | None = None
-    """Also write every sample's score, and whether it is kept: .npy, .csv or .parquet."""
+    """Also write the score of every sample and whether it is kept: .npy, .csv or .parquet."""
 
     out: Path | None = None
     """File to write, NAME.npz, instead of subsets/METHOD-KEEP....npz in the workspace."""
 
     overwrite: Annotated[bool, _FLAG] = False
-    """Replace a subset file that was made otherwise, and what is at --export."""
+    """Replace a subset made with other options, and the file at --export."""
 
     def __post_init__(self) -> None:
-        """Check every range, and that no option is given that the others make void."""
+        """Check every range, and refuse options that have no effect."""
         super().__post_init__()
         SCORES.require(self.score)
         require_suffix("scores", self.scores, SCORE_FILES)
@@ -676,97 +672,98 @@ class ScoreOptions(CommonOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainOptions(_LoopOptions):
-    """Train a student on a subset, with the teacher's cached logits."""
+    """Train a student on a subset with the teacher's cached logits."""
 
     subset: str | None = None
-    """Name or path of a subset, or `full` for all data; the last one selected when left out."""
+    """Name or path of a subset, or `full` for all data. Default: the last one selected."""
 
     teacher: str | None = None
-    """Name of the store to learn from; the last one built when left out."""
+    """Name of the store to learn from. Default: the last one built."""
 
     store: str | None = None
-    """Path or URL of the store, instead of a --teacher of the workspace."""
+    """Path or URL of the store, instead of --teacher."""
 
     model: str | None = None
-    """Student, any model of train-teacher; resnet18, or resnet8 up to 64 px, when left out."""
+    """Student: any model of train-teacher. Default: resnet8 up to 64 px, else resnet18."""
 
     batch_size: int | None = None
-    """Samples of a batch; 128, or 32 for fewer than 5,000 samples, when left out."""
+    """Samples per batch. Default: 128, or 32 for fewer than 5,000 samples."""
 
     loss: str = "kd"
-    """What student and teacher are compared by: kd (T^2 KL), dkd(alpha=1, beta=8, warm_up=0.08)
-    (decoupled), or dist(beta=2, gamma=2) (correlations)."""
+    """Distillation loss: kd (T^2 KL), dkd(alpha=1, beta=8, warm_up=0.08) (decoupled), or
+    dist(beta=2, gamma=2) (correlations)."""
 
     alpha: float | str | None = None
-    """Weight of that comparison, in [0, 1]; the labels have the rest. A number, linear(0.9, 0.5) or
-    cosine(0.9, 0.5) over the run, or auto: more where less is kept; 1: soft labels alone. 0.9 (kd)
-    or 0.5 when left out."""
+    """Weight of the distillation loss, in [0, 1]; cross-entropy has weight 1 - alpha. A number, a
+    schedule linear(0.9, 0.5) or cosine(0.9, 0.5), or auto: larger if less is kept. Default: 0.9
+    (kd) or 0.5."""
 
     temperature: float | None = None
-    """Temperature of the comparison, above 0; 4, or 2 with --standardise, when left out."""
+    """Temperature of the distillation loss, above 0. Default: 4, or 2 with --standardise."""
 
     reshape: Annotated[bool, _FLAG] = False
-    """Give the teacher's logits of each sample the mean deviation of its class (MDSLR)."""
+    """Rescale the teacher's logits of each sample to the mean deviation of its class (MDSLR)."""
 
     standardise: Annotated[bool, _FLAG] = False
-    """Give both logits of each sample mean 0 and deviation 1 first."""
+    """Standardise student and teacher logits per sample to mean 0 and standard deviation 1."""
 
     label_smoothing: float = 0.0
-    """Share of the label that goes to all classes alike, in [0, 1)."""
+    """Label smoothing of the cross-entropy, in [0, 1)."""
 
     mixup: float | None = None
-    """Average images in pairs, in shares drawn from Beta(a, a); labels and the teacher's
-    probabilities in the same shares, for the teacher did not see the mixture."""
+    """Mixup: mix images in pairs, with weights from Beta(a, a); labels and cached probabilities are
+    mixed with the same weights."""
 
     cutmix: float | None = None
-    """Likewise, but put a box of one image into the other. With both, each batch draws one."""
+    """CutMix: paste a box of one image into another; a as for --mixup. With both, each batch draws
+    one of them."""
 
     kd: bool = True
-    """--no-kd: labels alone, for comparison."""
+    """--no-kd: train on labels only, as a baseline."""
 
     live_teacher: str | None = None
-    """Ask this teacher in each step, for comparison, instead of reading a store: a path, a name in
+    """Run this teacher in each step instead of reading a store, as a baseline: a path, a name in
     the workspace's teachers/, or module:callable."""
 
     arch: str | None = None
-    """Model of a --live-teacher given by path, where the file does not say."""
+    """Model of a --live-teacher given by path, if the file does not name it."""
 
     views: int | None = None
-    """Show so many views in turn: the first of the store, all of it when left out; 0: fresh views
-    with the answers to the clean one, which is worse. --live-teacher: as a store of so many would,
-    a fresh view in each epoch when left out."""
+    """Number of views to cycle through. Default: all of the store; with --live-teacher, a new view
+    in each epoch. 0: new views with the logits of the clean view, which is known to be worse."""
 
     seed: int = 0
-    """Seed of initialisation and order; the views' seed belongs to the store."""
+    """Random seed of initialisation and sample order; the store has the seed of the views."""
 
     seeds: int = 1
-    """Train so many students, with --seed and the seeds after it, one after the other."""
+    """Number of students to train in sequence, with --seed and the seeds after it."""
 
     device: Device = "auto"
-    """auto: cuda where there is one."""
+    """Device; auto: cuda if there is a GPU."""
 
     precision: Precision | None = None
-    """Arithmetic of the student's body; fp32 on a CPU, bf16 on CUDA."""
+    """Precision of the student's body. Default: fp32 on a CPU, bf16 on CUDA."""
 
     num_workers: int | None = None
-    """Threads that read and decode; all cores when left out."""
+    """Threads that read and decode. Default: all cores."""
 
     order: Order = "random"
-    """block-random: neighbours of the file close together, for data larger than memory."""
+    """Order of samples; block-random keeps neighbours in the file together, for data larger than
+    memory."""
 
     pixels: Literal["check", "warn"] = "check"
-    """warn: go on where this machine decodes other pixels than the teacher saw."""
+    """If this machine decodes other pixels than the teacher saw: stop (check), or warn."""
 
     out: Path | None = None
-    """Run folder, instead of a new runs/STUDENT-SUBSET-sSEED in the workspace; with --seeds the
-    folder of their run folders, s0, s1, ..."""
+    """Run folder, instead of a new runs/STUDENT-SUBSET-sSEED in the workspace. With --seeds: the
+    parent of the run folders s0, s1, ..."""
 
     resume: Annotated[bool, _FLAG] = False
-    """Continue the run of --out, or the newest run of this name, from its last epoch; with --seeds
-    those that are not finished, or not begun."""
+    """Continue the run at --out, or the newest run of this name, from its last epoch. With --seeds:
+    finish or start every run that is not finished."""
 
     def __post_init__(self) -> None:
-        """Check every range, and that no option is given that the others make void."""
+        """Check every range, and refuse options that have no effect."""
         super().__post_init__()
         if self.reshape and not self.kd:
             raise ConfigError("--reshape is given with --no-kd, expected one: it needs a teacher")
@@ -788,29 +785,28 @@ class TrainOptions(_LoopOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateOptions(CommonOptions):
-    """Measure a trained model: accuracy, likelihood and calibration."""
+    """Measure accuracy, likelihood and calibration of a trained model."""
 
     weights: str | None = field(default=None, kw_only=False)
-    """Folder or name of a run, or a safetensors file; the last run that was finished when left
-    out."""
+    """Folder or name of a run, or a safetensors file. Default: the last finished run."""
 
     which: Weights = "last"
-    """Of a run: the weights after the last epoch, those of the best accuracy, or their average."""
+    """Weights of the run: after the last epoch, with the best accuracy, or their average (EMA)."""
 
     model: Annotated[str | None, Parameter(name=("--model", "--arch"))] = None
-    """Model of a file that does not say."""
+    """Model, if the file does not name it."""
 
     split: Split = "val"
-    """Images to measure it on, in the clean view."""
+    """Split to evaluate on, in the clean view."""
 
     device: Device = "auto"
-    """auto: cuda where there is one."""
+    """Device; auto: cuda if there is a GPU."""
 
     precision: Precision | None = None
-    """Arithmetic of the model's body; fp32 on a CPU, bf16 on CUDA."""
+    """Precision of the model's body. Default: fp32 on a CPU, bf16 on CUDA."""
 
     num_workers: int | None = None
-    """Threads that read and decode; all cores when left out."""
+    """Threads that read and decode. Default: all cores."""
 
     def __post_init__(self) -> None:
         """Check every range."""
@@ -819,56 +815,56 @@ class EvaluateOptions(CommonOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class StudyOptions(CommonOptions):
-    """Train a grid of students in the background, resumable at any point; or print its table."""
+    """Train a grid of students, resumable at any point, or print a table of the results."""
 
     grid: str = field(kw_only=False)
-    """Path of a TOML file that lists teachers and blocks of settings; or digits, which is ours."""
+    """Path of a TOML file with teachers and blocks of settings, or the bundled study digits."""
 
     source: Annotated[tuple[str, ...], _EACH] = ()
-    """NAME=SOURCE: what to pack for the grid's data set NAME; its name when left out. May be given
-    again."""
+    """NAME=SOURCE: images to pack for the grid's data set NAME. Default: NAME. Repeat it for
+    several."""
 
     results: Path | None = None
-    """Parquet file with one row per student; studies/GRID.parquet in the workspace when left out.
-    What is in it is not trained again."""
+    """Parquet file with one row per student; students in it are not trained again. Default:
+    studies/GRID.parquet in the workspace."""
 
     block: Annotated[tuple[str, ...], _EACH] = ()
-    """Name of a block: run or show this one alone. May be given again."""
+    """Name of a block to run or show. Repeat it for several. Default: all."""
 
     jobs: int = 1
-    """Students at once; each works with one thread."""
+    """Students to train at once, each with one thread."""
 
     part: str | None = None
-    """Such as 2/8: train every eighth student from the second on, as on several machines."""
+    """Train only this part, such as 2/8 for every eighth student from the second on."""
 
     until: str | None = None
-    """Time of day, such as 02:30, local: stop then, and continue with the next call."""
+    """Stop at this local time, such as 02:30; the next call continues."""
 
     tune_fraction: float | None = None
-    """Choose settings: every student is evaluated on this share of the training set, and the test
-    set is never read."""
+    """For choosing settings: evaluate on this fraction of the training set, and never read the test
+    set."""
 
     retry: Annotated[bool, _FLAG] = False
-    """Train those again that failed."""
+    """Train failed students again."""
 
     commit: str | None = None
-    """Commit that the package was built from, where it does not say; it is recorded."""
+    """Commit to record, if the package does not know its own."""
 
     dry_run: Annotated[bool, _FLAG] = False
-    """Say what would be made and trained; do nothing."""
+    """Print what would be made and trained, without doing it."""
 
     table: Annotated[tuple[str, str] | None, _EACH] = None
-    """ROWS COLUMNS: print accuracies over these settings instead; several, such as method,kd, with
-    commas."""
+    """ROWS COLUMNS: print a table of accuracies over these settings instead. Join several by
+    commas, such as method,kd."""
 
     where: Annotated[tuple[str, ...], _EACH] = ()
-    """SETTING=VALUE: show only such students. May be given again."""
+    """SETTING=VALUE: show only these students. Repeat it for several."""
 
     plot: Path | None = None
     """Also draw the table: NAME.png, NAME.pdf or NAME.svg; needs 'kdcache[plot]'."""
 
     def __post_init__(self) -> None:
-        """Check every range, and that no option is given that the others make void."""
+        """Check every range, and refuse options that have no effect."""
         _require_positive(self, "jobs")
         _require("tune_fraction", self.tune_fraction, lambda f: 0 < f < 1, "a number in (0, 1)")
         _as_tuples(self, "source", "block", "where")

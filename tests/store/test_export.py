@@ -115,7 +115,7 @@ def test_a_damaged_shard_leaves_no_file(store_path, tmp_path):
 
 @pytest.mark.parametrize("name", ["view.csv", "view", "view.npy"])
 def test_a_kind_of_file_that_is_not_written_is_refused(name):
-    with pytest.raises(ConfigError, match=rf"{name} is to be written, expected \.parquet or \.npz"):
+    with pytest.raises(ConfigError, match=rf"OUT is .*{name}, expected NAME\.parquet or NAME\.npz"):
         ExportOptions(Path(name))
 
 
