@@ -25,9 +25,9 @@ from kdcache.teacher.teacher import open_teacher
 from kdcache.teacher.timm_weights import find_timm
 from kdcache.teacher.torchvision_weights import find_torchvision
 from kdcache.workspace import Workspace
+from tests.models.test_weights import Bomb
 from tests.teacher.published_models import CLASSES
 from tests.teacher.test_teacher import assert_same_weights, manifest
-from tests.teacher.test_weights import Bomb
 
 ARCH = "test_byobnet"
 """timm's own model for tests, 0.5 M parameters."""

@@ -19,6 +19,7 @@ from kdcache.models.weights import save_weights
 from kdcache.teacher.teacher import open_teacher, tensor_digest
 from kdcache.teacher.torchvision_weights import find_torchvision
 from kdcache.workspace import Workspace
+from tests.models.test_weights import Bomb
 from tests.teacher.published_models import (
     CROP,
     MEAN,
@@ -30,7 +31,6 @@ from tests.teacher.published_models import (
 )
 from tests.teacher.server import serving
 from tests.teacher.test_teacher import assert_same_weights, manifest
-from tests.teacher.test_weights import Bomb
 
 FIRST, SECOND = TinyNet_Weights.FIRST, TinyNet_Weights.SECOND
 
