@@ -690,8 +690,8 @@ class TrainOptions(_LoopOptions):
     """Samples per batch. Default: 128, or 32 for fewer than 5,000 samples."""
 
     loss: str = "kd"
-    """Distillation loss: kd (T^2 KL), dkd(alpha=1, beta=8, warm_up=0.08) (decoupled), or
-    dist(beta=2, gamma=2) (correlations)."""
+    """Distillation loss: kd (T^2 KL), dkd(alpha=1, beta=8, warm_up=0.08) (decoupled),
+    dist(beta=2, gamma=2) (correlations), or module:name."""
 
     alpha: float | str | None = None
     """Weight of the distillation loss, in [0, 1]; cross-entropy has weight 1 - alpha. A number, a

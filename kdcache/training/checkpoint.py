@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,6 +42,7 @@ class Checkpoint:
         scaler: of fp16 training.
         average: of the model's weights, where there is one.
         about: of what model and settings the file is; another one's is refused.
+        loss: a loss of the user's own that has parameters.
     """
 
     def __init__(
@@ -52,6 +54,8 @@ class Checkpoint:
         scaler: torch.amp.GradScaler,
         average: WeightAverage | None = None,
         about: dict[str, Any] | None = None,
+        *,
+        loss: nn.Module | None = None,
     ) -> None:
         self._path = path
         self._model = model
@@ -59,6 +63,8 @@ class Checkpoint:
         self._schedule = schedule
         self._scaler = scaler
         self._average = average
+        # By the folder that their tensors are kept under.
+        self._modules = {"model": model} | ({} if loss is None else {"loss": loss})
         self._identity = (about or {}) | {
             "optimizer": type(optimizer).__name__,
             "schedule": type(schedule).__name__,
@@ -71,10 +77,11 @@ class Checkpoint:
 
     def save(self, progress: Progress) -> None:
         """Replace the file."""
-        tensors = _under("model", self._model.state_dict())
-        for name, parameter in self._model.named_parameters():
-            kept = self._optimizer.state.get(parameter, {})
-            tensors |= _under(f"optimizer/{name}", kept)
+        tensors: dict[str, Tensor] = {}
+        for folder, module in self._modules.items():
+            tensors |= _under(folder, module.state_dict())
+        for key, parameter in self._optimized():
+            tensors |= _under(key, self._optimizer.state.get(parameter, {}))
         if self._average:
             tensors |= _under("average", self._average.model.state_dict())
         tensors["generator"] = torch.get_rng_state()
@@ -102,9 +109,10 @@ class Checkpoint:
                 f"{self._path} is the checkpoint of another run: {differ}. "
                 "Resume with the same options, or start a new run"
             )
-        fill_model(self._model, _below("model", tensors), path=self._path)
-        for name, parameter in self._model.named_parameters():
-            kept = _below(f"optimizer/{name}", tensors)
+        for folder, module in self._modules.items():
+            fill_model(module, _below(folder, tensors), path=self._path)
+        for key, parameter in self._optimized():
+            kept = _below(key, tensors)
             if kept:
                 # Adam's count of steps stays on the host.
                 self._optimizer.state[parameter] = {
@@ -122,6 +130,13 @@ class Checkpoint:
         load_schedule(self._schedule, about["schedule_state"])
         self._scaler.load_state_dict(about["scaler"])
         return Progress(**about["progress"])
+
+    def _optimized(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Yield every trained parameter with the folder of what the optimiser keeps of it."""
+        for folder, module in self._modules.items():
+            prefix = "optimizer" if folder == "model" else f"{folder}_optimizer"
+            for name, parameter in module.named_parameters():
+                yield f"{prefix}/{name}", parameter
 
     @property
     def _device(self) -> torch.device:

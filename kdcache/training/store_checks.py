@@ -14,6 +14,7 @@ from kdcache.store.codecs.fidelity import LARGEST_ANGLE_DEGREES, NORM_RATIOS
 from kdcache.store.logit_store import LogitStore
 from kdcache.training.losses.fidelity import fidelity_of
 from kdcache.training.losses.settings import LossSettings
+from kdcache.training.losses.user_loss import UserLoss
 
 
 def check_pixels(beton: Beton, store: LogitStore, options: TrainOptions) -> None:
@@ -57,6 +58,14 @@ def check_codec(store: LogitStore, loss: LossSettings) -> None:
     if isinstance(store.codec, (Dense, Float32)):
         return
     loss.require_codec(store.codec, store.path)
+    if isinstance(loss.method, UserLoss):
+        logger.warning(
+            "%s is stored as %s; the effect of the codec on the gradient of --loss %s is not measured",
+            store.path,
+            store.codec,
+            loss.method,
+        )
+        return
     found = fidelity_of(store, loss)
     if not found.is_accepted:
         logger.warning(

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -133,13 +133,24 @@ class Trainer:
                 raise ConfigError("reshape is on without a store, expected a teacher's logits")
             constants = torch.from_numpy(loader.store.reshaping_constants())
             constants_C = constants.float().to(self._device)
-        self._loss = Loss(settings.loss, constants_C)
+        self._loss = Loss(settings.loss, constants_C, model)
+        # A loss of the user's own may have parameters, which are trained with the model's.
+        self._trained = [model]
+        if settings.compile and settings.loss.needs_features:
+            raise ConfigError(
+                "--compile is given with a --loss that needs the student's features, expected one "
+                "of them: a compiled model does not hand them out. Leave --compile out"
+            )
+        if self._loss.module is not None:
+            self._trained.append(self._loss.module.to(self._device))
         # Of the bound method: a compiled module would put its own name before every weight's.
         self._forward = torch.compile(model.forward) if settings.compile else model
         self._shares = _shares(loader.batch_sizes, settings.accumulate)
         self._steps_per_epoch = -(-len(self._shares) // settings.accumulate)
         self._steps = settings.steps or settings.epochs * self._steps_per_epoch
-        self._optimizer = make_optimizer(model, settings)
+        self._optimizer = make_optimizer(
+            nn.ModuleList(self._trained) if len(self._trained) > 1 else model, settings
+        )
         self._schedule = make_schedule(self._optimizer, settings, steps=self._steps)
         self._scaler = torch.amp.GradScaler(self._device.type, enabled=settings.precision == "fp16")
         self._average = None if settings.ema is None else WeightAverage(model, settings.ema)
@@ -151,6 +162,7 @@ class Trainer:
             self._scaler,
             self._average,
             about,
+            loss=self._loss.module,
         )
 
     def run(self, *, resume: bool) -> TrainResult:
@@ -282,7 +294,8 @@ class Trainer:
         """Take the optimiser step that the gradients add up to."""
         if self._settings.clip_norm is not None:
             self._scaler.unscale_(self._optimizer)
-            nn.utils.clip_grad_norm_(self._model.parameters(), self._settings.clip_norm)
+            parameters = chain.from_iterable(module.parameters() for module in self._trained)
+            nn.utils.clip_grad_norm_(parameters, self._settings.clip_norm)
         self._scaler.step(self._optimizer)
         self._scaler.update()
         self._optimizer.zero_grad(set_to_none=True)

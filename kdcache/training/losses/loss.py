@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from kdcache.loader.staging import Rows
@@ -16,6 +16,13 @@ from kdcache.training.losses.settings import LossSettings
 from kdcache.training.losses.sparse import LEAST_CLASSES, sparse_divergence
 from kdcache.training.losses.standardise import standardise
 from kdcache.training.losses.terms import LossTerms
+from kdcache.training.losses.user_loss import (
+    FeatureHook,
+    LossContext,
+    LossFunction,
+    UserLoss,
+    require_loss,
+)
 
 
 class Loss:
@@ -24,11 +31,28 @@ class Loss:
     Args:
         settings: of the run.
         constants_C: (C,) of MDSLR's reshaping, on the device of the logits, where it is asked for.
+        model: the student, for a loss of the user's own that is a class or uses its features.
     """
 
-    def __init__(self, settings: LossSettings, constants_C: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        settings: LossSettings,
+        constants_C: Tensor | None = None,
+        model: nn.Module | None = None,
+    ) -> None:
         self.settings = settings
         self._constants_C = constants_C
+        self._function: LossFunction | None = None
+        self._features: FeatureHook | None = None
+        if isinstance(settings.method, UserLoss):
+            self._function = settings.method.make(model)
+            if settings.method.needs_features:
+                self._features = FeatureHook(model, settings.method.place)
+
+    @property
+    def module(self) -> nn.Module | None:
+        """The loss of the user's own, where it may own parameters."""
+        return self._function if isinstance(self._function, nn.Module) else None
 
     def __call__(
         self,
@@ -56,7 +80,7 @@ class Loss:
         cross_entropy = cross_entropy_B.mean()
         if rows is None:
             return LossTerms(cross_entropy, cross_entropy, None, cross_entropy_B)
-        distillation = self._distillation(student_BC, rows, labels_B, mix)
+        distillation = self._distillation(student_BC, rows, labels_B, mix, progress)
         weight = alpha * self.settings.method.ramp(progress)
         of_each = None
         if distillation.ndim:
@@ -80,7 +104,12 @@ class Loss:
         )
 
     def _distillation(
-        self, student_BC: Tensor, rows: Rows, labels_B: Tensor, mix: Mix | None
+        self,
+        student_BC: Tensor,
+        rows: Rows,
+        labels_B: Tensor,
+        mix: Mix | None,
+        progress: float,
     ) -> Tensor:
         settings = self.settings
         temperature = settings.temperature
@@ -97,6 +126,12 @@ class Loss:
             teacher_BC = reshape_logits(teacher_BC, labels_B, self._constants_C)
         if settings.standardise:
             student_BC, teacher_BC = standardise(student_BC), standardise(teacher_BC)
+        if isinstance(settings.method, UserLoss):
+            assert self._function is not None  # noqa: S101  (made with the settings)
+            features = self._features.take() if self._features else None
+            context = LossContext(temperature, progress, features)
+            found = self._function(student_BC, teacher_BC, labels_B, context)
+            return require_loss(settings.method.place, found, len(student_BC))
         log_teacher_BC = functional.log_softmax(teacher_BC / temperature, dim=1)
         if mix is not None:
             log_teacher_BC = mix.log_probabilities(log_teacher_BC)

@@ -9,18 +9,17 @@ from typing import Any
 
 from kdcache.errors import ConfigError
 from kdcache.options import TrainOptions
+from kdcache.registry import is_user_code
 from kdcache.store.codecs.codec import Codec
 from kdcache.store.format.location import Location
 from kdcache.training.losses.alpha import Alpha
-from kdcache.training.losses.dist import Dist
-from kdcache.training.losses.dkd import Dkd
 from kdcache.training.losses.form import parse_form
 from kdcache.training.losses.hinton import Kd
 from kdcache.training.losses.method import Method
 from kdcache.training.losses.mix import Mixer
+from kdcache.training.losses.registry import LOSSES
 from kdcache.training.losses.standardise import DEFAULT_TEMPERATURE as STANDARDISED_TEMPERATURE
-
-METHODS: dict[str, type[Method]] = {method.name: method for method in (Kd, Dkd, Dist)}
+from kdcache.training.losses.user_loss import UserLoss
 
 DEFAULT_TEMPERATURE = 4.0
 """Of Hinton-like losses on small images."""
@@ -105,6 +104,11 @@ class LossSettings:
         return self.alpha.kind != "auto" and self.alpha.start == self.alpha.end == 1
 
     @property
+    def needs_features(self) -> bool:
+        """True if the loss asks for the student's features."""
+        return isinstance(self.method, UserLoss) and self.method.needs_features
+
+    @property
     def content(self) -> dict[str, Any]:
         """JSON content that tells these settings from others."""
         alpha = self.alpha
@@ -117,6 +121,11 @@ class LossSettings:
             "label_smoothing": self.label_smoothing,
             "mixup": self.mixer.mixup if self.mixer else None,
             "cutmix": self.mixer.cutmix if self.mixer else None,
+            **(
+                {"loss_code_digest": self.method.code_digest}
+                if isinstance(self.method, UserLoss)
+                else {}
+            ),
         }
 
     def __str__(self) -> str:
@@ -167,13 +176,16 @@ class LossSettings:
 
 
 def parse_method(text: str) -> Method:
-    """Read a method, such as `kd`, `dkd(beta=2)` or `dist(beta=2, gamma=2)`.
+    """Read a method, such as `kd`, `dkd(beta=2)`, `dist(beta=2, gamma=2)` or `module:name`.
 
     Raises:
         ConfigError: names what was expected at which character, or the range.
     """
+    if is_user_code(text):
+        return UserLoss.load(text)
     forms: dict[str, Mapping[str, float | None]] = {
-        name: dict(vars(method()).items()) for name, method in METHODS.items()
+        name: dict(vars(method()).items()) for name, method in LOSSES.items()
     }
     name, numbers = parse_form(text, forms, option="--loss")
-    return METHODS[name](**numbers)
+    made: Method = LOSSES[name](**numbers)
+    return made
