@@ -391,8 +391,8 @@ class BuildLogitsOptions(_ViewOptions):
 
     codec: str = "dense"
     """Codec of the augmented views: dense (float16), int8, topk(k=10),
-    lowrank(k=10, r=64), sampled(draws=50, temperature=1), float32 (exact), or auto: the smallest
-    that keeps the distillation gradient at temperatures 1 to 4."""
+    lowrank(k=10, r=64), sampled(draws=50, temperature=1), float32 (exact), module:name(...), or
+    auto: the smallest that keeps the distillation gradient at temperatures 1 to 4."""
 
     store: str | None = None
     """Path or URL (s3://, gs://) of the store, instead of stores/TEACHER.zarr in the workspace."""

@@ -9,7 +9,7 @@ from kdcache.errors import CacheMismatchError
 from kdcache.options import TrainOptions
 from kdcache.progress import logger
 from kdcache.reader.probe import PROBE_VIEWS, probe_ids, probe_pixels
-from kdcache.store.codecs.dense import Dense, Float32
+from kdcache.store.codecs.dense import Dense
 from kdcache.store.codecs.fidelity import LARGEST_ANGLE_DEGREES, NORM_RATIOS
 from kdcache.store.logit_store import LogitStore
 from kdcache.training.losses.fidelity import fidelity_of
@@ -55,12 +55,12 @@ def check_pixels(beton: Beton, store: LogitStore, options: TrainOptions) -> None
 
 def check_codec(store: LogitStore, loss: LossSettings) -> None:
     """Measure what the store's codec does to the gradient of the loss that its rows are for."""
-    if isinstance(store.codec, (Dense, Float32)):
+    if store.codec.is_exact or isinstance(store.codec, Dense):
         return
     loss.require_codec(store.codec, store.path)
     if isinstance(loss.method, UserLoss):
         logger.warning(
-            "%s is stored as %s; the effect of the codec on the gradient of --loss %s is not measured",
+            "%s is stored as %s; its effect on the gradient of --loss %s is not measured",
             store.path,
             store.codec,
             loss.method,

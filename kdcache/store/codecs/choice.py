@@ -12,15 +12,15 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from kdcache.errors import ConfigError
 from kdcache.rng import generator
 from kdcache.store.codecs.codec import Codec
-from kdcache.store.codecs.dense import Dense, Float32
+from kdcache.store.codecs.dense import Dense
 from kdcache.store.codecs.fidelity import Fidelity, measure_fidelity
 from kdcache.store.codecs.int8 import Int8
-from kdcache.store.codecs.lowrank import FINE, LowRank, require_components
+from kdcache.store.codecs.kept_classes import DEFAULT_KEPT
+from kdcache.store.codecs.lowrank import LowRank
+from kdcache.store.codecs.registry import codec_class
 from kdcache.store.codecs.request import AUTO, CodecRequest
-from kdcache.store.codecs.sampled import Sampled
 from kdcache.store.codecs.topk import TopK
 
 ACCEPTED_FOR = (1.0, 2.0, 4.0)
@@ -35,10 +35,6 @@ MOST_NUMBERS = 1 << 25
 JUDGED_ROWS = 512
 LARGEST_JUDGED_SHARE = 8
 """One in as many rows is judged at most."""
-
-DEFAULT_KEPT = 10
-DEFAULT_COEFFICIENTS = 64
-DEFAULT_DRAWS = 50
 
 _KEPT_TRIED = (10, 32, 64)
 _COEFFICIENTS_TRIED = (16, 32, 64, 96, 128, 192, 256)
@@ -92,7 +88,7 @@ def choose_codec(
     if request.name == AUTO:
         candidates = sorted(_candidates(fitted_NC), key=lambda codec: codec.row_bytes)
     else:
-        candidates = [_requested(request, fitted_NC)]
+        candidates = [codec_class(request.name).from_request(request.parameters, fitted_NC)]
     measured = [fidelities(codec, judged_NC, sample_ids[is_judged]) for codec in candidates]
     accepted = [set(ACCEPTED_FOR) <= set(accepted_for(found)) for found in measured]
     # The last candidate is `dense`, or the only one.
@@ -120,10 +116,11 @@ def require_fits(request: CodecRequest, num_samples: int, num_classes: int) -> N
     Raises:
         ConfigError: if a parameter does not fit the number of classes or of rows to fit a basis to.
     """
-    _kept(request, num_classes)
-    if "r" in request.parameters:
-        num_rows = int((~judged_rows(_num_deciding(num_samples, num_classes))).sum())
-        require_components(int(request.parameters["r"]), num_rows, num_classes)
+    if request.name == AUTO:
+        return
+    num_rows = int((~judged_rows(_num_deciding(num_samples, num_classes))).sum())
+    kind = codec_class(request.name)
+    kind.require_fits(request.parameters, num_rows=num_rows, num_classes=num_classes)
 
 
 def judged_rows(num_rows: int) -> npt.NDArray[np.bool_]:
@@ -190,38 +187,3 @@ def _candidates(fitted_NC: npt.NDArray[np.float32]) -> Iterator[Codec]:
         smaller += [largest.truncated(r) for r in tried]
     yield from (codec for codec in smaller if codec.row_bytes < dense.row_bytes)
     yield dense
-
-
-def _requested(request: CodecRequest, fitted_NC: npt.NDArray[np.float32]) -> Codec:
-    num_rows, num_classes = fitted_NC.shape
-    given = request.parameters
-    match request.name:
-        case "dense":
-            return Dense(num_classes)
-        case "float32":
-            return Float32(num_classes)
-        case "int8":
-            return Int8(num_classes)
-        case "topk":
-            return TopK(num_classes, _kept(request, num_classes))
-        case "lowrank":
-            default = max(1, min(DEFAULT_COEFFICIENTS, num_rows, num_classes))
-            r = int(given.get("r", default))
-            fine = int(given.get("fine", FINE))
-            return LowRank.fit(fitted_NC, k=_kept(request, num_classes), r=r, fine=fine)
-        case _:
-            return Sampled(
-                num_classes,
-                draws=int(given.get("draws", DEFAULT_DRAWS)),
-                temperature=float(given.get("temperature", 1)),
-                seed=int(given.get("seed", 0)),
-            )
-
-
-def _kept(request: CodecRequest, num_classes: int) -> int:
-    k = int(request.parameters.get("k", min(DEFAULT_KEPT, num_classes)))
-    if k > num_classes:
-        raise ConfigError(
-            f"k of {request.name} is {k}, expected at most {num_classes}, the number of classes"
-        )
-    return k

@@ -11,8 +11,9 @@ on the rows' device in a training loop, numpy where a store is read without torc
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -33,8 +34,64 @@ class Codec(ABC):
     num_classes: int
     """C."""
 
-    name: ClassVar[str]
-    """Under which a manifest names it."""
+    name: ClassVar[str] = ""
+    """Its name in the registry; empty for a codec of the user's own, whose name is module:class."""
+
+    is_exact: ClassVar[bool] = False
+    """True if decoding gives every logit back, bit for bit."""
+
+    request_parameters: ClassVar[Mapping[str, tuple[type, int]]] = {}
+    """The parameters that `--codec` takes: name -> (int or float, minimum); a float must be above
+    its minimum."""
+
+    @classmethod
+    def spelling(cls) -> str:
+        """Return the name by which a store and `--codec` call this codec."""
+        return cls.name or f"{cls.__module__}:{cls.__qualname__}"
+
+    @classmethod
+    def require_fits(
+        cls,
+        parameters: Mapping[str, int | float],
+        *,
+        num_rows: int,
+        num_classes: int,
+    ) -> None:
+        """Check requested parameters against the data; by default everything fits.
+
+        Raises:
+            ConfigError: if a parameter does not fit the number of classes or of fitted rows.
+        """
+        del parameters, num_rows, num_classes
+
+    @classmethod
+    def from_request(
+        cls, parameters: Mapping[str, int | float], fitted_NC: npt.NDArray[np.float32]
+    ) -> Self:
+        """Return the codec of a request.
+
+        Args:
+            parameters: those of `request_parameters` that were given.
+            fitted_NC: (N, C) clean logits, for a codec that is fitted to them.
+        """
+        return cls(fitted_NC.shape[1], **parameters)
+
+    @classmethod
+    def from_description(
+        cls,
+        num_classes: int,
+        parameters: Mapping[str, Any],
+        arrays: Mapping[str, npt.NDArray[np.float32]],
+    ) -> Self:
+        """Return the codec that a store describes.
+
+        Args:
+            num_classes: C.
+            parameters: the rest of `settings`.
+            arrays: what it was fitted to.
+        """
+        del arrays
+        return cls(num_classes, **parameters)
 
     @property
     @abstractmethod
@@ -59,7 +116,7 @@ class Codec(ABC):
     @property
     def settings(self) -> dict[str, Any]:
         """JSON content that rebuilds it, together with `arrays`."""
-        return {"codec": self.name, "num_classes": self.num_classes, **self.parameters}
+        return {"codec": self.spelling(), "num_classes": self.num_classes, **self.parameters}
 
     @property
     def arrays(self) -> dict[str, npt.NDArray[np.float32]]:
@@ -73,7 +130,7 @@ class Codec(ABC):
 
     def __str__(self) -> str:
         words = ", ".join(f"{name}={value}" for name, value in self.parameters.items())
-        return f"{self.name}({words})" if words else self.name
+        return f"{self.spelling()}({words})" if words else self.spelling()
 
     def encode(
         self, logits_BC: Any, *, sample_ids: npt.ArrayLike, view: int

@@ -49,6 +49,7 @@ class Float32(Codec):
     """Exact, for tests and comparisons: 4 C bytes. Range: every finite logit."""
 
     name: ClassVar[str] = "float32"
+    is_exact: ClassVar[bool] = True
 
     @property
     def dtype(self) -> np.dtype[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, ClassVar, Self
@@ -14,6 +15,7 @@ from kdcache.compiled import compiled
 from kdcache.errors import ConfigError
 from kdcache.store.codecs.codec import Codec, as_float32, spread
 from kdcache.store.codecs.dense import LARGEST_FLOAT16
+from kdcache.store.codecs.kept_classes import kept_classes
 from kdcache.store.codecs.largest import below_largest, largest_in_rows
 from kdcache.store.codecs.rows import Fields, classes, index_type, pack, replace_in_rows, unpack
 
@@ -30,6 +32,9 @@ as many components keep more than finer steps do (benchmarks/codecs.py)."""
 
 LARGEST_FINE, LARGEST_COARSE = 127, 7
 """Steps of a coefficient, to either side of 0, in a byte and in half a byte."""
+
+
+DEFAULT_COEFFICIENTS = 64
 
 
 @dataclass(frozen=True)
@@ -61,6 +66,47 @@ class LowRank(Codec):
     )
 
     name: ClassVar[str] = "lowrank"
+    request_parameters: ClassVar[Mapping[str, tuple[type, int]]] = {
+        "k": (int, 1),
+        "r": (int, 1),
+        "fine": (int, 0),
+    }
+
+    @classmethod
+    def require_fits(
+        cls, parameters: Mapping[str, int | float], *, num_rows: int, num_classes: int
+    ) -> None:
+        """Check k against the number of classes, and r against that and the rows to fit to."""
+        kept_classes(cls.name, parameters, num_classes)
+        if "r" in parameters:
+            require_components(int(parameters["r"]), num_rows, num_classes)
+
+    @classmethod
+    def from_request(
+        cls, parameters: Mapping[str, int | float], fitted_NC: npt.NDArray[np.float32]
+    ) -> Self:
+        """Return the codec fitted to rows; k is 10 and r 64, or less where the data are small."""
+        num_rows, num_classes = fitted_NC.shape
+        default = max(1, min(DEFAULT_COEFFICIENTS, num_rows, num_classes))
+        return cls.fit(
+            fitted_NC,
+            k=kept_classes(cls.name, parameters, num_classes),
+            r=int(parameters.get("r", default)),
+            fine=int(parameters.get("fine", FINE)),
+        )
+
+    @classmethod
+    def from_description(
+        cls,
+        num_classes: int,
+        parameters: Mapping[str, Any],
+        arrays: Mapping[str, npt.NDArray[np.float32]],
+    ) -> Self:
+        """Return the codec with a store's basis."""
+        basis = arrays["basis"]
+        # The first version of this codec had a byte for every coefficient, and no word for it.
+        fine = parameters.get("fine", len(basis))
+        return cls(num_classes, parameters["k"], arrays["mean"], basis, fine)
 
     @classmethod
     def fit(cls, logits_NC: npt.NDArray[np.float32], *, k: int, r: int, fine: int = FINE) -> Self:

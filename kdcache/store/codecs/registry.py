@@ -1,4 +1,8 @@
-"""Every codec by its name."""
+"""The codecs by name. A new codec is one new file and one line here.
+
+A codec is a subclass of `kdcache.store.codecs.codec.Codec`: it encodes, decodes, names its
+parameters and constructs itself from a request or from what a store says of it.
+"""
 
 from __future__ import annotations
 
@@ -8,17 +12,37 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kdcache.errors import CacheMismatchError
+from kdcache.errors import CacheMismatchError, ConfigError
+from kdcache.registry import Registry, is_user_code
 from kdcache.store.codecs.codec import Codec
-from kdcache.store.codecs.dense import Dense, Float32
-from kdcache.store.codecs.int8 import Int8
-from kdcache.store.codecs.lowrank import LowRank
-from kdcache.store.codecs.sampled import Sampled
-from kdcache.store.codecs.topk import TopK
 
-CODECS: dict[str, type[Codec]] = {
-    codec.name: codec for codec in (Dense, Int8, TopK, LowRank, Sampled, Float32)
-}
+CODECS = Registry(
+    "codec",
+    {
+        "dense": "kdcache.store.codecs.dense:Dense",
+        "int8": "kdcache.store.codecs.int8:Int8",
+        "topk": "kdcache.store.codecs.topk:TopK",
+        "lowrank": "kdcache.store.codecs.lowrank:LowRank",
+        "sampled": "kdcache.store.codecs.sampled:Sampled",
+        "float32": "kdcache.store.codecs.dense:Float32",
+    },
+)
+"""Name -> class of the codec."""
+
+
+def codec_class(name: str) -> type[Codec]:
+    """Return the class of a codec's name, or of `module:name`.
+
+    Raises:
+        ConfigError: if there is none, or it is no codec.
+    """
+    found = CODECS.load(name)
+    if not (isinstance(found, type) and issubclass(found, Codec)) or found.spelling() != name:
+        raise ConfigError(
+            f"--codec is {name}, expected a subclass of kdcache.store.codecs.codec.Codec that is "
+            "defined in that module and leaves `name` out"
+        )
+    return found
 
 
 def codec_from(settings: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[np.float32]]) -> Codec:
@@ -26,17 +50,13 @@ def codec_from(settings: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[np.
 
     Raises:
         CacheMismatchError: if this version has none of that kind.
+        ConfigError: if it is the user's own and cannot be imported.
     """
     given = dict(settings)
     name, num_classes = given.pop("codec"), given.pop("num_classes")
-    if name not in CODECS:
+    if name not in CODECS and not is_user_code(str(name)):
         raise CacheMismatchError(
             f"codec is {name!r}, expected one of {', '.join(CODECS)}. Another version of kdcache "
             "wrote this store"
         )
-    if name == LowRank.name:
-        basis = arrays["basis"]
-        # The first version of this codec had a byte for every coefficient, and no word for it.
-        fine = given.get("fine", len(basis))
-        return LowRank(num_classes, given["k"], arrays["mean"], basis, fine)
-    return CODECS[name](num_classes, **given)
+    return codec_class(name).from_description(num_classes, given, arrays)

@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from kdcache.calls import Call, CallError, parse_call, unused_names
 from kdcache.errors import ConfigError
+from kdcache.registry import is_user_code
+from kdcache.store.codecs.registry import CODECS, codec_class
 
 AUTO = "auto"
-
-_FORMS: dict[str, dict[str, tuple[type, int]]] = {
-    AUTO: {},
-    "dense": {},
-    "int8": {},
-    "topk": {"k": (int, 1)},
-    "lowrank": {"k": (int, 1), "r": (int, 1), "fine": (int, 0)},
-    "sampled": {"draws": (int, 1), "temperature": (float, 0), "seed": (int, 0)},
-    "float32": {},
-}
-"""The parameters of each codec, with their type and least value (above it, for a float)."""
 
 
 @dataclass(frozen=True)
@@ -43,22 +35,32 @@ class CodecRequest:
             ConfigError: names what was expected at which character and the forms that are known,
                 or the parameter that is out of range.
         """
+        name = text.partition("(")[0].strip()
+        kind = codec_class(name) if name in CODECS or is_user_code(name) else None
+        form = {} if kind is None else kind.request_parameters
+        # The parser reads names alone; one of the same length keeps the place of an error.
+        stand_in = "_" * len(name)
+        names, parsed = [AUTO, *CODECS], text
+        if is_user_code(name):
+            names, parsed = [*names, stand_in], text.replace(name, stand_in, 1)
         try:
-            call = parse_call(text, _FORMS)
-            given = _parameters(call)
+            call = parse_call(parsed, names)
+            given = _parameters(call, form)
         except CallError as error:
             raise ConfigError(
                 f"codec is {text!r}, {error}. It takes: auto, dense, int8, topk(k=10), "
-                "lowrank(k=10, r=64), sampled(draws=50, temperature=1, seed=0), float32"
+                "lowrank(k=10, r=64), sampled(draws=50, temperature=1, seed=0), float32, "
+                "module:name"
             ) from error
         for word, value in given.items():
-            kind, least = _FORMS[call.name][word]
-            if value < least or (kind is float and not least < value < float("inf")):
-                rule = f"above {least}" if kind is float else f"of at least {least}"
-                raise ConfigError(f"{word} of {call.name} is {value}, expected a number {rule}")
-            if kind is int and value >= 1 << 64:
-                raise ConfigError(f"{word} of {call.name} is {value}, expected less than 2^64")
-        return cls(call.name, given)
+            number_type, minimum = form[word]
+            too_small = number_type is float and not minimum < value < float("inf")
+            if value < minimum or too_small:
+                rule = f"above {minimum}" if number_type is float else f"of at least {minimum}"
+                raise ConfigError(f"{word} of {name} is {value}, expected a number {rule}")
+            if number_type is int and value >= 1 << 64:
+                raise ConfigError(f"{word} of {name} is {value}, expected less than 2^64")
+        return cls(name, given)
 
     def __str__(self) -> str:
         """Write the form that `parse` reads."""
@@ -66,8 +68,7 @@ class CodecRequest:
         return f"{self.name}({words})" if words else self.name
 
 
-def _parameters(call: Call) -> dict[str, int | float]:
-    form = _FORMS[call.name]
+def _parameters(call: Call, form: Mapping[str, tuple[type, int]]) -> dict[str, int | float]:
     given: dict[str, int | float] = {}
     for name, value, offset, value_offset in call.arguments:
         if name is None or name not in form or name in given:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +15,8 @@ from kdcache.data.philox import philox, uniform
 from kdcache.store.codecs.codec import Codec, as_float32
 from kdcache.store.codecs.rows import classes, index_type
 from kdcache.store.codecs.sparse import SparseProbabilities
+
+DEFAULT_DRAWS = 50
 
 LOG_UNSEEN = -80.0
 """Log-probability of a class that was not drawn: nothing, and still a finite float32."""
@@ -44,6 +47,23 @@ class Sampled(Codec):
     """Of the draws."""
 
     name: ClassVar[str] = "sampled"
+    request_parameters: ClassVar[Mapping[str, tuple[type, int]]] = {
+        "draws": (int, 1),
+        "temperature": (float, 0),
+        "seed": (int, 0),
+    }
+
+    @classmethod
+    def from_request(
+        cls, parameters: Mapping[str, int | float], fitted_NC: npt.NDArray[np.float32]
+    ) -> Self:
+        """Return the codec with 50 draws at temperature 1 of seed 0 where they are left out."""
+        return cls(
+            fitted_NC.shape[1],
+            draws=int(parameters.get("draws", DEFAULT_DRAWS)),
+            temperature=float(parameters.get("temperature", 1)),
+            seed=int(parameters.get("seed", 0)),
+        )
 
     @property
     def dtype(self) -> np.dtype[Any]:

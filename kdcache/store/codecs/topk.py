@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +14,7 @@ from array_api_compat import array_namespace
 from kdcache.compiled import compiled
 from kdcache.store.codecs.codec import Codec, as_float32, spread
 from kdcache.store.codecs.dense import LARGEST_FLOAT16
+from kdcache.store.codecs.kept_classes import kept_classes
 from kdcache.store.codecs.largest import below_largest, largest_in_rows
 from kdcache.store.codecs.rows import Fields, classes, index_type, pack, put_in_rows, unpack
 from kdcache.store.codecs.sparse import SparseProbabilities
@@ -72,6 +74,23 @@ class TopK(Codec):
     """Logits kept, in [1, C]."""
 
     name: ClassVar[str] = "topk"
+    request_parameters: ClassVar[Mapping[str, tuple[type, int]]] = {"k": (int, 1)}
+
+    @classmethod
+    def require_fits(
+        cls, parameters: Mapping[str, int | float], *, num_rows: int, num_classes: int
+    ) -> None:
+        """Check k against the number of classes."""
+        del num_rows
+        kept_classes(cls.name, parameters, num_classes)
+
+    @classmethod
+    def from_request(
+        cls, parameters: Mapping[str, int | float], fitted_NC: npt.NDArray[np.float32]
+    ) -> Self:
+        """Return the codec with k, 10 or C when it is left out."""
+        num_classes = fitted_NC.shape[1]
+        return cls(num_classes, kept_classes(cls.name, parameters, num_classes))
 
     @property
     def dtype(self) -> np.dtype[Any]:

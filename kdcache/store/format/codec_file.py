@@ -15,11 +15,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import zarr
 
-from kdcache.errors import CacheCorruptError, CacheIncompleteError
+from kdcache.errors import CacheCorruptError, CacheIncompleteError, ConfigError
 from kdcache.files import read_npz
 from kdcache.store.codecs.codec import Codec
 from kdcache.store.codecs.dense import Dense, Float32
-from kdcache.store.codecs.registry import CODECS, codec_from
+from kdcache.store.codecs.registry import codec_class, codec_from
 from kdcache.store.format.layout import CODEC_KEY
 from kdcache.store.format.location import display_name, has_key, read_key, write_key
 from kdcache.store.manifest import StoreManifest
@@ -57,7 +57,7 @@ def read_decision(group: zarr.Group, manifest: StoreManifest) -> Decision | None
         CacheCorruptError: if the file is damaged.
     """
     if manifest.codec in CODECS_WITHOUT_SETTINGS:
-        return Decision(CODECS[manifest.codec](manifest.classes), ())
+        return Decision(codec_class(manifest.codec)(manifest.classes), ())
     content = read_key(group.store, CODEC_KEY)
     if content is None:
         return None
@@ -65,6 +65,8 @@ def read_decision(group: zarr.Group, manifest: StoreManifest) -> Decision | None
         arrays = read_npz(content)
         decision = json.loads(str(arrays.pop("decision")))
         return Decision(codec_from(decision["settings"], arrays), decision["table"])
+    except ConfigError:  # the user's own codec cannot be imported here
+        raise
     except (CacheCorruptError, KeyError, TypeError, ValueError) as error:
         raise CacheCorruptError(
             f"{CODEC_KEY} of {display_name(group.store)} is damaged: {error}. "
