@@ -1,6 +1,6 @@
-"""A name with values, as options take it: `topk(k=10)`, `rrc(scale=(0.08, 1), flip)`, `0.9`.
+"""Parse an option's name with values: `topk(k=10)`, `rrc(scale=(0.08, 1), flip)`, `0.9`.
 
-Python's own parser reads more than is meant, and does not say where a text goes wrong.
+Python's own parser accepts more than this, and its errors do not point into the text.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ _KINDS = {"name": "a name", "number": "a number", "end": "the end"}
 _VALUE = ("name", "number", "(")
 _TRUTH = {"True": True, "False": False}
 _MAX_INT_DIGITS = 300
-"""Of a whole number; with more it is larger than any float."""
+"""Maximum number of digits of an integer; a longer one may exceed every float."""
 
 
 class Word(str):
-    """A name that stands for itself, such as `flip`."""
+    """A bare word, such as `flip`."""
 
     __slots__ = ()
 
@@ -33,40 +33,40 @@ class Argument(NamedTuple):
     """One value of a call."""
 
     name: str | None
-    """By which it was given, such as `k` of `k=10`."""
+    """Name of a keyword argument, such as `k` in `k=10`; None for a positional one."""
     value: Value
     offset: int
-    """Of its first character, from 0."""
+    """Index of the argument's first character, from 0."""
     value_offset: int
-    """Of the first character of its value."""
+    """Index of the value's first character, from 0."""
 
 
 class Call(NamedTuple):
-    """What was token."""
+    """A parsed text."""
 
     name: str
-    """Empty for a number alone, which is the only argument then."""
+    """Name of the call; empty for a single number, which is then the only argument."""
     arguments: list[Argument]
     end: int
-    """Characters of the whole."""
+    """Number of characters up to the end of the call."""
 
 
 class CallError(ValueError):
-    """A text that cannot be read."""
+    """An error in the text of a call."""
 
     def __init__(self, expected: str, offset: int) -> None:
         super().__init__(f"expected {expected} at character {offset + 1}")
 
 
 def parse_call(text: str, names: Collection[str]) -> Call:
-    """Read `name`, `name(1, 2)`, `name(first=1, second=(1, 2), word)`, or a number alone.
+    """Parse `name`, `name(1, 2)`, `name(first=1, second=(1, 2), word)`, or a single number.
 
     Args:
-        text: as it was given.
-        names: those that are known; with "" among them, a number alone may stand for one.
+        text: the text to parse.
+        names: the known names; "" among them allows a single number.
 
     Raises:
-        CallError: says what was expected at which character, from 1.
+        CallError: names what was expected at which character, counted from 1.
     """
     reader = _Reader(text)
     kind, token = reader.take("name", "number")
@@ -90,7 +90,7 @@ def parse_call(text: str, names: Collection[str]) -> Call:
 
 
 def unused_names(form: Mapping[str, object], given: Mapping[str, object]) -> str:
-    """Return what could stand where a name stands that is not of the form, or was given before."""
+    """Return the names that are still allowed, for the message of an unknown or repeated name."""
     return " or ".join(name for name in form if name not in given) or '")"'
 
 
@@ -118,16 +118,16 @@ def _number(token: str) -> int | float:
 
 
 class _Reader:
-    """Takes one token after the other and knows where it stands."""
+    """Splits a text into tokens."""
 
     def __init__(self, text: str) -> None:
         self._text = text
         self._next = 0
         self.offset = 0
-        """Of the token that was taken last."""
+        """Index of the last token's first character."""
 
     def comes(self, kind: str) -> bool:
-        """Return whether the next token is of a kind."""
+        """Return True if the next token is of the given kind."""
         return self._look()[0] == kind
 
     def take(self, *kinds: str) -> tuple[str, str]:

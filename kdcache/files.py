@@ -1,4 +1,4 @@
-"""Files that appear complete or not at all, what is read back from them, and their digests."""
+"""Write files that appear complete or not at all, and read and digest them."""
 
 from __future__ import annotations
 
@@ -53,14 +53,14 @@ def sync_directory(directory: Path) -> None:
 
 
 def this_process() -> str:
-    """Return what tells this process from others, on this machine and beyond; without a dot."""
+    """Return an identifier of this process, PID@NODE, unique across machines; it has no dot."""
     return f"{os.getpid()}@{platform.node()}".replace(".", "-")
 
 
 def sweep_partials(directory: Path, *, recursive: bool = False) -> None:
-    """Remove what processes that no longer run left half-written in `directory`.
+    """Remove the partial files of processes that no longer run from `directory`.
 
-    What processes of other machines write stays: whether they run is not known here.
+    Partial files of other machines stay: their processes may still run.
     """
     for partial in (directory.rglob if recursive else directory.glob)(".*.partial"):
         pid, _, node = partial.name.split(".")[-2].partition("@")
@@ -82,7 +82,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """Read one JSON object.
 
     Raises:
-        FileNotFoundError: if the file is not there.
+        FileNotFoundError: if the file is missing.
         CacheCorruptError: if it does not hold a JSON object.
     """
     try:
@@ -95,10 +95,10 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_npz(content: bytes) -> dict[str, npt.NDArray[Any]]:
-    """Return the arrays of an npz file by name; nothing in it is ever unpickled.
+    """Return the arrays of an npz file by name; pickled objects are refused.
 
     Raises:
-        CacheCorruptError: if it is none.
+        CacheCorruptError: if the content is not a readable npz file.
     """
     try:
         with np.load(io.BytesIO(content), allow_pickle=False) as file:

@@ -1,4 +1,4 @@
-"""Comparing the recorded identity of a file or store with the one that is needed."""
+"""Compare the recorded identity of a file or store with the required one."""
 
 from __future__ import annotations
 
@@ -7,9 +7,14 @@ from typing import Any
 
 
 def differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
-    """Return every wanted key whose value is another in `found`, with both values; "" for none."""
+    """Return "KEY is WANTED, found FOUND" for every wanted key that differs; "" if none does.
+
+    Args:
+        found: the recorded values; a missing key counts as None.
+        wanted: the required values.
+    """
     return "; ".join(
-        f"{key} is {value!r}, there {found.get(key)!r}"
+        f"{key} is {value!r}, found {found.get(key)!r}"
         for key, value in wanted.items()
         if found.get(key) != value
     )

@@ -1,4 +1,4 @@
-"""A lock file that the kernel releases when its holder ends, however it ends."""
+"""Lock a file; the kernel releases the lock when its holder ends, even by a signal."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from kdcache.errors import KDCacheError
 def file_lock(
     path: Path, *, purpose: str, shared: bool = False, wait: bool = False
 ) -> Iterator[int]:
-    """Hold the lock file `path`; the kernel releases it when this process ends, however it ends.
+    """Hold the lock on the file `path`; the kernel releases it when this process ends.
 
     Yields its file descriptor: a child process that inherits it holds the lock too.
 
     Args:
-        path: of the lock file.
-        purpose: named to those who find it held.
-        shared: others may hold it too, if they share it.
-        wait: until it is free, instead of raising.
+        path: path of the lock file; it is created if missing.
+        purpose: name of the work, for the error message of another process.
+        shared: share the lock with other processes that share it.
+        wait: wait until the lock is free, instead of raising.
 
     Raises:
         KDCacheError: if another process holds it; names that process.

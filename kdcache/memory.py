@@ -1,4 +1,4 @@
-"""How much memory this process may take."""
+"""Find the memory that this process may take."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from pathlib import Path
 from kdcache.cgroups import MEMBERSHIP, MOUNT, group_folders, read_limit
 
 _LIMITS = ("memory.max", "memory.limit_in_bytes")
-"""Where a control group's limit stands, of version 2 and 1."""
+"""Files with a control group's limit, in versions 2 and 1."""
 
 
 def available_bytes(*, mount: Path = MOUNT, membership: Path = MEMBERSHIP) -> int:
-    """Return this machine's memory, or what its control groups allow, whichever is less.
+    """Return the bytes of this machine's memory, or of its control groups' limit if that is less.
 
     Args:
         mount: where control groups are mounted.
@@ -26,5 +26,5 @@ def available_bytes(*, mount: Path = MOUNT, membership: Path = MEMBERSHIP) -> in
 
 
 def default_budget_bytes() -> int:
-    """Return what buffers and staged rows may take, unless told: half of what is available."""
+    """Return the default bytes for buffers and prefetched rows: half of what is available."""
     return available_bytes() // 2

@@ -1,4 +1,4 @@
-"""Which of several processes this one is, by what their launcher says in the environment."""
+"""Find this process's rank from the environment variables of its launcher."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from kdcache.errors import ConfigError
 
 
 class World(NamedTuple):
-    """The processes that were started together, and which of them this one is."""
+    """This process's rank among the processes that were started together."""
 
     rank: int
-    """Of this process, in [0, world_size)."""
+    """Rank of this process, in [0, world_size)."""
     world_size: int
-    """How many processes there are, at least 1."""
+    """Number of processes, at least 1."""
 
 
 def torchrun_world(environment: Mapping[str, str]) -> World | None:
-    """Return what torchrun said of its processes, None where torchrun did not start it.
+    """Return the rank and world size that torchrun set; None without torchrun.
 
     Raises:
-        ConfigError: if RANK and WORLD_SIZE are both set and are no such numbers.
+        ConfigError: if RANK and WORLD_SIZE are both set and 0 <= RANK < WORLD_SIZE fails.
     """
     rank, world_size = environment.get("RANK"), environment.get("WORLD_SIZE")
     if rank is None or world_size is None:
@@ -35,9 +35,9 @@ def torchrun_world(environment: Mapping[str, str]) -> World | None:
 
 
 def srun_tasks(environment: Mapping[str, str]) -> int:
-    """Return how many processes Slurm's srun started together with this one, itself included.
+    """Return the number of processes that Slurm's srun started, this one included; else 1.
 
-    SLURM_NTASKS does not tell: it is also set in a batch script, which is one process.
+    SLURM_NTASKS is no help: it is also set in a batch script, which is one process.
     """
     count = environment.get("SLURM_STEP_NUM_TASKS", "")
     return int(count) if count.isdecimal() else 1

@@ -1,4 +1,4 @@
-"""Messages and progress bars on stderr; the command line decides whether they are shown."""
+"""Write messages and progress bars to stderr, if the command line enables them."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ logger = logging.getLogger("kdcache")
 
 
 def progress_bar(*, total: int, unit: str, description: str, initial: int = 0) -> tqdm:
-    """Return a bar with rate and time left, shown where messages are shown.
+    """Return a bar with rate and remaining time; it is visible when messages are.
 
     Args:
-        total: units of the whole work.
-        unit: what is counted, such as "image".
+        total: number of units of the whole work.
+        unit: name of one unit, such as "image".
         description: name of the work.
-        initial: units that were done before.
+        initial: number of units that are done already.
     """
     return tqdm(
         total=total,

@@ -1,4 +1,4 @@
-"""Named random draws: an independent generator for each purpose, never `seed + epoch`.
+"""Create an independent random generator for each purpose, never `seed + epoch`.
 
 Views do not draw from here: they are a function of the sample, evaluated inside the decoder
 (`kdcache.data.philox`).
@@ -16,8 +16,8 @@ def generator(seed: int, stream: str, *key: int) -> np.random.Generator:
 
     Args:
         seed: the user's seed, >= 0.
-        stream: name of the purpose; two names give independent draws.
-        key: further non-negative integers that tell draws of one purpose apart.
+        stream: name of the purpose; different names give independent draws.
+        key: further integers >= 0 that distinguish draws of one purpose.
     """
     return np.random.default_rng([seed, zlib.crc32(stream.encode()), *key])
 

@@ -1,4 +1,4 @@
-"""Where things live in a workspace, and which of them were finished last.
+"""Find files in a workspace, and remember which of them were finished last.
 
 workspace/
   train.beton train.json train.digests.npy    `kdcache pack`; the same for val
@@ -53,13 +53,13 @@ class Workspace:
         return self.root / "workspace.json"
 
     def remember(self, what: Remembered, path: Path | str) -> None:
-        """Note a path, or the URL of a store, as the last finished one of its kind."""
+        """Record a path, or the URL of a store, as the last finished one of its kind."""
         if isinstance(path, Path):
             path = path.resolve()
             root = self.root.resolve()
             # Relative inside the workspace, so that a moved workspace keeps its memory.
             path = path.relative_to(root) if path.is_relative_to(root) else path
-        # What another process notes meanwhile must not be lost.
+        # The lock keeps what another process records at the same time.
         with file_lock(self.root / ".workspace.lock", purpose="note", wait=True):
             memory = read_json(self._memory_path) if self._memory_path.exists() else {}
             write_json(self._memory_path, memory | {what: str(path)})
@@ -77,7 +77,7 @@ class Workspace:
         """Return a packed beton's path.
 
         Raises:
-            DatasetError: if nothing was packed here; names the command that does.
+            DatasetError: if the split was not packed; names the command that packs it.
         """
         path = self.beton(split)
         if not path.exists():
@@ -87,10 +87,10 @@ class Workspace:
         return path
 
     def require_teachers(self, teachers: tuple[str, ...]) -> tuple[str, ...]:
-        """Return what names the teachers; where nothing is given, the only one in teachers/.
+        """Return the given teachers, or else the name of the only one in teachers/.
 
         Raises:
-            ConfigError: if there is none, or more than one to choose from; names them.
+            ConfigError: if teachers/ holds none, or more than one; names them.
         """
         if teachers:
             return teachers
@@ -160,7 +160,7 @@ class Workspace:
 
 
 def teacher_name(teacher: str) -> str:
-    """Return the name under which a teacher's store is kept.
+    """Return the name of a teacher's store.
 
     `a/b/r50.safetensors` becomes `r50`, `package.module:callable` becomes `callable`,
     `timm:resnet18` becomes `timm-resnet18`, `timm:hf-hub:owner/model` `timm-owner-model`, and an

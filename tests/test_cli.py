@@ -554,7 +554,7 @@ def test_a_run_that_is_there_is_refused(ask, workspace):
     answer = ask("train", "--epochs", "2", "--out", run_dir, "--workspace", workspace)
     refused(answer, 2, f"--out is {run_dir}", "--resume")
     answer = ask("train", "--epochs", "3", "--resume", "--workspace", workspace)
-    refused(answer, 1, "epochs is 3, there 2")
+    refused(answer, 1, "epochs is 3, found 2")
 
 
 def test_a_workspace_that_is_a_file_is_refused(ask, tmp_path, tiny_folder):

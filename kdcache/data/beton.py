@@ -1,4 +1,4 @@
-"""Opening a beton: its tables are checked here before the decoder reads by them."""
+"""Open a beton and check its tables before the decoder uses them."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ from kdcache.errors import DatasetError
 
 @dataclass(frozen=True)
 class Beton:
-    """A beton whose tables were found whole."""
+    """An open beton, whose tables were checked."""
 
     path: Path
     manifest: BetonManifest
     labels: npt.NDArray[np.int64]
-    """(N,) by position."""
+    """(N,) in [0, C), by position."""
     sample_ids: npt.NDArray[np.int64]
     """(N,) by position; sorted, unique."""
     sizes: npt.NDArray[np.int32]
-    """(N, 2) height and width as stored, by position."""
+    """(N, 2) height and width of each stored image in pixels."""
     pointers: npt.NDArray[np.int64]
-    """(N,) first byte of each stored image."""
+    """(N,) offset of the first byte of each stored image in the file."""
     lengths: npt.NDArray[np.int64]
-    """(N,) bytes of each stored image."""
+    """(N,) size of each stored image in bytes."""
 
     def __len__(self) -> int:
         """Return the number of samples."""
         return len(self.labels)
 
     def positions(self, sample_ids: npt.ArrayLike) -> npt.NDArray[np.int64]:
-        """Return the positions of sample ids, in the order asked for.
+        """Return the positions of sample ids, in the given order.
 
         Raises:
             DatasetError: if an id is not in this beton.
@@ -58,7 +58,7 @@ class Beton:
         return found.astype(np.int64)
 
     def stored(self, positions: Iterable[int]) -> Iterator[tuple[int, bytes, bool]]:
-        """Yield some positions, the stored bytes of each image, and whether they were packed so."""
+        """Yield (position, stored bytes, digest matches) for each of the given positions."""
         content = np.memmap(self.path, dtype=np.uint8, mode="r")
         digests = load_digests(self.path)
         for position in positions:
@@ -69,10 +69,10 @@ class Beton:
 
 
 def open_beton(path: Path | str) -> Beton:
-    """Open a packed beton and check that its tables are whole and are its manifest's.
+    """Open a packed beton and check that its tables are complete and agree with its manifest.
 
-    FFCV opens an unfinished file without a word and then allocates by what it reads there. The
-    images' own bytes are not read here.
+    FFCV would open an unfinished file silently and allocate by what it reads there. The bytes of
+    the images are not read here.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -94,12 +94,12 @@ def open_beton(path: Path | str) -> Beton:
     field_records = ffcv_format.field_table()
     expected = (ffcv_format.VERSION, manifest.samples, len(field_records))
     table = int(header["alloc_table_ptr"])
-    if found != expected or size - table != manifest.samples * ffcv_format.PLACE.itemsize:
+    if found != expected or size - table != manifest.samples * ffcv_format.ALLOCATION.itemsize:
         raise DatasetError(
             f"{path} has a header with (version, samples, fields) {found} and its table at byte "
             f"{table:,} of {size:,}, expected {expected} and a whole table. {remedy}"
         )
-    # FFCV looks field types up, and decodes names, without a check.
+    # FFCV looks up field types and decodes names without a check.
     stored = np.fromfile(path, ffcv_format.FIELD, count=len(field_records), offset=header.nbytes)
     if stored.tobytes() != field_records.tobytes():
         raise DatasetError(
@@ -107,7 +107,7 @@ def open_beton(path: Path | str) -> Beton:
         )
     before = header.nbytes + stored.nbytes
     metadata = np.fromfile(path, ffcv_format.SAMPLE, count=manifest.samples, offset=before)
-    allocations = np.fromfile(path, ffcv_format.PLACE, offset=table)
+    allocations = np.fromfile(path, ffcv_format.ALLOCATION, offset=table)
     images = metadata["f0"]
     sizes = np.stack([images["height"], images["width"]], axis=1).astype(np.int32)
     pointers = images["data_ptr"].astype(np.int64)

@@ -16,21 +16,21 @@ from kdcache.errors import CacheCorruptError, DatasetError
 from kdcache.files import read_json, replace_atomically
 
 FORMAT_VERSION = 1
-"""Of the manifest; the beton format itself is FFCV's version 2."""
+"""Version of the manifest; the beton format itself is FFCV's version 2."""
 
 _PACK_OPTIONS = (
     *("val_source", "label_key", "write_mode", "max_resolution", "val_fraction"),
     *("on_bad_image", "seed"),
 )
-"""What the manifest tells of the command that made a beton."""
+"""Options of the command that made a beton, as far as `made_from` records them."""
 
 _LATER_FIELDS = {"skipped"}
-"""Of the manifest, which the first ones of this version lack."""
+"""Fields that the first manifests of this version lack."""
 
 
 @dataclass(frozen=True)
 class BetonManifest:
-    """What a beton holds and what it was made from; `SPLIT.json` beside `SPLIT.beton`."""
+    """The content and origin of a beton: `SPLIT.json` beside `SPLIT.beton`."""
 
     format_version: int
     split: str
@@ -38,31 +38,31 @@ class BetonManifest:
     classes: int
     class_names: list[str]
     image_size: int
-    """Height and width of the images a model sees, unless told otherwise."""
+    """Default height and width of the images that a model sees, in pixels."""
     policy: str
-    """View policy of the data set, unless told otherwise."""
+    """Default view policy of the data set."""
     mean: list[float]
-    """(3,) of the training split's pixels, in [0, 1]."""
+    """(3,) mean of the training split's pixels per channel, in [0, 1]."""
     std: list[float]
-    """(3,) likewise."""
+    """(3,) standard deviation of the training split's pixels per channel, in [0, 1]."""
     write_mode: Literal["raw", "jpg"]
     fingerprint: str
-    """sha256 over class names, sample ids, labels and the digest of every stored image."""
+    """Hex sha256 over class names, sample ids, labels and the digest of every stored image."""
     beton_bytes: int
     made_from: dict[str, Any]
-    """The source's identity and the pack options; of a packed subset, the full data's fingerprint
+    """The source's identity and the pack options. A packed subset holds the full data's fingerprint
     as `parent`."""
     skipped: list[dict[str, Any]] = field(default_factory=list)
     """Images of the source that could not be decoded: `position` in its split, `name`, `reason`."""
 
     @property
     def is_subset(self) -> bool:
-        """Whether it holds some samples of another beton."""
+        """True if the beton holds a subset of another beton's samples."""
         return "parent" in self.made_from
 
     @property
     def data_fingerprint(self) -> str:
-        """Of the full data, whose sample ids these are: what stores and subsets are made from."""
+        """Fingerprint of the full data, which defines the sample ids; stores record it."""
         parent: str = self.made_from.get("parent", self.fingerprint)
         return parent
 
@@ -71,7 +71,7 @@ class BetonManifest:
         """Read the manifest of a beton.
 
         Raises:
-            DatasetError: if there is none, it is damaged, or another version of kdcache wrote it.
+            DatasetError: if it is missing or damaged, or another version of kdcache wrote it.
         """
         path = manifest_path(beton)
         if not path.exists():
@@ -97,16 +97,16 @@ class BetonManifest:
         return cls(**content)
 
     def to_json(self) -> dict[str, Any]:
-        """Return it as JSON content."""
+        """Return the content of the JSON file."""
         return asdict(self)
 
 
 def pack_again(beton: Path, manifest: BetonManifest | None = None) -> str:
-    """Return the remedy that packs a beton anew, with the command that made it.
+    """Return the remedy that packs a beton again, with the command that made it.
 
     Args:
-        beton: its path; one beside a subset file was packed from that.
-        manifest: of the beton, where it can be read.
+        beton: path of the beton; one beside a subset file was packed from that subset.
+        manifest: the beton's manifest, where it can be read.
     """
     subset = beton.with_suffix(".npz")
     if subset.exists() or (manifest and manifest.is_subset):
@@ -162,7 +162,14 @@ def fingerprint(
     labels: npt.NDArray[np.int64],
     digests: npt.NDArray[np.uint8],
 ) -> str:
-    """Return the hex sha256 that identifies the content of a beton, whatever its file layout."""
+    """Return the hex sha256 that identifies the content of a beton, independent of its layout.
+
+    Args:
+        class_names: C names, in the order of the labels.
+        sample_ids: (N,).
+        labels: (N,) in [0, C).
+        digests: (N, 16), one per stored image.
+    """
     content = hashlib.sha256(json.dumps(class_names).encode())
     for array in (sample_ids.astype("<i8"), labels.astype("<i8"), digests):
         content.update(np.ascontiguousarray(array).tobytes())

@@ -1,8 +1,8 @@
-"""Writing a beton: FFCV's types, from one process in sample order, the same bytes every time.
+"""Write a beton from one process, in the order of the samples: the same bytes every time.
 
-FFCV's own writer waits for ever when an image fails or a worker dies, leaks shared memory, and
-writes other bytes each time (worker processes race for pages). The format is small, so kdcache
-writes it itself. A fully packed beton is an ordinary one: the fields `image`, `label` and
+FFCV's own writer hangs when an image fails or a worker dies, leaks shared memory, and
+writes other bytes each time (its worker processes race for pages). The format is small, so kdcache
+writes it itself. FFCV can read the file; its fields are `image`, `label` and
 `sample_id`.
 """
 
@@ -29,17 +29,20 @@ def write_beton(
     """Write a beton; it appears complete or not at all.
 
     Args:
-        path: the file to write.
-        images: image, label and sample id (its position in the full training set) of each sample,
-            in the order of the ids; consumed once.
-        capacity: number of samples at most.
+        path: path of the new file.
+        images: image, label and sample id (index into the full training set) of each sample, sorted
+            by id; iterated once.
+        capacity: maximum number of samples.
 
     Returns:
-        Bytes of the file.
+        Size of the file in bytes.
+
+    Raises:
+        DatasetError: if an image is larger than a page.
     """
     field_records = ffcv_format.field_table()
     metadata = np.zeros(capacity, dtype=ffcv_format.SAMPLE)
-    allocations = np.zeros(capacity, dtype=ffcv_format.PLACE)
+    allocations = np.zeros(capacity, dtype=ffcv_format.ALLOCATION)
     header = np.zeros(1, dtype=ffcv_format.HEADER)
     header["version"] = ffcv_format.VERSION
     header["num_fields"] = len(field_records)
@@ -56,7 +59,7 @@ def write_beton(
                     f"sample {sample_id} takes {size:,} bytes, expected at most "
                     f"{PAGE_SIZE_BYTES:,}. Shrink images with --max-resolution"
                 )
-            # FFCV finds a sample's page from its pointer: no image lies across two pages.
+            # FFCV derives a sample's page from its pointer: no image may span two pages.
             if pointer % PAGE_SIZE_BYTES + size > PAGE_SIZE_BYTES:
                 pointer = -(-pointer // PAGE_SIZE_BYTES) * PAGE_SIZE_BYTES
             file.seek(pointer)

@@ -1,4 +1,4 @@
-"""Reading every stored image of a beton, and naming the samples that are not what was packed."""
+"""Read every stored image of a beton and list the samples whose bytes have changed."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from kdcache.progress import progress_bar
 
 
 class BetonCheck(NamedTuple):
-    """What reading a beton found."""
+    """The result of reading a beton."""
 
     path: Path
     samples: int
-    """Read."""
+    """Number of samples read."""
     damaged: list[int]
-    """Sample ids, sorted."""
+    """Sample ids with changed bytes, sorted."""
     error: str | None
-    """What is wrong and what to do; None if nothing is."""
+    """The fault and its remedy; None for an intact beton."""
 
 
 def check_beton(path: Path) -> BetonCheck:

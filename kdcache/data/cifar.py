@@ -40,7 +40,7 @@ class Archive:
     kind: str
     url: str
     md5: str
-    """Of the archive, as its publisher states it."""
+    """Digest of the archive, as its publisher states it."""
     train: tuple[str, ...]
     val: str
     names: str
@@ -50,7 +50,7 @@ class Archive:
 
     @property
     def members(self) -> tuple[str, ...]:
-        """What is taken out of the archive."""
+        """Names of the members that are read."""
         return (*self.train, self.val, self.names)
 
 
@@ -99,7 +99,7 @@ class CifarSplit:
         return f"P6 {SIDE} {SIDE} 255\n".encode() + pixels.tobytes()
 
     def name(self, position: int) -> str:
-        """Return its place in the published order, which is torchvision's."""
+        """Return its index in the published order, which is torchvision's."""
         return f"{self.kind}[{position}]"
 
 

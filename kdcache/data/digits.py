@@ -33,7 +33,7 @@ class DigitsSplit:
         return file.getvalue()
 
     def name(self, position: int) -> str:
-        """Return its place in scikit-learn's array."""
+        """Return its index in scikit-learn's array."""
         return f"digits[{position}]"
 
 

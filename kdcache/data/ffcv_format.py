@@ -1,4 +1,4 @@
-"""The layout of FFCV's files, version 2: header, fields, one record per sample, table of places.
+"""The layout of FFCV's files, version 2: header, fields, one record per sample, allocation table.
 
 FFCV defines the same in `ffcv.types` and `ffcv.fields`. Importing these loads torch and compiles a
 numba dictionary, which takes seconds; a test compares every type here with FFCV's.
@@ -17,9 +17,9 @@ PAGE_SIZE_BYTES = 8 << 20
 """FFCV's default page."""
 
 RAW_MODE = 1
-"""Of an image that is stored as pixels."""
+"""Mode of an image that is stored as pixels."""
 JPEG_MODE = 0
-"""Of an image that is stored as a JPEG file."""
+"""Mode of an image that is stored as a JPEG file."""
 
 HEADER = np.dtype(
     [
@@ -31,21 +31,21 @@ HEADER = np.dtype(
     ],
     align=True,
 )
-"""At the start of the file."""
+"""The record at the start of the file."""
 
 FIELD = np.dtype(
     [("type_id", "<u1"), ("name", "<u1", 16), ("arguments", "<u1", (1024,))], align=True
 )
-"""One for each field, after the header. A name is ASCII, filled up with zeros."""
+"""One record per field, after the header. A name is ASCII, padded with zeros."""
 
 IMAGE = np.dtype([("mode", "<u1"), ("width", "<u2"), ("height", "<u2"), ("data_ptr", "<u8")])
-"""What a sample's record says of an image; `data_ptr` is its first byte in the file."""
+"""The image in a sample's record; `data_ptr` is the offset of its first byte in the file."""
 
 SAMPLE = np.dtype([("f0", IMAGE), ("f1", "<i8"), ("f2", "<i8")], align=True)
-"""One for each sample, after the fields: image, label, sample id."""
+"""One record per sample, after the fields: image, label, sample id."""
 
-PLACE = np.dtype([("sample_id", "<u8"), ("ptr", "<u8"), ("size", "<u8")])
-"""One for each image, in the table at the end of the file; `sample_id` is its position."""
+ALLOCATION = np.dtype([("sample_id", "<u8"), ("ptr", "<u8"), ("size", "<u8")])
+"""One record per image, in the table at the end of the file; `sample_id` is its position."""
 
 _INT_TYPE = 1
 _RGB_IMAGE_TYPE = 2

@@ -21,7 +21,8 @@ from kdcache.data.ffcv_library import ffcv_library
 from kdcache.data.stored_image import StoredImage
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
-"""That are decoded, whatever a file is called. Pillow knows more; for EPS it runs a program."""
+"""Formats that are decoded, whatever the file is called. Pillow knows others; for EPS it runs a
+program."""
 
 JPEG_QUALITY = 90
 """FFCV's own default."""

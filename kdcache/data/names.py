@@ -1,4 +1,4 @@
-"""What the packed source calls its images: asked again of the source, not stored."""
+"""Look up the names of training images in their source; a beton does not store them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from kdcache.identity import differences
 
 
 def training_names(manifest: BetonManifest) -> list[str]:
-    """Return what the source calls each training image, such as its path, by sample id.
+    """Return the source's name of each training image, such as its path, by sample id.
 
     The source is opened again; its names are not stored.
 

@@ -54,14 +54,14 @@ from kdcache.progress import logger, progress_bar
 from kdcache.workspace import Workspace
 
 _TASK_BYTES = 4 << 20
-"""Of the images that a worker hands over at once: small enough for many in a queue."""
+"""Bytes of the images that a worker returns at once: small enough for many in a queue."""
 
 _MAX_IMAGES_PER_TASK = 256
 _TASKS_PER_WORKER = 4
-"""In the queue."""
+"""Number of tasks in the queue per worker."""
 
 _IMAGE_COST_BYTES = 20_000
-"""What the smallest image costs, as decoded bytes that take as long."""
+"""Cost of the smallest image, as the number of decoded bytes that take as long."""
 
 _WORTH_A_WORKER_BYTES = 64 << 20
 """Decoded bytes that take about as long as the start of a process."""
@@ -71,7 +71,7 @@ class BadImage(NamedTuple):
     """An image that could not be decoded."""
 
     position: int
-    """In its split, as the source has it."""
+    """Index of the image in its split of the source."""
     name: str
     reason: str
 
@@ -86,8 +86,8 @@ def pack(options: PackOptions) -> dict[str, Any]:
     Raises:
         ConfigError: if the source does not exist, or its only split must be divided and
             --val-fraction is missing.
-        DatasetError: if the source holds no images, or one that cannot be decoded and is not to be
-            skipped; or if there is too little memory or disk.
+        DatasetError: if the source holds no images, or an image that cannot be decoded without
+            --on-bad-image skip; or if there is too little memory or disk.
         CacheMismatchError: if the workspace holds betons packed from something else, or the subset
             is of other data.
     """
@@ -298,12 +298,12 @@ def _tell_of_skipped(
 
 
 class _Probe(NamedTuple):
-    """What a few images from all over a split tell of the others."""
+    """Estimates from a few images, taken evenly from a split."""
 
     largest_side: int
     """After --max-resolution; 0 if none could be decoded."""
     decoded_bytes: int
-    """Of the largest, as RGB."""
+    """Size of the largest image as RGB."""
     raw_bytes: int
     """On average."""
     file_bytes: int
@@ -347,7 +347,7 @@ def _choose_policy(image_size: int) -> str:
 
 
 class _Task(NamedTuple):
-    """What a worker process does, all its life."""
+    """The work of a worker process, the same from its start to its end."""
 
     split: Split
     write_mode: Literal["raw", "jpg"]

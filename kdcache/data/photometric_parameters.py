@@ -1,4 +1,4 @@
-"""What a policy does to a view's pixels, as a pure function of (seed, view number, sample id).
+"""Photometric parameters of a view: a pure function of (seed, view number, sample id).
 
 A change is (brightness, contrast, saturation, top, left, height, width): three factors in 1/256 and
 the box of the output that is erased. The clean view has none. The factors are those of
@@ -20,7 +20,7 @@ from kdcache.data.policy import FACTOR_ONE, PhotometricNumbers, Policy
 from kdcache.data.views import validate_sample_ids, validate_seed, validate_view
 
 ERASE_ATTEMPTS = 10
-"""Boxes drawn before nothing is erased, as in torchvision."""
+"""Number of boxes that are tried before nothing is erased, as in torchvision."""
 
 Change = tuple[np.int64, np.int64, np.int64, np.int64, np.int64, np.int64, np.int64]
 """Brightness, contrast, saturation; top, left, height, width."""
@@ -32,7 +32,7 @@ _STREAM_ERASE = np.uint64(0x6572617365)  # "erase"
 def photometric_parameters(
     policy: Policy | str, seed: int, view: int, sample_ids: npt.ArrayLike, image_size: int
 ) -> npt.NDArray[np.int32]:
-    """Return the change of each sample's view.
+    """Return the photometric parameters of each sample's view.
 
     Args:
         policy: a policy, or the text of one.

@@ -10,7 +10,7 @@ from kdcache.calls import CallError, Word, parse_call, unused_names
 from kdcache.errors import ConfigError
 
 Range = tuple[float, float]
-"""Smallest and largest, both included."""
+"""Minimum and maximum, both inclusive."""
 
 UNCHANGED: Range = (1.0, 1.0)
 MAX_FACTOR = 10.0
@@ -25,7 +25,7 @@ FACTOR_ONE = 256
 """The factor 1, as photometric parameters count: in 1/256."""
 
 CENTER_CROP_RATIO = 0.875
-"""Side of the clean view's centre square, as a share of the short side (224 of 256)."""
+"""Side of the clean view's centre square, as a fraction of the short side (224 of 256)."""
 
 MAX_SMALL_IMAGE_SIZE = 64
 """Images whose sides are at most this many pixels are stored raw, seen whole in the clean view, and
@@ -52,9 +52,9 @@ class Policy:
     padding: int = 0
     """pad-crop: zeros on each side, in pixels of the stored image."""
     scale: Range = (0.08, 1.0)
-    """rrc: smallest and largest share of the image's area."""
+    """rrc: minimum and maximum fraction of the image's area."""
     ratio: Range = (3 / 4, 4 / 3)
-    """rrc: smallest and largest width over height."""
+    """rrc: minimum and maximum width / height."""
     flip: bool = False
     """Mirror left and right with probability 1/2."""
     brightness: Range = UNCHANGED
@@ -66,9 +66,9 @@ class Policy:
     erase: float = 0.0
     """Probability that a box of the output is black, in [0, 1]."""
     erase_scale: Range = ERASE_SCALE
-    """Smallest and largest share of the output's area that is erased."""
+    """Minimum and maximum fraction of the output's area that is erased."""
     erase_ratio: Range = ERASE_RATIO
-    """Smallest and largest height over width of the erased box, as in torchvision."""
+    """Minimum and maximum height / width of the erased box, as in torchvision."""
 
     def __post_init__(self) -> None:
         """Check every range."""
@@ -140,11 +140,11 @@ class Policy:
 
     @property
     def changes_pixels(self) -> bool:
-        """Whether views have photometric changes or erased boxes."""
+        """True if views have photometric changes or erased boxes."""
         return self.erase > 0 or any(getattr(self, name) != UNCHANGED for name in FACTORS)
 
     def numbers(self, center_crop_ratio: float = CENTER_CROP_RATIO) -> PolicyNumbers:
-        """Return what boxes depend on, as the compiled code takes it.
+        """Return the parameters of the boxes for the compiled code.
 
         Args:
             center_crop_ratio: side of the clean view's centre square, in (0, 1] of the short side.
@@ -160,7 +160,7 @@ class Policy:
         )
 
     def photometric_numbers(self) -> PhotometricNumbers:
-        """Return what photometric changes and erased boxes depend on, likewise."""
+        """Return the parameters of photometric changes and erased boxes for the compiled code."""
         return PhotometricNumbers(
             *_in_256ths(self.brightness),
             *_in_256ths(self.contrast),
@@ -223,7 +223,7 @@ _FORMS: dict[str, dict[str, Any]] = {
     "pad-crop": {"padding": 4, "flip": True, **_CHANGES},
     "rrc": {"scale": (0.08, 1.0), "ratio": (3 / 4, 4 / 3), "flip": True, **_CHANGES},
 }
-"""The options of each kind, and what they are when left out."""
+"""The options of each kind with their defaults."""
 
 
 _VALUES = {
@@ -232,7 +232,7 @@ _VALUES = {
     "erase": "a number",
     **dict.fromkeys(FACTORS, "a number or (LOW, HIGH)"),
 }
-"""What an option takes that is no range."""
+"""Expected value of each option that is not a range."""
 
 
 def _parse(text: str) -> tuple[str, dict[str, Any]]:

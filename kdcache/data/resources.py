@@ -1,4 +1,4 @@
-"""Is there room for a pack: memory, shared memory and disk, asked before hours of work."""
+"""Check memory, shared memory and disk before a pack starts."""
 
 from __future__ import annotations
 
@@ -11,49 +11,50 @@ from kdcache.cgroups import MEMBERSHIP, MOUNT, group_folders
 from kdcache.errors import DatasetError
 
 WORKER_BYTES = 350 << 20
-"""Of one worker process; measured at its peak: 132 MB for raw images, 357 MB for JPEGs, for which
-numba is loaded, both with a row group of parquet."""
+"""Memory of one worker process. Measured peaks, with a row group of parquet: 132 MB for raw images,
+357 MB for JPEGs, for which numba is loaded."""
 
 DECODING_FACTOR = 4
-"""Decoded pixels of one image in memory at once: Pillow's, turned or shrunk, raw, as a message."""
+"""Copies of one decoded image in memory at once: Pillow's, the rotated or resized one, the raw one
+and the message to the writer."""
 
 SAMPLE_BYTES = 160
-"""Of one sample in the tables that are written at the end."""
+"""Memory of one sample in the tables, which are written at the end."""
 
 _SHARED_BYTES = 1 << 20
 _DISK_TOLERANCE = 0.8
-"""Share of the estimate that must be free: it comes from a few images."""
+"""Fraction of the estimate that must be free: the estimate comes from a few images."""
 
 
 class ResourceEstimate(NamedTuple):
-    """What a pack takes, in bytes, as a few of its images tell."""
+    """Estimated needs of a pack in bytes, from a few of its images."""
 
     samples: int
     stored: int
-    """Of one image in the beton, on average."""
+    """Mean size of one image in the beton."""
     decoded: int
-    """Of the largest image, as RGB."""
+    """Size of the largest image as RGB."""
     split: int
-    """Of the list of images that each worker has."""
+    """Size of the list of images, of which each worker holds a copy."""
     queue: int
-    """Of finished images that wait for each worker."""
+    """Size of the finished images that wait to be written, per worker."""
 
     def memory(self, workers: int) -> int:
-        """Return the bytes of memory with so many workers."""
+        """Return the bytes of memory that a pack with this number of workers takes."""
         worker = WORKER_BYTES + DECODING_FACTOR * self.decoded + self.split + self.queue
         return self.samples * SAMPLE_BYTES + self.split + workers * worker
 
 
 def require_resources(need: ResourceEstimate, workers: int, folder: Path) -> None:
-    """Check that a pack will find the memory and the disk that it takes.
+    """Check that there is enough memory and disk for a pack.
 
     Args:
-        need: what it takes.
-        workers: processes that decode.
-        folder: where the beton is written.
+        need: estimate for the pack.
+        workers: number of processes that decode.
+        folder: folder of the beton.
 
     Raises:
-        DatasetError: if there is too little; says how much, and what to do.
+        DatasetError: if there is too little; names the amounts and a remedy.
     """
     require_memory(need, workers, available_memory())
     require_shared_memory()
@@ -61,7 +62,7 @@ def require_resources(need: ResourceEstimate, workers: int, folder: Path) -> Non
 
 
 def require_memory(need: ResourceEstimate, workers: int, available: int) -> None:
-    """Check the memory; the error names the number of workers that would do."""
+    """Check the memory; the error names the number of workers that would fit."""
     if need.memory(workers) <= available:
         return
     fewer = max((n for n in range(1, workers) if need.memory(n) <= available), default=None)
@@ -73,10 +74,10 @@ def require_memory(need: ResourceEstimate, workers: int, available: int) -> None
 
 
 def require_shared_memory(folder: Path = Path("/dev/shm")) -> None:  # noqa: S108
-    """Check the place of the semaphores through which worker processes meet."""
+    """Check the folder of the semaphores that synchronise the worker processes."""
     if not os.access(folder, os.W_OK):
         raise DatasetError(
-            f"{folder} is missing or read-only, expected a place for the semaphores of worker "
+            f"{folder} is missing or read-only, expected a folder for the semaphores of worker "
             "processes. Mount it: mount -t tmpfs tmpfs /dev/shm"
         )
     if (free := shutil.disk_usage(folder).free) < _SHARED_BYTES:
@@ -88,7 +89,7 @@ def require_shared_memory(folder: Path = Path("/dev/shm")) -> None:  # noqa: S10
 
 
 def require_disk(need: ResourceEstimate, folder: Path, free: int) -> None:
-    """Check the disk that the beton is written to."""
+    """Check the free space of the disk that the beton is written to."""
     stored = need.samples * need.stored
     if _DISK_TOLERANCE * stored > free:
         raise DatasetError(

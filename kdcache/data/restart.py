@@ -40,7 +40,7 @@ U8 = npt.NDArray[np.uint8]
 
 
 class _Frame(NamedTuple):
-    """What the header says, as the compiled code takes it."""
+    """The header's values, as the compiled code takes them."""
 
     mcus_per_row: int
     rows: int
@@ -91,19 +91,19 @@ def _rewrite(data: U8) -> bytes | None:
     tables: dict[int, tuple[bytes, bytes]] = {}
     frame: bytes | None = None
     old_interval = 0
-    place = 2
+    offset = 2
     while True:
-        if data[place] != 0xFF:
+        if data[offset] != 0xFF:
             return None
-        marker = int(data[place + 1])
+        marker = int(data[offset + 1])
         if marker == 0xFF:  # a fill byte
-            place += 1
+            offset += 1
             continue
-        length = int(data[place + 2]) << 8 | int(data[place + 3])
-        segment = data[place : place + 2 + length].tobytes()
+        length = int(data[offset + 2]) << 8 | int(data[offset + 3])
+        segment = data[offset : offset + 2 + length].tobytes()
         if len(segment) != 2 + length:
             return None
-        place += 2 + length
+        offset += 2 + length
         if marker == _DHT:
             tables |= _huffman_tables(segment[4:])
         elif marker == _DRI:
@@ -129,7 +129,7 @@ def _rewrite(data: U8) -> bytes | None:
         else:
             new_table = tables[name]
         tables[name | 0x100] = new_table
-    stream = data[place:]
+    stream = data[offset:]
     plain = np.zeros((len(stream) + _BLOCK_BYTES) & ~3, dtype=np.uint8)
     size = _unstuff(stream, plain)
     if size < 0:
@@ -227,25 +227,25 @@ def _compiled_tables(tables: dict[int, tuple[bytes, bytes]]) -> _Tables:
 
 @compiled()
 def _fill_codes(counts: U8, values: U8, codes: npt.NDArray[np.int64]) -> None:
-    code = place = 0
+    code = offset = 0
     for length in range(1, 17):
         for _ in range(counts[length - 1]):
-            codes[values[place], 0] = code
-            codes[values[place], 1] = length
+            codes[values[offset], 0] = code
+            codes[values[offset], 1] = length
             code += 1
-            place += 1
+            offset += 1
         code <<= 1
 
 
 @compiled()
 def _fill_lookup(counts: U8, values: U8, lookup: npt.NDArray[np.uint16]) -> None:
-    code = place = 0
+    code = offset = 0
     for length in range(1, 17):
         for _ in range(counts[length - 1]):
             first = code << (16 - length)
-            lookup[first : first + (1 << (16 - length))] = np.int64(values[place]) << 5 | length
+            lookup[first : first + (1 << (16 - length))] = np.int64(values[offset]) << 5 | length
             code += 1
-            place += 1
+            offset += 1
         code <<= 1
 
 
@@ -276,20 +276,20 @@ def _put(output: U8, state: npt.NDArray[np.int64], bits: int, count: int) -> Non
 @compiled()
 def _copy(output: U8, state: npt.NDArray[np.int64], plain: U8, start: int, end: int) -> None:
     """Append the bits from `start` to `end`."""
-    place, pending, held = state[0], state[1], state[2]
+    offset, pending, held = state[0], state[1], state[2]
     bit = start
     while bit + 8 <= end:
         word = np.int64(plain[bit >> 3]) << 8 | np.int64(plain[(bit >> 3) + 1])
         pending = pending << 8 | (word >> (8 - (bit & 7)) & 0xFF)
         byte = pending >> held
         pending &= (1 << held) - 1
-        output[place] = byte
-        place += 1
+        output[offset] = byte
+        offset += 1
         if byte == 0xFF:
-            output[place] = 0
-            place += 1
+            output[offset] = 0
+            offset += 1
         bit += 8
-    state[0], state[1] = place, pending
+    state[0], state[1] = offset, pending
     _put(output, state, _peek(plain, bit) >> (16 - (end - bit)), end - bit)
 
 
@@ -318,15 +318,15 @@ def _unstuff(stream: U8, plain: U8) -> int:
         Bytes written, or -1 where the stream ends within a marker.
     """
     size = 0
-    place = 0
-    while place < len(stream):
-        byte = stream[place]
-        place += 1
+    offset = 0
+    while offset < len(stream):
+        byte = stream[offset]
+        offset += 1
         if byte == 0xFF:
-            if place >= len(stream):
+            if offset >= len(stream):
                 return -1
-            follower = stream[place]
-            place += 1
+            follower = stream[offset]
+            offset += 1
             if follower != 0:
                 if 0xD0 <= follower <= 0xD7:
                     continue

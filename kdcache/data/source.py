@@ -1,7 +1,7 @@
-"""What a source of images is, before packing; each kind of source has a file of its own.
+"""The interface of image sources; each kind of source has a file of its own.
 
-A source yields the encoded bytes of a file, never pixels: decoding is the packer's business, in
-its worker processes, so a source must pickle.
+A source yields the encoded bytes of a file, never pixels: the packer decodes them in its
+worker processes, so a source must be picklable.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from kdcache.errors import ConfigError, DatasetError
 from kdcache.rng import generator
 
 EVALUATION_NAMES = ("val", "valid", "validation", "dev", "eval", "test")
-"""What an evaluation split may be called; the first that is there is taken."""
+"""Names of an evaluation split, in order of preference."""
 
 _SPLIT_IN_NAME = re.compile(rf"(?<![a-z0-9])(train|{'|'.join(EVALUATION_NAMES)})(?![a-z])")
 
@@ -38,7 +38,7 @@ class Split(Protocol):
         """Return the encoded image file at `position`."""
 
     def name(self, position: int) -> str:
-        """Return what a user would call the image at `position`, such as its path."""
+        """Return the name of the image at `position`, such as its path."""
 
 
 @dataclass(frozen=True)
@@ -50,19 +50,19 @@ class Source:
     `val` alone."""
     class_names: list[str]
     identity: dict[str, Any]
-    """What tells this source from another or changed one; JSON."""
+    """JSON values that differ for another source and for a changed one."""
     default_val_fraction: float | None = None
-    """Share that becomes `val` where the source has no such split and the user does not say."""
+    """Default fraction that becomes `val` if the source has no such split."""
     default_policy: str | None = None
-    """The view policy that suits this source, where the image size alone does not tell."""
+    """View policy that suits this source, if the image size alone does not decide it."""
     ignored_files: list[str] = field(default_factory=list)
-    """Files of the source that are not images."""
+    """Files of the source that are not images and are ignored."""
     ignored_splits: list[str] = field(default_factory=list)
-    """Evaluation splits beside the one that was taken, by their names."""
+    """Names of further evaluation splits, which are ignored."""
 
     @property
     def where(self) -> str:
-        """What a user would write to open it again."""
+        """The argument that opens this source again."""
         where: str = self.identity.get("path", self.identity["kind"])
         return where
 
@@ -103,7 +103,7 @@ def group_by_split(files: Iterable[Path], root: Path) -> dict[str, list[Path]]:
 
 
 def files_digest(files: Mapping[str, Iterable[Path]]) -> str:
-    """Return what changes with the name, size or time of any file of any split."""
+    """Return a hex sha256 over the name, size and modification time of every file."""
     content = hashlib.sha256()
     for split, paths in files.items():
         for path in paths:
@@ -134,14 +134,14 @@ def add_val_split(source: Source, other: Source) -> Source:
     (split,) = other.splits.values()
     numbers = [str(label) for label in range(len(other.class_names))]
     numbered = other.class_names == numbers and len(numbers) <= len(source.class_names)
-    places = {name: label for label, name in enumerate(source.class_names)}
-    if not numbered and (unknown := [n for n in other.class_names if n not in places]):
+    label_by_name = {name: label for label, name in enumerate(source.class_names)}
+    if not numbered and (unknown := [n for n in other.class_names if n not in label_by_name]):
         raise DatasetError(
             f"{other.where} has the class {unknown[0]}, expected one of the "
             f"{len(source.class_names):,} classes of {source.where}"
         )
     if not numbered:
-        here = np.array([places[name] for name in other.class_names], dtype=np.int64)
+        here = np.array([label_by_name[name] for name in other.class_names], dtype=np.int64)
         split = RelabelledSplit(split, here[split.labels])
     content = f"{source.identity['content']} {other.identity['content']}"
     return replace(
@@ -155,7 +155,7 @@ def add_val_split(source: Source, other: Source) -> Source:
 
 @dataclass(frozen=True)
 class RelabelledSplit:
-    """Another split with other labels."""
+    """A split whose labels are replaced."""
 
     base: Split
     labels: npt.NDArray[np.int64]
@@ -165,13 +165,13 @@ class RelabelledSplit:
         return self.base.read(position)
 
     def name(self, position: int) -> str:
-        """Return what a user would call the image at `position`."""
+        """Return the name of the image at `position`."""
         return self.base.name(position)
 
 
 @dataclass(frozen=True)
 class PickedSplit:
-    """Some of the images of another split, in the given order."""
+    """A selection of another split's images, in the given order."""
 
     base: Split
     positions: npt.NDArray[np.int64]
@@ -186,7 +186,7 @@ class PickedSplit:
         return self.base.read(int(self.positions[position]))
 
     def name(self, position: int) -> str:
-        """Return what a user would call the image at `position`."""
+        """Return the name of the image at `position`."""
         return self.base.name(int(self.positions[position]))
 
 
@@ -195,9 +195,9 @@ def split_off_validation(source: Source, fraction: float, seed: int) -> dict[str
 
     Args:
         source: a source that has only `train`.
-        fraction: share of each class that goes to `val`, in [0, 1); each class keeps at least one
+        fraction: part of each class that goes to `val`, in [0, 1); each class keeps at least one
             image for training.
-        seed: of the draw named ("val-split", label).
+        seed: seed of the draw named ("val-split", label).
     """
     train = source.splits["train"]
     if fraction == 0:
@@ -219,17 +219,17 @@ def split_off_validation(source: Source, fraction: float, seed: int) -> dict[str
 
 
 def split_train_val(source: Source, val_fraction: float | None, seed: int) -> dict[str, Split]:
-    """Return `train` and, unless the share is 0, `val` of a source.
+    """Return `train` and, unless the fraction is 0, `val` of a source.
 
     Args:
-        source: with one split or both.
-        val_fraction: share of the only split that becomes `val`, in [0, 1); the source's own
+        source: a source with one split or both.
+        val_fraction: fraction of the only split that becomes `val`, in [0, 1); the source's own
             default when None.
-        seed: of the draw.
+        seed: seed of the split.
 
     Raises:
-        ConfigError: if both splits are there and a share is given, or one is and none is given, or
-            there is a seed and nothing to draw.
+        ConfigError: if a fraction is given although the source has both splits, none is given for
+            a single split, or a seed is given although nothing is drawn.
     """
     is_divided = "val" in source.splits
     if is_divided and val_fraction is not None:

@@ -1,4 +1,4 @@
-"""Which columns of an Arrow table are the image and the label; parquet and Hugging Face's library.
+"""Find the image and label columns of an Arrow table, for parquet and Hugging Face data sets.
 
 An image is a struct of `bytes` and `path`, as Hugging Face's datasets store it.
 """
@@ -20,14 +20,14 @@ VIEW_POLICY = b"view_policy"
 
 
 class Columns(NamedTuple):
-    """What is read of a table."""
+    """The columns of a table that are read."""
 
     image: str
     label: str
     class_names: list[str] | None
-    """Where the table states them."""
+    """Class names, if the table states them."""
     view_policy: str | None
-    """Likewise, the view policy that suits the images."""
+    """View policy that suits the images, if the table states one."""
 
 
 def choose_columns(where: Path | str, schema: Any, label_key: str | None) -> Columns:

@@ -1,7 +1,7 @@
 """WebDataset: tar files in which the members of one sample stand under one name.
 
 `0001.jpg` and `0001.cls` are an image and its label. Nothing is unpacked: an image is read from its
-place in the tar file. Only images, `.cls` and `.json` are ever read; links are not followed, and
+offset in the tar file. Only images, `.cls` and `.json` are ever read; links are not followed, and
 members of other kinds, such as pickles, are never opened.
 
 References:
@@ -40,14 +40,14 @@ class TarSplit:
     shards: list[Path]
     shard_of: npt.NDArray[np.int32]
     """(N,) the shard of each image."""
-    places: npt.NDArray[np.int64]
+    byte_ranges: npt.NDArray[np.int64]
     """(N, 2) first byte and number of bytes of each image in its shard."""
     members: list[str]
     labels: npt.NDArray[np.int64]
 
     def read(self, position: int) -> bytes:
         """Return the member's bytes."""
-        start, size = self.places[position].tolist()
+        start, size = self.byte_ranges[position].tolist()
         with self.shards[self.shard_of[position]].open("rb") as file:
             file.seek(start)
             return file.read(size)
@@ -71,7 +71,7 @@ def is_pattern(source: str) -> bool:
 def tar_shards(source: str, label_key: str | None = None) -> Source:
     """Open a tar file, a folder of them, or a pattern with braces or wildcards.
 
-    The split of a shard is told by its name, or by the folder that it is in.
+    The name of a shard, or of its folder, decides its split.
 
     Args:
         source: path or pattern.
@@ -132,7 +132,7 @@ def _find(source: str) -> list[Path]:
 
 def _open_shards(paths: list[Path], label_key: str | None, ignored_files: list[str]) -> TarSplit:
     shard_of: list[int] = []
-    places: list[tuple[int, int]] = []
+    byte_ranges: list[tuple[int, int]] = []
     members: list[str] = []
     labels: list[int] = []
     for number, path in enumerate(paths):
@@ -150,14 +150,14 @@ def _open_shards(paths: list[Path], label_key: str | None, ignored_files: list[s
                 image = parts[images[0]]
                 labels.append(_label(path, file, key, parts, label_key))
                 shard_of.append(number)
-                places.append((image.start, image.size))
+                byte_ranges.append((image.start, image.size))
                 members.append(image.name)
     if not labels:
         raise DatasetError(f"{paths[0]} holds no samples, expected images with .cls or .json")
     return TarSplit(
         paths,
         np.array(shard_of, dtype=np.int32),
-        np.array(places, dtype=np.int64),
+        np.array(byte_ranges, dtype=np.int64),
         members,
         np.array(labels, dtype=np.int64),
     )
@@ -192,7 +192,7 @@ def _entries(path: Path, file: BinaryIO) -> Iterator[tarfile.TarInfo]:
     """Yield the members of a tar file, of which all must be there."""
     remedy = "Copy the shard again"
     try:
-        # Plain tar alone: in a compressed one, no member has a place to be read from.
+        # Plain tar alone: in a compressed one, members have no offset to read from.
         with tarfile.open(fileobj=file, mode="r:") as archive:
             end = path.stat().st_size
             while (entry := archive.next()) is not None:

@@ -6,7 +6,7 @@ student's pixels are exactly those that the teacher answered for.
 
 A view is a box in the stored image and a flip: (top, left, height, width, flip). The box is cut
 out, what lies outside the image is zero, the result is resized to the image size, then mirrored.
-What a policy may do to the pixels after that is in `kdcache.data.photometric_parameters`.
+The changes of pixels that follow are defined in `kdcache.data.photometric_parameters`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from kdcache.data.policy import (
 from kdcache.errors import ConfigError
 
 ATTEMPTS = 10
-"""Boxes drawn before RandomResizedCrop falls back to a centre box, as in torchvision."""
+"""Number of boxes that are tried before a centre box is taken, as in torchvision."""
 
 Box = tuple[np.int64, np.int64, np.int64, np.int64, np.int64]
 """Top, left, height, width, flip."""
@@ -51,7 +51,7 @@ class Views(NamedTuple):
 def default_views(
     data: BetonManifest, *, policy: str | None = None, seed: int = 0, image_size: int | None = None
 ) -> Views:
-    """Return the views of a data set; what is not given is as its manifest says."""
+    """Return the views of a data set, with the manifest's policy and image size as defaults."""
     return Views(Policy.parse(policy or data.policy), seed, image_size or data.image_size)
 
 
@@ -100,14 +100,22 @@ def validate_seed(seed: int) -> np.uint64:
 
 
 def validate_view(view: int) -> np.uint64:
-    """Return a view number likewise."""
+    """Return a view number as the generator takes it.
+
+    Raises:
+        ConfigError: if it is outside [0, 2^64).
+    """
     if not 0 <= view < 2**64:
         raise ConfigError(f"view is {view}, expected a number in [0, 2^64)")
     return np.uint64(view)
 
 
 def validate_sample_ids(sample_ids: npt.ArrayLike) -> npt.NDArray[np.uint64]:
-    """Return sample ids likewise."""
+    """Return sample ids as uint64.
+
+    Raises:
+        ConfigError: if they are not integers >= 0.
+    """
     ids = np.asarray(sample_ids)
     if len(ids) and not np.issubdtype(ids.dtype, np.integer):
         raise ConfigError(f"sample ids are {ids.dtype}, expected integers")
@@ -153,9 +161,9 @@ def view_box(
     first, second, third, _ = philox(seed, _STREAM_VIEWS, sample_id, view, np.uint64(0))
     flip = np.int64(first >> np.uint64(63)) if numbers.flip else np.int64(0)
     if numbers.kind == PAD_CROP:
-        places = 2 * numbers.padding + 1
-        top = below(second, places) - numbers.padding
-        left = below(third, places) - numbers.padding
+        num_offsets = 2 * numbers.padding + 1
+        top = below(second, num_offsets) - numbers.padding
+        left = below(third, num_offsets) - numbers.padding
         return top, left, height, width, flip
     for attempt in range(ATTEMPTS):
         draws = philox(seed, _STREAM_VIEWS, sample_id, view, np.uint64(attempt + 1))

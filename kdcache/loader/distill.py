@@ -30,13 +30,13 @@ from kdcache.store.logit_store import LogitStore
 
 
 class LoaderState(TypedDict):
-    """Where a `DistillLoader` is in an epoch."""
+    """The position of a `DistillLoader` in an epoch."""
 
     epoch: int
     delivered_batches: int
     """Number of batches of this epoch that the loop has received."""
     order_identity: dict[str, str | int | None]
-    """What decides the order of the samples; it must agree when the state is loaded."""
+    """Everything that decides the order of the samples; `load_state_dict` compares it."""
 
 
 class DistillLoader:

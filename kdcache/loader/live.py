@@ -22,7 +22,7 @@ from kdcache.teacher.ensemble import Forward
 
 
 class LiveLoader(DistillLoader):
-    """A `DistillLoader` without a store, which asks the teacher about each batch.
+    """A `DistillLoader` without a store: the teacher computes the logits of each batch.
 
     Its batches are those of a loader with a `float32` store of this teacher and `num_views` views,
     bit for bit on a CPU, where the store's forwards had the shape of these batches (its batch size
@@ -30,17 +30,16 @@ class LiveLoader(DistillLoader):
 
     Args:
         beton: path of the packed training images, or an opened beton.
-        teacher: in evaluation mode; the batches lie on its device.
-        subset: as of `DistillLoader`; so are the others.
-        batch_size: most samples of one batch, and of one forward.
-        seed: of the order.
-        num_views: V, as if they were cached; each epoch shows a fresh view when left out.
+        teacher: the teacher in evaluation mode; its device is that of the batches.
+        subset: as in `DistillLoader`, like all arguments that are not described here.
+        batch_size: largest number of samples in a batch and in a forward.
+        seed: seed of the order.
+        num_views: V, as if the rows were cached. Default: a fresh view in each epoch.
         num_workers: threads that read and decode.
-        order: of the samples in an epoch.
-        views: how pixels are made; the manifest's when left out.
-        teacher_size: height and width of the teacher's images of the same views; the student's when
-            left out.
-        epochs: how many there will be, where it is known.
+        order: order of the samples in an epoch.
+        views: policy, seed and image size. Default: the manifest's.
+        teacher_size: height and width of the teacher's images, in pixels. Default: the student's.
+        epochs: number of epochs, where it is known.
     """
 
     def __init__(

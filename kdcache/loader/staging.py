@@ -1,4 +1,4 @@
-"""One epoch's encoded rows in memory, in the order of use, read while the epoch before trains."""
+"""Prefetch an epoch's encoded rows, in the order of use, while the previous epoch trains."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from kdcache.store.logit_store import LogitStore
 
 
 class Rows(NamedTuple):
-    """The teacher's answers to a batch, still encoded."""
+    """The teacher's logits for a batch, as the store encodes them."""
 
     encoded: Tensor
-    """(B, width) of the codec's dtype."""
+    """(B, W) in the codec's dtype, where W is its row width."""
     codec: Codec
 
     def logits(self, temperature: float | None = None) -> Tensor:
         """Return (B, C) float32 logits, up to a constant in each row, on the rows' device.
 
         Args:
-            temperature: at which they will be used; see `Codec.decode`.
+            temperature: temperature at which they will be used; see `Codec.decode`.
 
         Raises:
-            ConfigError: if the rows can be used at another temperature only.
+            ConfigError: if the rows are bound to another temperature.
         """
         decoded: Tensor = self.codec.decode(self.encoded, temperature=temperature)
         return decoded
@@ -42,9 +42,9 @@ class RowPrefetcher:
     """Reads the rows of the next epoch in the background.
 
     Args:
-        store: where they come from.
-        memory_budget_bytes: two epochs' rows beyond it lie in memory-mapped temporary files; half
-            of what this process may take when left out.
+        store: the store to read.
+        memory_budget_bytes: memory for the rows of two epochs; larger ones go to memory-mapped
+            temporary files. Default: half of what this process may take.
     """
 
     def __init__(self, store: LogitStore, *, memory_budget_bytes: int | None = None) -> None:
@@ -55,18 +55,18 @@ class RowPrefetcher:
         self._next: tuple[int, int, Future[Tensor]] | None = None
 
     def prefetch(self, epoch: int, view: int, sample_ids: npt.NDArray[np.int64]) -> None:
-        """Start to read an epoch's rows."""
+        """Start reading an epoch's rows."""
         self._next = epoch, view, self._pool.submit(self._read, view, sample_ids)
 
     def take(self, epoch: int, view: int, sample_ids: npt.NDArray[np.int64]) -> Tensor:
-        """Return an epoch's rows, (n, width), prefetched or read now."""
+        """Return an epoch's rows, (n, W): the prefetched ones, or else read now."""
         ready, self._next = self._next, None
         if ready is not None and ready[:2] == (epoch, view):
             return ready[2].result()
         return self._read(view, sample_ids)
 
     def close(self) -> None:
-        """Stop reading; what is under way is finished first."""
+        """Stop reading, after the read in progress."""
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def _read(self, view: int, sample_ids: npt.NDArray[np.int64]) -> Tensor:
@@ -85,7 +85,7 @@ def _on_disk(shape: tuple[int, int], codec: Codec) -> npt.NDArray[Any]:
     needed_bytes = shape[0] * shape[1] * np.dtype(codec.dtype).itemsize
     with tempfile.TemporaryFile(prefix="kdcache-rows-") as file:
         try:
-            # Before it is mapped: writing to a map that finds no room kills the process.
+            # Before it is mapped: a write to a map on a full disk kills the process.
             os.posix_fallocate(file.fileno(), 0, needed_bytes)
         except OSError as error:
             raise TrainingError(

@@ -61,10 +61,10 @@ CIFAR_MODELS = tuple(_CIFAR)
 """Models made for images of 32 px."""
 
 MODELS = (*_CIFAR, *_TORCHVISION)
-"""Those that are tested as students, and have a stem for small images."""
+"""Models that are tested as students and have a stem for small images."""
 
 TIMM_PREFIX = "timm:"
-"""Of a model that timm makes."""
+"""Prefix of a model that timm makes."""
 
 _WITH_AUXILIARY_LOGITS = frozenset({"googlenet", "inception_v3"})
 
@@ -85,7 +85,7 @@ def import_timm(option: str, value: str) -> Any:
     """Return timm.
 
     Raises:
-        ConfigError: if it is not installed; names what asked for it.
+        ConfigError: if it is not installed; names the option that needs it.
     """
     try:
         import timm
@@ -97,14 +97,14 @@ def import_timm(option: str, value: str) -> Any:
 
 
 def require_trainable(name: str, *, option: str) -> None:
-    """Check that there is such a model, and that it answers with logits alone while it trains.
+    """Check that the model exists and that its output in training mode is logits alone.
 
     Args:
-        name: as of `make_model`.
-        option: what asks for it, for the message.
+        name: name of the model, as in `make_model`.
+        option: option that names the model, for the error message.
 
     Raises:
-        ConfigError: if not; lists those that are tested.
+        ConfigError: if it does not; lists the tested models.
     """
     expected = (
         f"expected one of {', '.join(MODELS)}, another classifier of torchvision, or "
@@ -128,7 +128,7 @@ def make_model(name: str, *, num_classes: int, image_size: int) -> nn.Module:
             for ImageNet get a stem that does not shrink them.
 
     Raises:
-        ConfigError: if the name is not known; lists those that are.
+        ConfigError: if the name is unknown; lists the known ones.
     """
     if name in _CIFAR:
         return _CIFAR[name](num_classes)

@@ -1,4 +1,4 @@
-"""Batches of pixels, decoded ahead by a thread of our own.
+"""Read batches of pixels, which a background thread decodes ahead.
 
 FFCV's loader is not used: its epoch thread waits for ever when anything in the pipeline raises,
 keeps running when the loop that reads from it is left, hands out buffers that it soon fills again
@@ -33,8 +33,8 @@ from kdcache.reader.decode import ViewDecoder
 class PixelBatch(NamedTuple):
     """One batch of one view, on the CPU.
 
-    The images lie in a buffer that is filled again after the next batch was asked for: clone what
-    you keep longer.
+    `images` is a view of a buffer that is refilled once the next batch is requested: clone what you
+    keep longer.
     """
 
     images: Tensor
@@ -51,12 +51,11 @@ class PixelReader:
     Args:
         beton: path of a packed beton, or an opened one.
         views: policy, seed and image size.
-        batch_size: most samples of one batch.
-        num_workers: threads; all that this process may use when left out, and never more.
-        batches_ahead: batches that are decoded before they are asked for.
-        views_per_sample: most views that `read_views` yields of each image; it decodes each once.
-        memory_budget_bytes: most that the buffers may take; half of what this
-            process may take when left out.
+        batch_size: maximum number of samples in a batch.
+        num_workers: number of threads, limited to what this process may use. Default: all of them.
+        batches_ahead: number of batches that are decoded ahead.
+        views_per_sample: maximum number of views in `read_views`, which decodes an image once.
+        memory_budget_bytes: memory for the buffers. Default: half of what this process may take.
 
     Raises:
         ConfigError: if the buffers would take more than the budget, or an argument is out of range.
@@ -86,7 +85,7 @@ class PixelReader:
         self._require_memory(default_budget_bytes() if given is None else given)
         size = views.image_size
         shape = (self._slots, batch_size, views_per_sample, size, size, 3)
-        # From pinned memory a copy to the GPU runs beside its work.
+        # A copy from pinned memory overlaps with the GPU's work.
         buffers = torch.empty(shape, dtype=torch.uint8, pin_memory=torch.cuda.is_available())
         self._buffers: npt.NDArray[np.uint8] = buffers.numpy()
         self._in_use = threading.Lock()
@@ -150,7 +149,7 @@ class PixelReader:
     def _run(
         self, batches: Sequence[npt.NDArray[np.int64]], views: Sequence[int]
     ) -> Iterator[list[PixelBatch]]:
-        self._decoder.show(views)
+        self._decoder.set_views(views)
         free: queue.SimpleQueue[int | None] = queue.SimpleQueue()
         ready: queue.SimpleQueue[Any] = queue.SimpleQueue()
         for slot in range(self._slots):
@@ -161,14 +160,14 @@ class PixelReader:
         thread.start()
         try:
             for positions in batches:
-                slot = _take(ready, thread)
+                slot = _next_slot(ready, thread)
                 self._raise_undecoded(positions)
                 images = torch.from_numpy(self._buffers[slot][: len(positions)])
                 labels = torch.from_numpy(self.beton.labels[positions])
                 sample_ids = torch.from_numpy(self.beton.sample_ids[positions])
                 yield [
-                    PixelBatch(images[:, place].permute(0, 3, 1, 2), labels, sample_ids)
-                    for place in range(len(views))
+                    PixelBatch(images[:, index].permute(0, 3, 1, 2), labels, sample_ids)
+                    for index in range(len(views))
                 ]
                 free.put(slot)
         finally:
@@ -225,7 +224,7 @@ def view_pixels(
     center_crop_ratio: float = CENTER_CROP_RATIO,
     num_workers: int | None = None,
 ) -> npt.NDArray[np.uint8]:
-    """Return what teacher and student see.
+    """Return the pixels that teacher and student see.
 
     Args:
         beton: path of a packed beton, or an opened one.
@@ -234,7 +233,7 @@ def view_pixels(
         view: view number; 0 is the clean view.
         sample_ids: (n,) in any order.
         image_size: height and width; the manifest's when left out.
-        center_crop_ratio: side of the clean view's centre square, as the store's manifest says.
+        center_crop_ratio: side of the clean view's centre square, as a fraction of the short side.
         num_workers: threads; all that this process may use when left out.
 
     Returns:
@@ -254,25 +253,25 @@ def view_pixels(
 
 
 def clamp_workers(num_workers: int | None) -> int:
-    """Return a number of threads that numba accepts here; all it may use for None."""
+    """Return the number of threads, limited to what numba may use here; all of them for None."""
     available = min(available_cores(), numba.config.NUMBA_NUM_THREADS)
     return available if num_workers is None else max(1, min(num_workers, available))
 
 
 def workers_per_rank() -> int:
-    """Return this process's share of the cores, where torchrun runs several on this machine."""
+    """Return the number of threads per process, if torchrun runs several on this machine."""
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     return max(1, clamp_workers(None) // processes)
 
 
-def _take(ready: queue.SimpleQueue[Any], thread: threading.Thread) -> int:
-    """Return the next filled slot; raise what the thread raised, never wait for a dead one."""
+def _next_slot(ready: queue.SimpleQueue[Any], thread: threading.Thread) -> int:
+    """Return the next filled slot; raise the thread's exception, or RuntimeError if it has died."""
     while True:
         try:
             item = ready.get(timeout=5.0)
         except queue.Empty:
             if not thread.is_alive() and ready.empty():
-                raise RuntimeError("the reader's thread ended without a word") from None
+                raise RuntimeError("the reader's thread ended without an error") from None
             continue
         if isinstance(item, BaseException):
             raise item

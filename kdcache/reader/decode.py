@@ -1,8 +1,8 @@
-"""The decoder: one stored image and a view number in, final pixels out.
+"""Decode views: from a stored image and a view number to final pixels.
 
-Teacher pass, student and evaluation share it. A pixel depends on stored bytes, box and output size
-alone. The loop over a batch is compiled once per machine and kept on disk, runs in numba's threads,
-and calls FFCV's C functions to decode and to resize.
+Teacher pass, student and evaluation share this decoder. A pixel depends on stored bytes, box and
+output size alone. The loop over a batch is compiled once per machine and kept on disk, runs in
+numba's threads, and calls FFCV's C functions to decode and to resize.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class ViewDecoder:
     Args:
         views: policy, seed and image size.
         beton: the file whose images are decoded.
-        views_per_sample: most views of each image that one call makes, from one decoding of it.
+        views_per_sample: maximum number of views of each image, all made from one decoding.
     """
 
     def __init__(
@@ -49,9 +49,9 @@ class ViewDecoder:
         self._changes = np.array(views.policy.photometric_numbers(), dtype=np.float64)
         self._seed = validate_seed(views.seed)
         self._lengths = beton.lengths.copy()
-        self._shown = np.zeros(views_per_sample, dtype=np.uint64)
+        self._view_numbers = np.zeros(views_per_sample, dtype=np.uint64)
         self.status = np.zeros(len(beton), dtype=np.int32)
-        """(N,) what libjpeg-turbo last said of each image, by position; 0 is well."""
+        """(N,) last status of libjpeg-turbo for each image, by position; 0: no error."""
         # One scratch image per thread, not FFCV's one per batch slot: it stays in the cache.
         threads = numba.config.NUMBA_NUM_THREADS
         scratch_bytes = 3 * int(beton.sizes.max(axis=0).prod(dtype=np.int64))
@@ -62,15 +62,15 @@ class ViewDecoder:
 
     @property
     def scratch_bytes(self) -> int:
-        """Memory of all threads together."""
+        """Scratch memory of all threads in bytes."""
         return self._decoded.nbytes + self._padded.nbytes + self._cut.nbytes
 
-    def show(self, views: Sequence[int]) -> None:
-        """Decode these views from now on; no batch may be under way."""
-        self._shown = np.array([validate_view(view) for view in views])
+    def set_views(self, views: Sequence[int]) -> None:
+        """Set the views to decode; no batch may be in progress."""
+        self._view_numbers = np.array([validate_view(view) for view in views])
 
     def decode(self, positions: npt.NDArray[np.int64], out: U8) -> None:
-        """Decode the views that are shown of some samples.
+        """Decode the current views of the given samples.
 
         Args:
             positions: (B,) in the beton; trusted.
@@ -89,7 +89,7 @@ class ViewDecoder:
             self.status,
             self._numbers,
             self._seed,
-            self._shown,
+            self._view_numbers,
             self._decoded,
             self._padded,
             self._cut,
@@ -99,7 +99,7 @@ class ViewDecoder:
         )
         if self._views.policy.changes_pixels:
             ids = self._sample_ids[positions]
-            change_batch(self._changes, self._seed, self._shown, ids, out)
+            change_batch(self._changes, self._seed, self._view_numbers, ids, out)
 
 
 @compiled(parallel=True, nogil=True)
@@ -114,7 +114,7 @@ def decode_batch(
     status: npt.NDArray[np.int32],
     numbers: npt.NDArray[np.float64],
     seed: np.uint64,
-    shown: npt.NDArray[np.uint64],
+    view_numbers: npt.NDArray[np.uint64],
     decoded: U8,
     padded: U8,
     cut: U8,
@@ -137,7 +137,7 @@ def decode_batch(
         status: (N,) decoder status, written.
         numbers: a PolicyNumbers as one row.
         seed: of the views.
-        shown: (V,) view numbers.
+        view_numbers: (V,) view numbers.
         decoded: (threads, bytes) scratch for decoded pixels.
         padded: (threads, bytes) scratch for a padded box.
         cut: (threads, bytes) scratch for a part of a file.
@@ -147,14 +147,14 @@ def decode_batch(
         destination: (at least B, V, S, S, 3), written.
     """
     imdecode, resize = functions[0], functions[1]
-    for place in numba.prange(len(positions)):
+    for index in numba.prange(len(positions)):
         thread = numba.get_thread_id()
-        position = positions[place]
+        position = positions[index]
         height, width = sizes[position]
         start = pointers[position]
         content = file[start : start + lengths[position]]
-        drawn = boxes[thread, : len(shown)]
-        draw_boxes(numbers, seed, shown, ids[position], height, width, drawn)
+        drawn = boxes[thread, : len(view_numbers)]
+        draw_boxes(numbers, seed, view_numbers, ids[position], height, width, drawn)
         if is_jpeg:
             status[position] = render_jpeg(
                 content,
@@ -166,19 +166,19 @@ def decode_batch(
                 cut[thread],
                 imdecode,
                 resize,
-                destination[place],
+                destination[index],
             )
         else:
             image = content.reshape(height, width, 3)
-            for v in range(len(shown)):
-                render(image, drawn[v], 0, 1, padded[thread], resize, destination[place, v])
+            for v in range(len(view_numbers)):
+                render(image, drawn[v], 0, 1, padded[thread], resize, destination[index, v])
 
 
 @compiled(nogil=True)
 def draw_boxes(
     numbers: npt.NDArray[np.float64],
     seed: np.uint64,
-    shown: npt.NDArray[np.uint64],
+    view_numbers: npt.NDArray[np.uint64],
     sample_id: np.uint64,
     height: int,
     width: int,
@@ -197,7 +197,7 @@ def draw_boxes(
         numbers[8] > 0,
         numbers[9],
     )
-    for v in range(len(shown)):
-        box = view_box(policy, seed, shown[v], sample_id, height, width)
+    for v in range(len(view_numbers)):
+        box = view_box(policy, seed, view_numbers[v], sample_id, height, width)
         for i in range(5):
             boxes[v, i] = box[i]

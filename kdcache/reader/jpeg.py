@@ -1,4 +1,4 @@
-"""The rows of a JPEG that a box needs, as a JPEG of their own.
+"""Cut the rows that a box needs out of a JPEG, as a smaller JPEG.
 
 The packer ends each row of MCUs with a restart marker, so a row can be decoded without the rows
 before it. One more row on each side makes the result equal, bit for bit, to the same rows of the
@@ -33,22 +33,22 @@ def cut_rows(
         one scan.
     """
     frame = interval = scanned = 0
-    place = 2
+    offset = 2
     while True:
-        marker = content[place + 1]
-        length = (np.int64(content[place + 2]) << 8) | content[place + 3]
+        marker = content[offset + 1]
+        length = (np.int64(content[offset + 2]) << 8) | content[offset + 3]
         if marker in (_SOF0, _SOF1):
-            frame = place
+            frame = offset
         elif marker == _DRI:
-            interval = (np.int64(content[place + 4]) << 8) | content[place + 5]
+            interval = (np.int64(content[offset + 4]) << 8) | content[offset + 5]
         elif marker == _SOS:
-            scanned = content[place + 4]
-        place += 2 + length
-        if place + 4 > len(content):
+            scanned = content[offset + 4]
+        offset += 2 + length
+        if offset + 4 > len(content):
             return 0, 0, 0
         if marker == _SOS:
             break
-        if content[place] != 0xFF:
+        if content[offset] != 0xFF:
             return 0, 0, 0
     # Components in scans of their own lie one after the other in the file.
     if frame == 0 or interval == 0 or scanned != content[frame + 9]:
@@ -69,29 +69,29 @@ def cut_rows(
     last = min(rows, (end + row_height - 1) // row_height + 1)
     if first == 0 and last == rows:
         return 0, 0, 0
-    cut[:place] = content[:place]
+    cut[:offset] = content[:offset]
     held = min(height, last * row_height) - first * row_height
     cut[frame + 5] = held >> 8
     cut[frame + 6] = held & 255
-    written = place
+    written = offset
     row = 0
-    start = place
+    start = offset
     while row < last:
         # To the marker that ends this row; stuffed bytes are FF 00.
-        while place + 1 < len(content):
-            if content[place] == 0xFF and content[place + 1] != 0:
+        while offset + 1 < len(content):
+            if content[offset] == 0xFF and content[offset + 1] != 0:
                 break
-            place += 1
-        if place + 1 >= len(content):
+            offset += 1
+        if offset + 1 >= len(content):
             return 0, 0, 0  # damaged; the decoder of the whole image will say so
         if row >= first:
-            size = place - start
-            cut[written : written + size] = content[start:place]
+            size = offset - start
+            cut[written : written + size] = content[start:offset]
             written += size
             cut[written] = 0xFF
             cut[written + 1] = 0xD0 + ((row - first) & 7) if row < last - 1 else 0xD9
             written += 2
-        place += 2
-        start = place
+        offset += 2
+        start = offset
         row += 1
     return written, first * row_height, held

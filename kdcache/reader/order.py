@@ -1,4 +1,4 @@
-"""The order of an epoch, each rank's share of it, and where batches begin."""
+"""Compute the order of an epoch, its division between ranks, and the bounds of its batches."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from kdcache.options import Order
 from kdcache.rng import generator
 
 BLOCK_SAMPLES = 64
-"""Neighbours in the file that block-random order reads together: about one 8 MiB page of photos."""
+"""Number of neighbours in the file that block-random order reads together: about one 8 MiB page of
+photos."""
 
 WINDOW_BLOCKS = 64
-"""Blocks that are mixed with each other: 4,096 samples."""
+"""Number of blocks that are mixed with each other: 4,096 samples."""
 
 
 def epoch_order(
@@ -29,12 +30,12 @@ def epoch_order(
 ) -> npt.NDArray[np.int64]:
     """Return one rank's sample ids in the order of an epoch.
 
-    The ranks' shares are disjoint, together they are all ids, and their lengths differ by at most
-    one.
+    The parts of the ranks are disjoint, together they hold all ids, and their lengths differ by at
+    most one.
 
     Args:
         sample_ids: (n,) unique, in the order of the file.
-        seed: of the draw named ("order", epoch).
+        seed: seed of the draw named ("order", epoch).
         epoch: from 0.
         rank: in [0, world_size).
         world_size: number of ranks.
@@ -68,7 +69,7 @@ def _mix_blocks(
 
 
 def batch_bounds(num_samples: int, batch_size: int) -> npt.NDArray[np.int64]:
-    """Return the first position of each batch, and the end.
+    """Return the index of each batch's first sample, and the end.
 
     There are ceil(num_samples / batch_size) batches whose sizes differ by at most one: nothing is
     dropped, and no tail of one sample is left for BatchNorm to fail on (unless so few samples are

@@ -1,4 +1,4 @@
-"""Brightness, contrast, saturation and erasing of final pixels, in exact integer arithmetic.
+"""Apply brightness, contrast, saturation and erasing to pixels, in exact integer arithmetic.
 
 Always in this order, as Pillow and torchvision blend, on uint8, factors in 1/256, halves upwards:
 
@@ -29,7 +29,7 @@ U8 = npt.NDArray[np.uint8]
 def change_batch(
     numbers: npt.NDArray[np.float64],
     seed: np.uint64,
-    shown: npt.NDArray[np.uint64],
+    view_numbers: npt.NDArray[np.uint64],
     ids: npt.NDArray[np.uint64],
     images: U8,
 ) -> None:
@@ -40,7 +40,7 @@ def change_batch(
     Args:
         numbers: a PhotometricNumbers as one row.
         seed: of the views.
-        shown: (V,) view numbers.
+        view_numbers: (V,) view numbers.
         ids: (B,) sample ids.
         images: (at least B, V, S, S, 3), changed in place.
     """
@@ -57,10 +57,10 @@ def change_batch(
         numbers[9],
         numbers[10],
     )
-    for place in numba.prange(len(ids)):
-        for v in range(len(shown)):
-            change = view_change(policy, seed, shown[v], ids[place], images.shape[2])
-            apply_change(images[place, v], change)
+    for index in numba.prange(len(ids)):
+        for v in range(len(view_numbers)):
+            change = view_change(policy, seed, view_numbers[v], ids[index], images.shape[2])
+            apply_change(images[index, v], change)
 
 
 @compiled(nogil=True)
@@ -105,7 +105,7 @@ def _mean_grey(image: U8) -> int:
 
 @compiled(nogil=True)
 def _table(brightness: int, contrast: int, mean: int) -> U8:
-    """Return what brightness and contrast make of each value."""
+    """Return the (256,) lookup table of brightness and contrast."""
     table = np.empty(256, dtype=np.uint8)
     bright_mean = _blend(0, mean, brightness)
     for value in range(256):

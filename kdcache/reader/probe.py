@@ -1,4 +1,4 @@
-"""Proof that this machine decodes the pixels that the teacher saw.
+"""Digest a few views, to check that this machine decodes the pixels that the teacher saw.
 
 Another build of libjpeg-turbo or OpenCV may round otherwise. A store keeps digests of a few views;
 `kdcache train` makes them again before it starts.
@@ -17,7 +17,7 @@ from kdcache.reader.batches import PixelReader
 from kdcache.rng import generator
 
 PROBE_VIEWS = (0, 1, 2, 3)
-"""Each probed sample is seen in all of these; they need not be in the store."""
+"""Views of each probed sample; the store need not hold them."""
 
 PROBE_SAMPLES = 16
 
@@ -58,7 +58,7 @@ def probe_pixels(
     digests = [
         hashlib.blake2b(image.permute(1, 2, 0).numpy().tobytes(), digest_size=16).digest()
         for seen in reader.read_views([beton.positions(ids)], PROBE_VIEWS)
-        for of_sample in zip(*(view.images for view in seen), strict=True)
-        for image in of_sample
+        for sample_views in zip(*(view.images for view in seen), strict=True)
+        for image in sample_views
     ]
     return np.frombuffer(b"".join(digests), dtype=np.uint8).reshape(-1, 16)

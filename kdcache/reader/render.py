@@ -1,6 +1,6 @@
-"""From stored bytes, boxes and an output size to final pixels: compiled, and nothing else.
+"""Compiled functions that render boxes of a stored image to final pixels.
 
-FFCV's library does what is slow: libjpeg-turbo's decoding and OpenCV's resizing by area.
+FFCV's library does the slow parts: it decodes with libjpeg-turbo and resizes with OpenCV by area.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ SCALES = (1, 2, 4, 8)
 def _call_c(typing_context: Any, address: Any, arguments: Any) -> Any:  # noqa: ARG001
     """Call the C function at an address with a tuple of int64; return its int32.
 
-    numba keeps no compiled function on disk that names a C function itself; one that is told the
-    address it keeps, which saves several seconds in each process.
+    numba keeps no compiled function on disk that names a C function itself; a function that
+    takes the address it keeps, which saves several seconds in each process.
     """
     signature = types.int32(types.uintp, arguments)
 
@@ -68,7 +68,7 @@ def render_jpeg(
         outputs: (V, S, S, 3), written whole.
 
     Returns:
-        0, or what libjpeg-turbo said last.
+        0, or the last error status of libjpeg-turbo.
     """
     status = 0
     for scale in SCALES:
@@ -89,7 +89,7 @@ def render_jpeg(
             held, address, size_bytes = height, content.ctypes.data, len(content)
         rows, columns = (held + scale - 1) // scale, (width + scale - 1) // scale
         # FFCV's order: file, its size, height, width, output, the same size again (no crop), the
-        # crop's place, the scale, no crop by transformation, no mirroring.
+        # crop's offset, the scale, no crop by transformation, no mirroring.
         status |= _call_c(
             imdecode,
             (

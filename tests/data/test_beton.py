@@ -50,7 +50,7 @@ def test_the_layout_is_that_of_ffcv():
     for ours, theirs in (
         (ffcv_format.HEADER, HeaderType),
         (ffcv_format.FIELD, FieldDescType),
-        (ffcv_format.PLACE, ALLOC_TABLE_TYPE),
+        (ffcv_format.ALLOCATION, ALLOC_TABLE_TYPE),
         (ffcv_format.SAMPLE, get_metadata_type(fields)),
     ):
         assert (ours, ours.itemsize, ours.fields) == (theirs, theirs.itemsize, theirs.fields)

@@ -314,11 +314,11 @@ def test_a_second_run_makes_what_is_missing(again, finished, tmp_path, lost):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"max_resolution": 9}, "max_resolution is 9, there None"),
-        ({"write_mode": "jpg"}, "write_mode is 'jpg', there 'auto'"),
-        ({"seed": 3}, "seed is 3, there 0"),
-        ({"on_bad_image": "skip"}, "on_bad_image is 'skip', there 'stop'"),
-        ({"val_fraction": 0.5, "seed": 3}, "val_fraction is 0.5, there 0.25; seed is 3, there 0"),
+        ({"max_resolution": 9}, "max_resolution is 9, found None"),
+        ({"write_mode": "jpg"}, "write_mode is 'jpg', found 'auto'"),
+        ({"seed": 3}, "seed is 3, found 0"),
+        ({"on_bad_image": "skip"}, "on_bad_image is 'skip', found 'stop'"),
+        ({"val_fraction": 0.5, "seed": 3}, "val_fraction is 0.5, found 0.25; seed is 3, found 0"),
     ],
     ids=str,
 )
@@ -340,7 +340,7 @@ def test_other_images_are_refused_until_they_may_replace(finished, again, folder
     assert len(open_beton(tmp_path / "w" / "train.beton")) == 13
     # The evaluation split of before is not this data set's.
     assert names(tmp_path / "w") == TRAIN_FILES
-    with pytest.raises(CacheMismatchError, match=r"path is '.*', there '"):
+    with pytest.raises(CacheMismatchError, match=r"path is '.*', found '"):
         again()
 
 
@@ -502,7 +502,7 @@ def test_an_evaluation_split_from_elsewhere_is_packed_and_found_again(tmp_path):
     assert packed(tmp_path / "a", tmp_path / "w", **options) == result
     manifest = BetonManifest.load(tmp_path / "w" / "train.beton")
     assert training_names(manifest) == [str(tmp_path / "a" / "cat" / "0.png")]
-    with pytest.raises(CacheMismatchError, match="val_source is None, there '"):
+    with pytest.raises(CacheMismatchError, match="val_source is None, found '"):
         packed(tmp_path / "a", tmp_path / "w")
 
 

@@ -149,7 +149,7 @@ def test_what_was_changed_is_said(folder):
     result = run(RunOptions(str(folder / "own.toml"), workspace=folder / "workspace", dry_run=True))
     assert result["stages"]["select"] == {
         "did": "would run",
-        "why": "other options: keep is 0.6, there 0.5",
+        "why": "other options: keep is 0.6, found 0.5",
         "seconds": None,
     }
 

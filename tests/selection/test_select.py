@@ -165,12 +165,12 @@ def test_a_second_selection_is_up_to_date(workspace):
 @pytest.mark.parametrize(
     ("options", "named"),
     [
-        ({"method": "easy"}, "method is 'easy', there 'medium'"),
-        ({"keep": 0.5}, "keep is 0.5, there 0.7"),
-        ({"score": "el2n"}, "score is 'el2n', there 'cross_entropy'"),
-        ({"balance": "class"}, "balance is 'class', there 'proportional'"),
-        ({"min_per_class": 3}, "min_per_class is 3, there None"),
-        ({"parity": "mdslr"}, "parity is 'mdslr', there None"),
+        ({"method": "easy"}, "method is 'easy', found 'medium'"),
+        ({"keep": 0.5}, "keep is 0.5, found 0.7"),
+        ({"score": "el2n"}, "score is 'el2n', found 'cross_entropy'"),
+        ({"balance": "class"}, "balance is 'class', found 'proportional'"),
+        ({"min_per_class": 3}, "min_per_class is 3, found None"),
+        ({"parity": "mdslr"}, "parity is 'mdslr', found None"),
     ],
     ids=lambda value: "".join(value) if isinstance(value, dict) else "",
 )
@@ -191,21 +191,21 @@ def test_a_file_that_was_made_otherwise_is_refused_until_overwrite(
 def test_a_file_of_another_draw_is_refused(workspace, tmp_path):
     out = tmp_path / "chosen.npz"
     run(workspace, out=out, method="random")
-    with pytest.raises(CacheMismatchError, match="made otherwise: seed is 1, there 0"):
+    with pytest.raises(CacheMismatchError, match="made otherwise: seed is 1, found 0"):
         run(workspace, out=out, method="random", seed=1)
 
 
 def test_a_file_that_was_made_with_an_option_is_refused_without_it(workspace, tmp_path):
     out = tmp_path / "chosen.npz"
     run(workspace, out=out, method="stratified", cut=0.2)
-    with pytest.raises(CacheMismatchError, match=r"cut is None, there 0\.2"):
+    with pytest.raises(CacheMismatchError, match=r"cut is None, found 0\.2"):
         run(workspace, out=out, method="stratified")
 
 
 def test_a_subset_of_another_teacher_is_refused(workspace):
     run(workspace)
     change_manifest(store_of(workspace), teacher_digest="e" * 64)
-    with pytest.raises(CacheMismatchError, match=f"teacher_digest is '{'e' * 64}', there '"):
+    with pytest.raises(CacheMismatchError, match=f"teacher_digest is '{'e' * 64}', found '"):
         run(workspace)
 
 
@@ -350,7 +350,7 @@ def test_names_are_refused_where_the_source_is_gone_or_has_changed(
     about = json.loads((tiny_workspace / "train.json").read_text())
     for path, content, message in (
         (str(tmp_path / "gone"), about["made_from"]["content"], "gone is gone, expected"),
-        (str(tiny_folder), "0" * 64, r"has changed since it was packed: .* there '0+'"),
+        (str(tiny_folder), "0" * 64, r"has changed since it was packed: .* found '0+'"),
     ):
         made_from = about["made_from"] | {"path": path, "content": content}
         (workspace / "train.json").write_text(json.dumps(about | {"made_from": made_from}))

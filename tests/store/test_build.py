@@ -170,7 +170,7 @@ def test_gaps_are_not_filled_under_other_conditions(store_path, workspace):
     assert build(workspace, batch_size=16)["teacher_forwards"] == 0  # nothing to fill
     (store_path / "views/1/rows/c/2/0").unlink()
     before = snapshot(store_path)
-    with pytest.raises(CacheMismatchError, match="batch_size is 16, there 8"):
+    with pytest.raises(CacheMismatchError, match="batch_size is 16, found 8"):
         build(workspace, batch_size=16)
     assert snapshot(store_path) == before
 
@@ -178,11 +178,11 @@ def test_gaps_are_not_filled_under_other_conditions(store_path, workspace):
 @pytest.mark.parametrize(
     ("changed", "named"),
     [
-        ({"policy": "clean"}, ["policy is 'clean', there 'pad-crop(4, flip=True)'"]),
-        ({"view_seed": 1}, ["view_seed is 1, there 0"]),
-        ({"codec": "dense"}, ["codec is 'dense', there 'float32'"]),
-        ({"precision": "bf16"}, ["precision is 'bf16', there 'fp32'"]),
-        ({"image_size": 16}, ["image_size is 16, there 32", "teacher_size is 16, there 32"]),
+        ({"policy": "clean"}, ["policy is 'clean', found 'pad-crop(4, flip=True)'"]),
+        ({"view_seed": 1}, ["view_seed is 1, found 0"]),
+        ({"codec": "dense"}, ["codec is 'dense', found 'float32'"]),
+        ({"precision": "bf16"}, ["precision is 'bf16', found 'fp32'"]),
+        ({"image_size": 16}, ["image_size is 16, found 32", "teacher_size is 16, found 32"]),
         ({"teacher": "tests.store.teachers:projection"}, ["teacher_digest is "]),
         (
             {"policy": "pad-crop(2)", "view_seed": 7, "codec": "dense"},
@@ -199,7 +199,7 @@ def test_a_store_of_something_else_is_refused_and_what_differs_is_named(
         build(workspace, **changed)
     message = str(error.value)
     assert all(part in message for part in named)
-    assert message.count(", there ") == len(named)
+    assert message.count(", found ") == len(named)
     assert "--overwrite" in message
     assert snapshot(store_path) == before
 
@@ -207,7 +207,7 @@ def test_a_store_of_something_else_is_refused_and_what_differs_is_named(
 def test_a_store_of_other_data_is_refused(store_path, workspace):
     change_manifest(store_path, data_fingerprint="f" * 64)
     before = snapshot(store_path)
-    with pytest.raises(CacheMismatchError, match=f"data_fingerprint is .*, there '{'f' * 64}'"):
+    with pytest.raises(CacheMismatchError, match=f"data_fingerprint is .*, found '{'f' * 64}'"):
         build(workspace)
     assert snapshot(store_path) == before
 

@@ -77,7 +77,7 @@ def test_features_can_be_added_to_a_finished_store(workspace):
 def test_features_that_may_not_be_added_leave_a_store_that_opens(workspace):
     path = Path(build(workspace, WITH_HEAD, views=1)["path"])
     before = snapshot(path)
-    with pytest.raises(CacheMismatchError, match="batch_size is 4, there 8"):
+    with pytest.raises(CacheMismatchError, match="batch_size is 4, found 8"):
         build(workspace, WITH_HEAD, views=1, features=True, batch_size=4)
     assert snapshot(path) == before
 

@@ -109,9 +109,9 @@ def test_parts_of_different_things_are_refused_and_what_differs_is_named(dense, 
     with pytest.raises(CacheMismatchError, match=r"other\.zarr was built from") as error:
         merged(parts[0], other, out=tmp_path / "m.zarr")
     # As everywhere: what is wanted, and what the file has.
-    assert "view_seed is 0, there 3" in str(error.value)
-    assert "batch_size is 8, there 16" in str(error.value)
-    assert str(error.value).count(", there ") == 2
+    assert "view_seed is 0, found 3" in str(error.value)
+    assert "batch_size is 8, found 16" in str(error.value)
+    assert str(error.value).count(", found ") == 2
     assert not (tmp_path / "m.zarr").exists()
 
 

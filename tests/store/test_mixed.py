@@ -14,7 +14,7 @@ from tests.store.conftest import change_manifest, snapshot
 
 def test_other_conditions_are_refused_unless_they_are_allowed(store_path, workspace):
     before = snapshot(store_path)
-    with pytest.raises(CacheMismatchError, match=r"batch_size is 4, there 8.*--allow-mixed"):
+    with pytest.raises(CacheMismatchError, match=r"batch_size is 4, found 8.*--allow-mixed"):
         build(workspace, views=4, batch_size=4)
     assert snapshot(store_path) == before
     assert LogitStore.open(store_path).num_views == 3
@@ -47,7 +47,7 @@ def test_another_version_is_another_condition(store_path, workspace):
     versions = {"kdcache": "0.0.1", "torch": "1.0", "ffcv": "1.0"}
     change_manifest(store_path, versions=versions, device="abacus")
     (store_path / "views/1/rows/c/0/0").unlink()
-    with pytest.raises(CacheMismatchError, match=r"device is 'cpu .*there 'abacus'; versions is"):
+    with pytest.raises(CacheMismatchError, match=r"device is 'cpu .*found 'abacus'; versions is"):
         build(workspace)
     build(workspace, allow_mixed=True)
     record = json.loads((store_path / "views/1/mixed/0.json").read_text())

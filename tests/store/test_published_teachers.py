@@ -178,8 +178,8 @@ def test_a_student_has_the_datas_normalisation_and_the_usual_evaluation(built, t
 @pytest.mark.parametrize(
     ("options", "named"),
     [
-        ({"teacher_size": 32}, "teacher_size is 32, there 24"),
-        ({"image_size": 24}, "image_size is 24, there 16"),
+        ({"teacher_size": 32}, "teacher_size is 32, found 24"),
+        ({"image_size": 24}, "image_size is 24, found 16"),
     ],
 )
 def test_another_size_is_another_store(built, options, named):

@@ -143,10 +143,10 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "value"),
     [
-        ({"optimizer": "adamw"}, "optimizer is 'AdamW', there 'SGD'"),
-        ({"schedule": "cosine"}, "schedule is 'CosineAnnealingLR', there 'OneCycleLR'"),
-        ({"ema": 0.9}, r"ema is 0\.9, there None"),
-        ({"about": {"arch": "resnet20"}}, "arch is 'resnet20', there 'resnet8'"),
+        ({"optimizer": "adamw"}, "optimizer is 'AdamW', found 'SGD'"),
+        ({"schedule": "cosine"}, "schedule is 'CosineAnnealingLR', found 'OneCycleLR'"),
+        ({"ema": 0.9}, r"ema is 0\.9, found None"),
+        ({"about": {"arch": "resnet20"}}, "arch is 'resnet20', found 'resnet8'"),
     ],
 )
 def test_a_checkpoint_of_another_run_is_refused_and_says_what_differs(tmp_path, changes, value):

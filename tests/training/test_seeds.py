@@ -70,5 +70,5 @@ def test_a_resume_finishes_what_is_there_and_begins_what_is_not(workspace, given
 
 @pytest.mark.usefixtures("two")
 def test_a_resume_with_other_options_is_refused(workspace):
-    with pytest.raises(CacheMismatchError, match=r"lr is 0\.5, there 0\.025"):
+    with pytest.raises(CacheMismatchError, match=r"lr is 0\.5, found 0\.025"):
         train(options(workspace, seed=4, seeds=2, epochs=1, lr=0.5, resume=True))

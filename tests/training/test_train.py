@@ -136,10 +136,10 @@ def test_a_finished_run_resumed_returns_its_accuracy(workspace, finished):
 @pytest.mark.parametrize(
     ("changes", "value"),
     [
-        ({"epochs": 3}, "epochs is 3, there 2"),
-        ({"alpha": 0.5, "lr": 0.25}, "lr is 0.25, there 0.025; alpha is 0.5, there 0.9"),
-        ({"temperature": 2.0}, "temperature is 2.0, there 4.0"),
-        ({"batch_size": 16}, "batch_size is 16, there 32"),
+        ({"epochs": 3}, "epochs is 3, found 2"),
+        ({"alpha": 0.5, "lr": 0.25}, "lr is 0.25, found 0.025; alpha is 0.5, found 0.9"),
+        ({"temperature": 2.0}, "temperature is 2.0, found 4.0"),
+        ({"batch_size": 16}, "batch_size is 16, found 32"),
     ],
 )
 def test_a_resume_with_other_options_is_refused_and_names_them(workspace, changes, value):
@@ -294,7 +294,7 @@ def test_a_resume_under_another_number_of_threads_is_warned_about(workspace, mes
     write_json(path, content)
     train(options(workspace, resume=True))
     (said,) = [message for message in messages if "was started elsewhere" in message]
-    assert f"threads is {torch.get_num_threads()}, there 77. It goes on" in said
+    assert f"threads is {torch.get_num_threads()}, found 77. It goes on" in said
 
 
 def test_a_run_that_was_stopped_before_its_config_begins_anew(workspace):
@@ -388,7 +388,7 @@ def test_a_teacher_is_trained_once_and_replaced_only_when_asked(workspace):
     content = path.read_bytes()
 
     assert train_teacher(teacher_options(workspace)) == first | {"seconds": 0.0}
-    with pytest.raises(CacheMismatchError, match="seed is 5, there 0"):
+    with pytest.raises(CacheMismatchError, match="seed is 5, found 0"):
         train_teacher(teacher_options(workspace, seed=5))
     assert path.read_bytes() == content
 

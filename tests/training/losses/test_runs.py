@@ -176,9 +176,9 @@ def test_a_run_tells_its_loss_at_the_start_and_in_its_config(workspace, messages
     expected = asked | others | {"loss": "dist(beta=2, gamma=1)"}
     config = config_of(result)
     assert {name: config[name] for name in expected} == expected
-    with pytest.raises(CacheMismatchError, match=r"alpha is 'linear\(0\.9, 0\.4\)', there 'linear"):
+    with pytest.raises(CacheMismatchError, match=r"alpha is 'linear\(0\.9, 0\.4\)', found 'linear"):
         train(options(workspace, **asked | {"alpha": "linear(0.9, 0.4)"}, resume=True))
-    with pytest.raises(CacheMismatchError, match=r"cutmix is None, there 1\.0"):
+    with pytest.raises(CacheMismatchError, match=r"cutmix is None, found 1\.0"):
         train(options(workspace, **asked | {"cutmix": None}, resume=True))
 
 
