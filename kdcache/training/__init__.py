@@ -1,1 +1,1 @@
-"""In: batches with the teacher's answers. Out: a student, its checkpoints and its metrics."""
+"""Train students and teachers: loop, losses, checkpoints and evaluation."""

@@ -10,17 +10,17 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 
 class WeightAverage:
-    """The average over all steps so far, of weights and of the norms' running statistics.
+    """An exponential moving average of the weights and of the norms' running statistics.
 
-    After n steps the decay is at most (1 + n) / (10 + n), so that the first weights are soon
+    After n steps the decay is at most (1 + n) / (10 + n), so the first weights are soon
     forgotten: 0.999 alone would keep 37 % of them after 1,000 steps.
 
     Args:
-        model: on its device; it is copied.
-        decay: share of the average that stays at each step, in (0, 1).
+        model: the model, on its device; it is copied.
+        decay: fraction of the average that each step keeps, in (0, 1).
 
     Attributes:
-        model: with the averaged weights.
+        model: the model with the averaged weights.
 
     References:
         Polyak, Juditsky 1992, "Acceleration of Stochastic Approximation by Averaging". The bound
@@ -34,19 +34,19 @@ class WeightAverage:
 
     @property
     def steps(self) -> int:
-        """Of how many steps the weights were taken in."""
+        """Return the number of updates so far."""
         return int(self._averaged.n_averaged)
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
-        """Take the model's present weights in."""
+        """Update the average with the model's current weights."""
         self._averaged.update_parameters(model)
         for averaged, present in zip(self.model.buffers(), model.buffers(), strict=True):
             if not averaged.is_floating_point():
-                averaged.copy_(present)  # a norm's count of batches is no average
+                averaged.copy_(present)  # a norm's count of batches is not averaged
 
     def resume_at(self, steps: int) -> None:
-        """Go on after so many steps, with the weights that `model` has been given."""
+        """Continue after this many updates, with the weights that `model` has now."""
         self._averaged.n_averaged.fill_(steps)
 
     def _average(self, averaged: Sequence[Tensor], present: Sequence[Tensor], _: object) -> None:

@@ -1,4 +1,4 @@
-"""What a run needs to go on as if it had never stopped."""
+"""Checkpoints: everything that a run needs to continue with the same bits."""
 
 from __future__ import annotations
 
@@ -17,32 +17,32 @@ from kdcache.training.averaging import WeightAverage
 from kdcache.training.schedule import load_schedule, schedule_state
 
 CHECKPOINT = "resume.safetensors"
-"""In a run folder."""
+"""File name in a run folder."""
 
 
 class Progress(NamedTuple):
-    """How far a run is."""
+    """The progress of a run."""
 
     epochs_done: int
     top1_best: float | None
-    """Percent; None where nothing was evaluated."""
+    """Percent; None if nothing was evaluated."""
     images_seen: int
     train_seconds: float
     teacher_forwards: int
 
 
 class Checkpoint:
-    """Model, optimiser, schedule, loss scaler, average and generators, in one safetensors file.
+    """The states of model, optimiser, schedule, loss scaler, average and generators in one file.
 
     Args:
-        path: of the file; written atomically.
+        path: safetensors file; written atomically.
         model: the model that is trained.
-        optimizer: its optimiser; what it keeps of a parameter is kept by the parameter's name.
+        optimizer: its optimiser; its state is saved by parameter name.
         schedule: the learning-rate schedule.
-        scaler: of fp16 training.
-        average: of the model's weights, where there is one.
-        about: of what model and settings the file is; another one's is refused.
-        loss: a loss of the user's own that has parameters.
+        scaler: loss scaler of fp16 training.
+        average: average of the model's weights, or None.
+        about: model and settings; loading refuses a checkpoint with others.
+        loss: the user's own loss, if it has parameters.
     """
 
     def __init__(
@@ -72,11 +72,11 @@ class Checkpoint:
         }
 
     def exists(self) -> bool:
-        """Return whether an epoch was finished."""
+        """Return whether a checkpoint exists."""
         return self._path.exists()
 
     def save(self, progress: Progress) -> None:
-        """Replace the file."""
+        """Write the checkpoint, replacing the previous one."""
         tensors: dict[str, Tensor] = {}
         for folder, module in self._modules.items():
             tensors |= _under(folder, module.state_dict())
@@ -97,11 +97,11 @@ class Checkpoint:
         save_weights(self._path, tensors, about)
 
     def load(self) -> Progress:
-        """Take up what the file holds.
+        """Restore all states from the file and return the progress.
 
         Raises:
-            CacheMismatchError: if it is of another model, optimiser, schedule or average.
-            WeightsError: if its tensors do not fit the model, or it is torn.
+            CacheMismatchError: if the file has another model, optimiser, schedule or average.
+            WeightsError: if the file is damaged or its tensors do not fit the model.
         """
         tensors, about = load_weights(self._path)
         if differ := differences(about, self._identity):
@@ -157,5 +157,5 @@ def _below(folder: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _like(parameter: Tensor, value: Tensor) -> Tensor:
-    """Return a value in the memory format of its parameter, or the update would round otherwise."""
+    """Return a value in its parameter's memory format; another one would change the rounding."""
     return torch.empty_like(parameter, requires_grad=False).copy_(value)

@@ -1,4 +1,4 @@
-"""`--compile`: a model's forward pass through torch.compile, and whether that can be done here."""
+"""`--compile`: check that torch.compile has a compiler on this machine."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ def require_compiler(device: torch.device) -> None:
     """Check that torch.compile can make code for a device, before a run starts.
 
     Raises:
-        ConfigError: if its compiler is not there; names what to install.
+        ConfigError: if the compiler is missing; names what to install.
     """
-    # What it makes for CUDA is compiled by Triton, but the launcher in C.
+    # For CUDA, Triton compiles the kernels, but their launcher is compiled from C.
     variable, usual = ("CXX", "g++") if device.type == "cpu" else ("CC", "gcc")
     name = os.environ.get(variable, usual)
     if shutil.which(name) is None:
         raise ConfigError(
-            f"--compile is given, but the compiler {name} is not found, which torch.compile needs. "
+            f"--compile is given, but torch.compile needs the compiler {name}, which is not found. "
             f"Install it (apt-get install g++), name another with {variable}, or leave --compile "
             "out"
         )

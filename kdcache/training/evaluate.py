@@ -1,4 +1,4 @@
-"""`kdcache evaluate`: how good a run's weights are, or any file's, on our pixels."""
+"""`kdcache evaluate`: measure the weights of a run or of a file."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ def evaluate(options: EvaluateOptions) -> dict[str, Any]:
         `split`, `seconds` and `path` of the weights.
 
     Raises:
-        ConfigError: if there are no such weights, or nothing says of which model they are.
+        ConfigError: if the weights do not exist, or their model is not known.
         DatasetError: if the split is not packed.
-        CacheMismatchError: if the weights are of other classes.
-        WeightsError: if the file is not readable, or does not fit its model.
+        CacheMismatchError: if the weights have another number of classes.
+        WeightsError: if the file is damaged, or does not fit its model.
     """
     started = time.perf_counter()
     workspace = Workspace(options.workspace)
@@ -73,7 +73,7 @@ def _weights_path(options: EvaluateOptions, workspace: Workspace) -> Path:
     given = options.weights or workspace.recall("run")
     if given is None:
         raise ConfigError(
-            "no weights are given and no run was finished yet. Run: kdcache train, or name a run "
+            "no weights are given and no run has finished yet. Run: kdcache train, or name a run "
             "folder or a safetensors file"
         )
     asked = Path(given)

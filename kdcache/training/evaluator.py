@@ -1,4 +1,4 @@
-"""A model's quality on a split, through the same reader as everything else."""
+"""Measure a model on a split, through the same reader as training."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ class Evaluator:
 
     Args:
         beton: path of the packed evaluation images.
-        views: image size; view 0 depends on no policy and seed, and is the usual one whatever
-            the clean view of a teacher is.
-        classes: C of the training data.
-        normalise: uint8 pixels to the model's input.
-        device: where the model is.
-        precision: of its body.
-        num_workers: threads that read and decode.
+        views: their image size is used. View 0 does not depend on policy and seed, and always has
+            the default crop ratio, whatever the teacher's clean view has.
+        classes: number of classes C of the training data.
+        normalise: maps uint8 pixels to the model's input.
+        device: the model's device.
+        precision: autocast precision of the model's body.
+        num_workers: threads that read and decode; None for all cores.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class Evaluator:
 
     @torch.inference_mode()
     def __call__(self, model: nn.Module) -> Quality:
-        """Return a model's quality; the model keeps its mode."""
+        """Return the quality of a model; the model stays in train or eval mode as it was."""
         was_training = model.training
         model.eval()
 

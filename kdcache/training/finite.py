@@ -1,4 +1,4 @@
-"""Stopping at the first loss that is no number, with the samples that it came from."""
+"""Stop at the first loss that is NaN or infinite, and name its samples."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from torch import Tensor
 from kdcache.errors import TrainingError
 
 CHECK_EVERY = 50
-"""Steps between two looks on CUDA, where each look waits for the device; on a CPU it costs nothing
-to look at once."""
+"""Steps between two checks on CUDA, where a check waits for the device. On a CPU every step is
+checked."""
 
 SHOWN = 8
-"""Sample ids that a message names."""
+"""Maximum number of sample ids in a message."""
 
 
 class FiniteWatch:
-    """Keeps the last losses with their samples until they were looked at.
+    """Collects losses with their sample ids, and checks them in blocks.
 
     Args:
-        device: where the losses are.
-        remedy: what to try; the message ends with it.
+        device: the device of the losses.
+        remedy: the last sentence of the error message.
     """
 
     def __init__(self, device: torch.device, remedy: str) -> None:
@@ -30,26 +30,26 @@ class FiniteWatch:
         self._remedy = remedy
         self._losses: list[tuple[int, Tensor, Tensor]] = []
 
-    def note(self, step: int, loss: Tensor, sample_ids: Tensor) -> None:
-        """Keep the loss of a batch, and look at all that are kept when it is time.
+    def add(self, step: int, loss: Tensor, sample_ids: Tensor) -> None:
+        """Add the loss of a batch; check all collected losses if enough steps have passed.
 
         Args:
-            step: of the run, from 1.
+            step: number of the optimiser step in the run, from 1.
             loss: scalar.
-            sample_ids: (B,) of the batch.
+            sample_ids: (B,) int64, the ids of the batch.
 
         Raises:
-            TrainingError: if one is not finite; names the first.
+            TrainingError: if a loss is NaN or infinite; names the first.
         """
         self._losses.append((step, loss.detach(), sample_ids))
         if len(self._losses) >= self._every:
-            self.look()
+            self.check()
 
-    def look(self) -> None:
-        """Look at all that are kept, and let them go.
+    def check(self) -> None:
+        """Check all collected losses and forget them.
 
         Raises:
-            TrainingError: if one is not finite; names the first.
+            TrainingError: if a loss is NaN or infinite; names the first.
         """
         kept, self._losses = self._losses, []
         if not kept:

@@ -1,4 +1,4 @@
-"""Counting the images that pass through any model but the student: measured, not assumed."""
+"""Count the images that pass through any model other than the student."""
 
 from __future__ import annotations
 
@@ -16,15 +16,14 @@ from kdcache.compute.normalize import Normalise
 
 
 class ForeignForwardCounter:
-    """While open, counts images through every module that does not belong to `own`.
+    """Counts, while open, the images that pass through modules outside `own`.
 
-    torch calls the hooks for each forward pass in this process, whoever makes it. Of a model only
-    the outermost call counts, with the length of its first tensor, given by place or by name. What
-    pixels are normalised with is no model. Code that torch.compile traces has no such calls any
-    more; the student alone is compiled here.
+    torch calls the hooks for every forward pass in this process. Only the outermost call of a model
+    counts, with the length of its first tensor argument. `Normalise` does not count as a model.
+    Code compiled by torch.compile calls no hooks; only the student is compiled here.
 
     Attributes:
-        images: how many were seen so far.
+        images: the number of images so far.
     """
 
     def __init__(self, *own: nn.Module) -> None:
@@ -33,7 +32,7 @@ class ForeignForwardCounter:
         self._depth = 0
 
     def __enter__(self) -> Self:
-        """Start to count."""
+        """Start counting."""
         self._handles = [
             register_module_forward_pre_hook(self._enter_module),
             register_module_forward_hook(self._leave_module, with_kwargs=True, always_call=True),
@@ -50,21 +49,21 @@ class ForeignForwardCounter:
         for handle in self._handles:
             handle.remove()
 
-    def _enter_module(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:  # noqa: ARG002  (torch's form)
+    def _enter_module(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:  # noqa: ARG002  (torch's signature)
         if torch.compiler.is_compiling():
             return
-        if not self._passes(module):
+        if not self._is_ignored(module):
             self._depth += 1
 
     def _leave_module(self, module: nn.Module, inputs: tuple[Any, ...], *rest: Any) -> None:
-        if torch.compiler.is_compiling() or self._passes(module):
+        if torch.compiler.is_compiling() or self._is_ignored(module):
             return
         self._depth -= 1
         if self._depth == 0:
-            # (named inputs, output), but the output alone where the forward pass raised.
+            # (keyword inputs, output), but only the output if the forward pass raised.
             named = rest[0].values() if len(rest) > 1 else ()
             tensors = (item for item in (*inputs, *named) if isinstance(item, Tensor))
             self.images += next((len(item) for item in tensors if item.ndim), 1)
 
-    def _passes(self, module: nn.Module) -> bool:
+    def _is_ignored(self, module: nn.Module) -> bool:
         return id(module) in self._own or isinstance(module, Normalise)

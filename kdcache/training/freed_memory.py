@@ -1,8 +1,8 @@
-"""Keeping freed memory for the next step, instead of giving it back to the system.
+"""Keep freed memory in the process instead of returning it to the system.
 
-Each step on a CPU allocates and frees the same activations. By default the C library maps blocks of
-this size anew and unmaps them when they are freed, so the kernel zeroes and maps every page again
-in every step: 100,000 page faults in ten steps of ResNet-8.
+Each step on a CPU allocates and frees the same activations. By default the C library maps
+such blocks anew and unmaps them when they are freed, so the kernel zeroes every page again in each
+step: 100,000 page faults in ten steps of ResNet-8.
 """
 
 from __future__ import annotations
@@ -11,18 +11,18 @@ import ctypes
 import sys
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
-"""Names of parameters in glibc's malloc.h."""
+"""Parameter numbers from glibc's malloc.h."""
 
 _MAX_INT = (1 << 31) - 1
 
 _MAX_BLOCK_BYTES = 1 << 30
-"""Larger blocks are still given back."""
+"""Blocks above this size are still returned to the system."""
 
 
 def keep_freed_memory() -> bool:
-    """Let this process keep the memory that it frees; return whether the C library can.
+    """Make this process keep the memory that it frees; return whether the C library supports it.
 
-    Results stay as they are, bit for bit. The process stays as large as it was at its largest.
+    Results do not change. The process stays at its peak size.
     """
     if not sys.platform.startswith("linux"):
         return False

@@ -18,9 +18,12 @@ from kdcache.workspace import Workspace
 def open_data(
     workspace: Workspace, options: TrainOptions
 ) -> tuple[Beton, Path | None, Subset | None]:
-    """Return the beton to read, and the subset; its own beton where `kdcache pack` made one."""
+    """Return the beton, the path of the subset and the subset; prefer the subset's own beton.
+
+    Path and subset are None for all data.
+    """
     if options.subset is None and workspace.recall("subset") is None:
-        workspace.require_beton()  # where nothing is packed, that comes before selecting
+        workspace.require_beton()  # if nothing is packed, report that first
     path = workspace.require_subset(options.subset)
     if path is None:
         return open_beton(workspace.require_beton()), None, None
@@ -33,7 +36,7 @@ def open_data(
 
 
 def open_store(workspace: Workspace, options: TrainOptions, beton: Beton) -> LogitStore | None:
-    """Return the store; where no rows are needed it still says how views are made, if any."""
+    """Return the store, or None. A run without KD still takes its views from a store if it can."""
     asked = options.teacher or options.store
     needs_rows = options.kd and options.live_teacher is None
     if not needs_rows and asked is None and workspace.recall("store") is None:
@@ -44,7 +47,7 @@ def open_store(workspace: Workspace, options: TrainOptions, beton: Beton) -> Log
 
 
 def num_samples_before_pruning(store: LogitStore | None, beton: Beton, loss: LossSettings) -> int:
-    """Return the number of samples that the share that is kept is a share of."""
+    """Return the size of the full training set, of which the subset is a fraction."""
     if store:
         return store.manifest.samples
     if loss.alpha.kind == "auto" and beton.manifest.is_subset:

@@ -1,4 +1,4 @@
-"""`--live-teacher`: the teacher that is asked in each step, for comparison with a store."""
+"""`--live-teacher`: run the teacher in each training step, for comparison with a store."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ def open_live_teacher(
     image_size: int,
     device: torch.device,
 ) -> LiveTeacher | None:
-    """Load the teacher that `--live-teacher` names, as build-logits does; None where it names none.
+    """Load the teacher of `--live-teacher` as build-logits does; return None without the option.
 
     Args:
-        options: of the command.
+        options: options of the command.
         workspace: where names are looked up.
         data: manifest of the training data.
         image_size: height and width of the student's images.
-        device: where it runs.
+        device: device of the teacher.
 
     Raises:
-        ConfigError: if there is no such teacher, or `arch` is missing, or has no use.
+        ConfigError: if there is no such teacher, or `arch` is missing or has no effect.
         TeacherError: if it does not fit the data.
     """
     if options.live_teacher is None:
@@ -57,7 +57,7 @@ def open_live_teacher(
     forward = teacher.forward(
         num_classes=data.classes,
         device=device,
-        # As of a teacher pass, so that the answers are those of a store.
+        # The same default as a teacher pass, so that the logits are those of a store.
         precision=teacher_precision(options.precision, device),
     )
     return LiveTeacher(forward, teacher.digest, teacher.image_size)

@@ -1,7 +1,7 @@
-"""What a run says of each epoch: a line of JSON, and TensorBoard's events where they are asked for.
+"""The metrics of each epoch: a line of JSON, and TensorBoard events if requested.
 
-Each epoch stands there once, however often the run was stopped: what was written of an epoch that
-is trained again is dropped.
+Each epoch appears once, however often the run was stopped: the line of an epoch that is trained
+again is dropped.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from kdcache.errors import ConfigError
 from kdcache.files import replace_atomically
 
 METRICS = "metrics.jsonl"
-"""In a run folder."""
+"""File name in a run folder."""
 
 
 def require_tensorboard() -> None:
-    """Check that TensorBoard's events can be written, before a run starts.
+    """Check before a run starts that TensorBoard is installed.
 
     Raises:
         ConfigError: if its package is missing; names the command that installs it.
@@ -44,8 +44,8 @@ class MetricsLog:
 
     Args:
         run_dir: existing folder.
-        epochs_done: lines of later epochs are dropped.
-        tensorboard: write events too; they have the names of the lines' fields.
+        epochs_done: number of finished epochs; lines of later epochs are dropped.
+        tensorboard: also write events, under the names of the lines' fields.
     """
 
     def __init__(self, run_dir: Path, *, epochs_done: int, tensorboard: bool) -> None:
@@ -55,7 +55,7 @@ class MetricsLog:
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
-            # TensorBoard passes over what came before with a step from this one on.
+            # TensorBoard ignores earlier events from this step on.
             self._events = SummaryWriter(run_dir / "tensorboard", purge_step=epochs_done + 1)
 
     def __enter__(self) -> Self:
@@ -68,7 +68,7 @@ class MetricsLog:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Close the events."""
+        """Close the event file."""
         if self._events is not None:
             self._events.close()
 

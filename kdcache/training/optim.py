@@ -1,4 +1,4 @@
-"""The optimiser, what of a model decays, and what they are when the user does not say."""
+"""The optimiser, its parameter groups, and its default values."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ WEIGHT_DECAY: dict[Optimizer, float] = {"sgd": 5e-4, "adamw": 0.05}
 """As in the CIFAR recipes of the literature; AdamW's does not scale with the gradient."""
 
 _LR_PER_128 = 0.1
-"""Of the CIFAR models."""
+"""Default of the CIFAR models, for 128 samples per step."""
 
 _LARGE_MODEL_LR_PER_128 = 0.02
-"""Of ImageNet's models: on small sets they do not recover from first steps at a higher rate."""
+"""Default of ImageNet models; on small sets, a higher one ruins their first steps."""
 
 _ADAMW_LR_PER_128 = 1e-3
 """AdamW's own default."""
@@ -37,15 +37,15 @@ class OptimSettings:
     lr: float
     """Peak learning rate."""
     momentum: float = MOMENTUM
-    """Of SGD, in [0, 1)."""
+    """Momentum of SGD, in [0, 1)."""
     weight_decay: float = WEIGHT_DECAY["sgd"]
     schedule: Schedule = "one-cycle"
     warmup: float | None = None
-    """Share of all steps in which the rate rises; the schedule's own when None."""
+    """Fraction of all steps in which the rate rises; None for the schedule's default."""
     milestones: tuple[float, ...] = ()
-    """Of `step`: shares of all steps after which the rate falls."""
+    """Fractions of all steps after which the rate of `step` falls."""
     gamma: float | None = None
-    """Of `step`: factor of each fall."""
+    """Factor of each fall of `step`."""
 
 
 def make_optimizer(model: nn.Module, settings: OptimSettings) -> torch.optim.Optimizer:
@@ -65,19 +65,19 @@ def make_optimizer(model: nn.Module, settings: OptimSettings) -> torch.optim.Opt
     ]
     if settings.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=settings.lr)
-    # torch knows no Nesterov step without momentum.
+    # torch refuses Nesterov without momentum.
     return torch.optim.SGD(
         groups, lr=settings.lr, momentum=settings.momentum, nesterov=settings.momentum > 0
     )
 
 
 def default_batch_size(num_samples: int) -> int:
-    """Return 128, or 32 for small sets, which need steps."""
+    """Return 128, or 32 for small sets, which need more steps."""
     return 32 if num_samples < _SMALL_SET else 128
 
 
 def default_lr(samples_per_step: int, model_name: str, optimizer: Optimizer = "sgd") -> float:
-    """Return a peak rate in proportion to the samples of a step."""
+    """Return a peak learning rate proportional to the samples per step."""
     if optimizer == "adamw":
         return _ADAMW_LR_PER_128 * samples_per_step / 128
     per_128 = _LR_PER_128 if model_name in CIFAR_MODELS else _LARGE_MODEL_LR_PER_128
@@ -85,5 +85,5 @@ def default_lr(samples_per_step: int, model_name: str, optimizer: Optimizer = "s
 
 
 def default_epochs(steps_per_epoch: int, *, min_epochs: int, min_steps: int) -> int:
-    """Return the epochs that give a small set enough steps too."""
+    """Return a number of epochs that has at least `min_epochs` and `min_steps`."""
     return max(min_epochs, math.ceil(min_steps / steps_per_epoch))

@@ -1,4 +1,4 @@
-"""What training a student and training a teacher have in common: a model, its loop, its result."""
+"""The common part of training a student and a teacher: settings, model, loop and result."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def require_model(name: str | None) -> None:
     """Check a model's name before anything is written.
 
     Raises:
-        ConfigError: if there is no such model; lists those that are.
+        ConfigError: if there is no such model; lists the known ones.
     """
     if name is not None:
         require_trainable(name, option="--model")
@@ -49,19 +49,19 @@ def loop_settings(
     min_epochs: int,
     min_steps: int,
 ) -> TrainSettings:
-    """Return the settings of a run that learns labels alone, with what the user leaves open.
+    """Return the settings of a run without distillation, with defaults filled in.
 
     Args:
-        options: of the command.
-        model_name: as of `make_model`.
-        num_samples: of an epoch.
-        batch_size: most samples of a batch.
-        device: where it runs.
-        min_epochs: of a run whose length the user leaves open.
-        min_steps: likewise.
+        options: options of the command.
+        model_name: a name that `make_model` accepts.
+        num_samples: samples per epoch.
+        batch_size: maximum samples per batch.
+        device: device of the model.
+        min_epochs: minimum of the default length.
+        min_steps: minimum of the default length, in optimiser steps.
 
     Raises:
-        ConfigError: if this machine lacks what an option needs.
+        ConfigError: if an option needs something that this machine lacks.
     """
     if options.compile:
         require_compiler(device)
@@ -106,14 +106,14 @@ def run_training(
     """Train a model on a loader's batches and evaluate it after each epoch.
 
     Args:
-        model_name: as of `make_model`.
-        loader: of the batches.
-        settings: of the loop.
-        workspace: whose evaluation split is used, if it has one.
-        options: for the seed of initialisation, the reader's threads and TensorBoard.
+        model_name: a name that `make_model` accepts.
+        loader: training batches; it is closed at the end.
+        settings: settings of the loop.
+        workspace: its evaluation split is used, if it has one.
+        options: seed of initialisation, reader threads and TensorBoard.
         run_dir: existing folder that receives weights and metrics.
-        resume: go on from the run's last checkpoint.
-        save_epochs: counted from 1; their weights are kept too.
+        resume: continue from the run's last checkpoint.
+        save_epochs: epochs, counted from 1, whose weights are kept.
 
     Returns:
         `top1`, `top1_best`, `top5`, `top1_ema` (percent, or None), `teacher_forwards`,

@@ -1,4 +1,4 @@
-"""The folder of a run: which one it is, and what it says of itself."""
+"""Find the folder of a run, and write its config."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ from kdcache.workspace import Workspace
 CONFIG = "config.json"
 
 NUMERICAL_ENVIRONMENT = ("device", "threads", "torch")
-"""Of the environment: what the sums of a step depend on."""
+"""Parts of the environment that decide the last bits of a step's sums."""
 
 
 class RunFolder(NamedTuple):
-    """Where a run writes."""
+    """The folder that a run writes to."""
 
     path: Path
     holds_run: bool
-    """It holds a run that is to be continued."""
+    """True if the folder holds a run to continue."""
 
 
 def run_folder(workspace: Workspace, name: str, options: TrainOptions) -> RunFolder:
     """Return the run's folder: new, or with --resume the one to continue.
 
     Raises:
-        ConfigError: if there is nothing to continue, or --out is there and not to be continued.
+        ConfigError: if there is no run to continue, or --out exists and --resume is not given.
     """
     begins_what_is_missing = options.seeds > 1
     if options.out is not None:
@@ -46,7 +46,7 @@ def run_folder(workspace: Workspace, name: str, options: TrainOptions) -> RunFol
             raise ConfigError(f"--resume is given, but {options.out} holds no run. Leave it out")
         if not has_run_to_resume and options.out.exists() and any(options.out.iterdir()):
             raise ConfigError(
-                f"--out is {options.out}, which is there and not empty. Use --resume to continue "
+                f"--out is {options.out}, which exists and is not empty. Use --resume to continue "
                 "a run, or name another folder"
             )
         return RunFolder(options.out, has_run_to_resume)
@@ -61,12 +61,12 @@ def run_folder(workspace: Workspace, name: str, options: TrainOptions) -> RunFol
         return RunFolder(folder, holds_run=False)
     if newest is None:
         raise ConfigError(f"--resume is given, but there is no run {folder}. Leave it out")
-    # Without a config it was stopped before it began.
+    # A run without a config stopped before its first step.
     return RunFolder(newest, holds_run=(newest / CONFIG).exists())
 
 
 def has_same_config(run_dir: Path, config: dict[str, Any]) -> bool:
-    """Return whether a folder holds a run that was started with the same."""
+    """Return whether a folder holds a run with the same config."""
     path = run_dir / CONFIG
     return path.exists() and not differences(read_json(path)["config"], as_json(config))
 
@@ -74,10 +74,10 @@ def has_same_config(run_dir: Path, config: dict[str, Any]) -> bool:
 def write_config(
     run_dir: Path, config: dict[str, Any], device: torch.device, *, resume: bool
 ) -> None:
-    """Write what a run was started with, or check that it is resumed with the same.
+    """Write the config of a new run, or check that a resumed run has the same one.
 
     Raises:
-        CacheMismatchError: if a resumed run was started otherwise; names what differs.
+        CacheMismatchError: if a resumed run has another config; names the differences.
     """
     path = run_dir / CONFIG
     environment = _environment(device)
@@ -94,14 +94,14 @@ def write_config(
     decisive = {name: environment[name] for name in NUMERICAL_ENVIRONMENT}
     if differ := differences(found["environment"], decisive):
         logger.warning(
-            "%s was started elsewhere: %s. It goes on, but to weights that differ in the last bits",
+            "%s was started elsewhere: %s. It continues, but its weights differ in the last bits",
             run_dir,
             differ,
         )
 
 
 def as_json(config: dict[str, Any]) -> dict[str, Any]:
-    """Return what a config reads back as: JSON has no tuples."""
+    """Return a config as JSON reads it back, with lists instead of tuples."""
     read_back: dict[str, Any] = json.loads(json.dumps(config))
     return read_back
 

@@ -1,4 +1,4 @@
-"""The weights that a run leaves after each epoch, and what is said where they cannot be written."""
+"""Save the weights after each epoch, and explain write errors."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from kdcache.training.averaging import WeightAverage
 
 
 def early_weights(run_dir: Path, epoch: int) -> Path:
-    """Return the file of the weights that are kept of an epoch, counted from 1."""
+    """Return the path of the weights kept after an epoch, counted from 1."""
     return run_dir / f"epoch{epoch}.safetensors"
 
 
@@ -29,15 +29,15 @@ def save_epoch(
     keep_as: Path | None = None,
     about: dict[str, Any],
 ) -> None:
-    """Replace `last.safetensors`, and `best` and `ema` where there are new ones.
+    """Write `last.safetensors`, and `best` and `ema` if there are new ones.
 
     Args:
         run_dir: existing folder.
-        model: with the weights after an epoch.
-        average: of its weights.
-        is_best: no epoch before was as good.
-        keep_as: file that receives these weights too, the averaged ones where there are any.
-        about: what the files say of themselves.
+        model: the model after an epoch.
+        average: average of its weights, or None.
+        is_best: whether the epoch has the highest top-1 so far.
+        keep_as: file that also receives these weights (the averaged ones if they exist).
+        about: metadata of the files.
     """
     weights = model.state_dict()
     save_weights(run_dir / "last.safetensors", weights, about)
@@ -51,19 +51,19 @@ def save_epoch(
 
 @contextmanager
 def explain_write_errors(run_dir: Path, epoch: int) -> Iterator[None]:
-    """Say of a folder that cannot be written, such as on a full disk, how the run goes on.
+    """Turn a write error, such as a full disk, into an error that says how to continue the run.
 
     Args:
-        run_dir: of the run.
-        epoch: that is to be written, from 0.
+        run_dir: run folder.
+        epoch: the epoch to be written, from 0.
 
     Raises:
-        TrainingError: instead of the system's error.
+        TrainingError: if the block raises a write error.
     """
     try:
         yield
     except (OSError, SafetensorError) as error:
         raise TrainingError(
             f"epoch {epoch + 1} cannot be written to {run_dir}: {error}. Its checkpoint is still "
-            f"that of epoch {epoch}: make space and go on with --resume"
+            f"that of epoch {epoch}: make space and continue with --resume"
         ) from error

@@ -1,4 +1,4 @@
-"""The learning rate of each step: torch's schedulers, composed, and what of them moves."""
+"""Learning-rate schedules built from torch's schedulers, and their state."""
 
 from __future__ import annotations
 
@@ -18,29 +18,29 @@ from torch.optim.lr_scheduler import (
 from kdcache.training.optim import OptimSettings
 
 ONE_CYCLE_WARM_UP = 0.15
-"""Share of all steps in which the one-cycle schedule rises, when the user does not say."""
+"""Default fraction of all steps in which the one-cycle schedule rises."""
 
 MILESTONES = (0.5, 0.75)
-"""Of the step schedule, likewise, as in the recipe of CIFAR's ResNets (He et al. 2016)."""
+"""Default milestones of the step schedule, as fractions of all steps (He et al. 2016, CIFAR)."""
 
 GAMMA = 0.1
-"""Likewise."""
+"""Default factor of the step schedule."""
 
 _MOVING = ("last_epoch", "_step_count", "_last_lr")
-"""All that changes in a torch scheduler while it is stepped; the rest follows from the settings."""
+"""The fields of a torch scheduler that change with each step; the settings decide the others."""
 
 
 def make_schedule(optimizer: Optimizer, settings: OptimSettings, *, steps: int) -> LRScheduler:
-    """Return a schedule with one value per step, whose highest is the settings' rate.
+    """Return a schedule with one value per step and the peak of the settings.
 
     `one-cycle` rises from a 25th of the rate and falls to nearly 0, both as a cosine; the others
     rise linearly for the share `warmup` of all steps, where one is given, and then fall to 0 as a
     cosine, by steps, or not at all.
 
     Args:
-        optimizer: whose rate is set.
-        settings: of schedule and rate.
-        steps: of the whole run.
+        optimizer: the optimiser whose rate the schedule sets.
+        settings: schedule, rate, warm-up, milestones and gamma.
+        steps: optimiser steps of the whole run.
 
     References:
         Smith, Topin 2017, "Super-Convergence" (one cycle); Loshchilov, Hutter 2017, "SGDR"
@@ -83,12 +83,12 @@ def _after_warm_up(
 
 
 def schedule_state(schedule: LRScheduler) -> dict[str, Any]:
-    """Return what of a schedule moves, as JSON content."""
+    """Return the changing part of a schedule's state, as JSON content."""
     return _moving_part(schedule.state_dict())
 
 
 def load_schedule(schedule: LRScheduler, state: dict[str, Any]) -> None:
-    """Take up the state of a schedule that was made from the same settings."""
+    """Restore the state of a schedule with the same settings."""
     schedule.load_state_dict(state)
 
 

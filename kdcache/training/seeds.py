@@ -1,4 +1,4 @@
-"""Several students that differ in their seed alone: mean and spread instead of one number."""
+"""Train several students that differ only in their seed; report mean and spread."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ def train_seeds(
     """Train one student after the other, each in a run folder of its own.
 
     Args:
-        train_one: trains one, in the folder of its own name, or in `out`; with `resume` it begins
-            what is not there.
-        options: `seeds` of them, from `seed` on; `out` is the folder of their folders.
+        train_one: trains one student in a new folder or in `out`; with `resume` it also starts a
+            run that does not exist yet.
+        options: trains `seeds` students, from `seed` on; `out` is the parent of their folders.
 
     Returns:
         `seeds`; `top1`, `top1_best`, `top5` and `top1_ema`, each with `mean` and `std` (of the
-        sample, divisor n - 1) in percent, or None where nothing was evaluated; `seconds`; `runs`,
-        what each came to.
+        sample, divisor n - 1) in percent, or None if nothing was evaluated; `seconds`; `runs`,
+        the result of each.
     """
     started = time.perf_counter()
     seeds = list(range(options.seed, options.seed + options.seeds))

@@ -18,16 +18,20 @@ from kdcache.training.losses.user_loss import UserLoss
 
 
 def check_pixels(beton: Beton, store: LogitStore, options: TrainOptions) -> None:
-    """Compare a few views with those that the teacher answered for."""
+    """Check that this machine decodes the same pixels as the teacher saw, on a few views.
+
+    Raises:
+        CacheMismatchError: if pixels differ, unless `options.pixels` is "warn".
+    """
     is_other_data = store.manifest.data_fingerprint != beton.manifest.data_fingerprint
     if is_other_data or not len(store.pixel_probe):
-        return  # of other data the loader speaks
+        return  # the loader reports other data
     probed = probe_ids(np.arange(store.manifest.samples))
     is_here = np.isin(probed, beton.sample_ids)
     if not is_here.any():
         logger.warning(
-            "%s holds none of the %d samples whose pixels %s can check: whether this machine "
-            "decodes the teacher's pixels is not known",
+            "%s holds none of the %d samples whose pixels %s can check, so it is unknown whether "
+            "this machine decodes the same pixels as the teacher saw",
             beton.path,
             len(probed),
             store.path,
@@ -54,7 +58,7 @@ def check_pixels(beton: Beton, store: LogitStore, options: TrainOptions) -> None
 
 
 def check_codec(store: LogitStore, loss: LossSettings) -> None:
-    """Measure what the store's codec does to the gradient of the loss that its rows are for."""
+    """Warn if the store's codec distorts the gradient of this loss, or refuse unsuitable rows."""
     if store.codec.is_exact or isinstance(store.codec, Dense):
         return
     loss.require_codec(store.codec, store.path)

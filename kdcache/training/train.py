@@ -1,4 +1,4 @@
-"""`kdcache train`: students on a subset, with the cached logits of a teacher."""
+"""`kdcache train`: train students on a subset with the cached logits of a teacher."""
 
 from __future__ import annotations
 
@@ -28,22 +28,22 @@ from kdcache.training.store_checks import check_codec, check_pixels
 from kdcache.workspace import Workspace, teacher_name
 
 MIN_EPOCHS, MIN_STEPS = 30, 1_000
-"""Of a student, when the user does not say."""
+"""Minimum of a student's default length."""
 
 
 def train(options: TrainOptions) -> dict[str, Any]:
     """Train a student on a subset with the cached logits of a teacher, or one for each seed.
 
     Returns:
-        Of one student `top1`, `top1_best`, `top5`, `top1_ema` (percent; None without an evaluation
-        split or an average), `samples`, `teacher_forwards` (measured), `student_forwards`,
-        `steps`, `images_per_second`, `seconds`, `resumed_from_epoch`, `path`; of several what
-        `train_seeds` says.
+        For one student: `top1`, `top1_best`, `top5`, `top1_ema` (percent; None without an
+        evaluation split or an average), `samples`, `teacher_forwards` (measured),
+        `student_forwards`, `steps`, `images_per_second`, `seconds`, `resumed_from_epoch`, `path`. For several:
+        the result of `train_seeds`.
 
     Raises:
-        ConfigError: if a setting is outside its range, nothing is selected, or the run folder is
-            there and --resume is not given.
-        CacheMismatchError: if store, subset or checkpoint are of other data or another run.
+        ConfigError: if a setting is outside its range, nothing is selected, or the run folder
+            exists and --resume is not given.
+        CacheMismatchError: if store, subset or checkpoint belong to other data or another run.
         TrainingError: if a loss is not finite, or the run folder cannot be written.
     """
     return _train_one(options) if options.seeds == 1 else train_seeds(_train_one, options)
@@ -60,9 +60,9 @@ def _train_one(options: TrainOptions) -> dict[str, Any]:
     views = store.manifest.views if store else default_views(beton.manifest)
     samples_of_all = num_samples_before_pruning(store, beton, loss)
     if options.live_teacher is not None or not options.kd:
-        store = None  # it has said how views are made
+        store = None  # only its views were needed
     model_name = options.model or _default_student(views.image_size)
-    # All that the beton holds, not what a store holds rows of: the loader says what is missing.
+    # All samples of the beton; the loader reports samples that have no row in the store.
     sample_ids = beton.sample_ids if subset is None else subset.sample_ids
     num_samples = len(sample_ids)
     batch_size = options.batch_size or default_batch_size(num_samples)
@@ -104,7 +104,7 @@ def _train_one(options: TrainOptions) -> dict[str, Any]:
         "codec": None,
         "views": options.views,
     }
-    # Before anything is written: it refuses what does not fit together.
+    # These checks come before anything is written.
     if store:
         config |= {
             "teacher_digest": store.manifest.teacher_digest,
@@ -161,8 +161,8 @@ def _train_one(options: TrainOptions) -> dict[str, Any]:
     )
     if store and loader.num_views == 0:
         logger.warning(
-            "the teacher's answers in %s to the clean view alone are used, but the student sees "
-            "augmented ones: other pixels than the teacher's, which is known to be worse. Run "
+            "the teacher's logits of the clean view alone in %s are used, but the student sees "
+            "augmented views. This mismatch of pixels is known to be worse. Run "
             "kdcache build-logits with --views 8, and train without --views 0",
             store.path,
         )

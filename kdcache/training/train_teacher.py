@@ -1,4 +1,4 @@
-"""`kdcache train-teacher`: plain training on all data."""
+"""`kdcache train-teacher`: train a teacher on all data with labels only."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ from kdcache.training.saving import early_weights
 from kdcache.workspace import Workspace, teacher_name
 
 MIN_EPOCHS, MIN_STEPS = 10, 450
-"""Of a teacher, when the user does not say."""
+"""Minimum of a teacher's default length."""
 
 
 def train_teacher(options: TrainTeacherOptions) -> dict[str, Any]:
-    """Train a teacher on all data, with the labels alone; with --ema its averaged weights.
+    """Train a teacher on all data with labels only; with --ema, keep its averaged weights.
 
     Returns:
-        `top1` (percent; None without an evaluation split), `path` and `seconds`. With --save-epochs
-        the weights of these epochs are teachers NAME-epochE beside it.
+        `top1` (percent; None without an evaluation split), `path` and `seconds`. With
+        --save-epochs, the weights of these epochs become teachers NAME-epochE beside it.
 
     Raises:
         ConfigError: if a setting is outside its range.
-        CacheMismatchError: if a teacher of this name was trained otherwise.
-        TrainingError: if the loss is not finite.
+        CacheMismatchError: if a teacher of this name was trained with other options or data.
+        TrainingError: if a loss is NaN or infinite.
     """
     started = time.perf_counter()
     require_model(options.model)
@@ -84,7 +84,7 @@ def train_teacher(options: TrainTeacherOptions) -> dict[str, Any]:
         top1 = _require_same_teacher(path, about, early)
         return {"top1": top1, "path": str(path.resolve()), "seconds": 0.0}
     run_dir = workspace.run(f"teacher-{name}")
-    # One that was killed goes on; another one's folder is begun anew.
+    # A killed run of the same config continues; another config starts over in the folder.
     is_begun_here = has_same_config(run_dir, about) and not options.overwrite
     if is_begun_here and (missing := _missing_early_weights(run_dir, options.early_epochs)):
         logger.info("%s is past epoch %d, whose weights it lacks: begun anew", run_dir, missing[0])
@@ -128,7 +128,7 @@ def train_teacher(options: TrainTeacherOptions) -> dict[str, Any]:
         _save_teacher(
             early_weights(run_dir, epoch), target, about | {"epoch": epoch}, top1=top1_of[epoch]
         )
-    # Last: with it the teacher is there.
+    # Last: this file marks the teacher as complete.
     _save_teacher(trained, path, about, top1=result[accuracy])
     return {
         "top1": result[accuracy],
@@ -138,16 +138,16 @@ def train_teacher(options: TrainTeacherOptions) -> dict[str, Any]:
 
 
 def _save_teacher(trained: Path, path: Path, about: dict[str, Any], *, top1: float | None) -> None:
-    """Write weights of the run folder as a teacher."""
+    """Write weights of the run folder as a teacher file."""
     weights, _ = load_weights(trained)
     model = make_model(about["arch"], num_classes=about["classes"], image_size=about["image_size"])
     fill_model(model, weights, path=trained)
-    # A store names the digest, so that one of an older teacher is known.
+    # A store records the digest, so a store of an older teacher is recognised.
     save_weights(path, weights, about | {"top1": top1, "digest": tensor_digest(model)})
 
 
 def _missing_early_weights(run_dir: Path, epochs: tuple[int, ...]) -> list[int]:
-    """Return the epochs that a begun run has finished without keeping their weights."""
+    """Return the finished epochs of a run whose weights should have been kept, but were not."""
     checkpoint = run_dir / CHECKPOINT
     if not epochs or not checkpoint.exists():
         return []

@@ -255,7 +255,7 @@ class Trainer:
         ):
             for number, batch in enumerate(islice(batches, batches_left)):
                 parts = self._step(batch, epoch, number, step)
-                watch.note(step + 1, parts.total, batch.sample_ids)
+                watch.add(step + 1, parts.total, batch.sample_ids)
                 size = len(batch.labels)
                 totals += size * _as_vector(parts)
                 images += size
@@ -264,7 +264,7 @@ class Trainer:
                     lr = float(self._schedule.get_last_lr()[0])
                     self._update()
                     step += 1
-            watch.look()
+            watch.check()
         loss, cross_entropy, distillation = (totals / images).tolist()
         return {
             "loss": loss,

@@ -14,7 +14,7 @@ NAN, INF = float("nan"), float("inf")
 
 
 def note(watch: FiniteWatch, step: int, value: float, ids: list[int]) -> None:
-    watch.note(step, torch.tensor(value, device="cpu", requires_grad=True), torch.tensor(ids))
+    watch.add(step, torch.tensor(value, device="cpu", requires_grad=True), torch.tensor(ids))
 
 
 @pytest.mark.parametrize("value", [NAN, INF, -INF])
@@ -59,7 +59,7 @@ def test_a_loss_that_waits_does_not_hold_what_its_gradient_needed():
     activations = torch.zeros(4)
     gone = weakref.ref(activations)
     loss = Held.apply(torch.ones(2, requires_grad=True), activations)
-    watch.note(1, loss, torch.tensor([0]))
+    watch.add(1, loss, torch.tensor([0]))
     del loss, activations
     assert gone() is None
 
@@ -68,5 +68,5 @@ def test_what_is_left_at_the_end_of_an_epoch_is_looked_at_too():
     watch = FiniteWatch(torch.device("cuda"), "")
     note(watch, 1, INF, [4])
     with pytest.raises(TrainingError, match="step 1 is inf"):
-        watch.look()
-    watch.look()  # it was told once
+        watch.check()
+    watch.check()  # it was told once

@@ -173,7 +173,7 @@ def test_the_run_that_is_resumed_is_the_newest_of_its_name(workspace):
 def test_a_folder_that_is_there_is_refused_without_resume(workspace):
     run_dir = workspace / "runs/resnet8-fifty-s0"
     before = files(workspace)
-    with pytest.raises(ConfigError, match=r"--out is .*resnet8-fifty-s0, which is there.*--resume"):
+    with pytest.raises(ConfigError, match=r"--out is .*resnet8-fifty-s0, which exists.*--resume"):
         train(options(workspace, out=run_dir))
     assert files(workspace) == before
 

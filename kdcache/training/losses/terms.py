@@ -1,4 +1,4 @@
-"""What a loss comes to."""
+"""The value of a loss and its terms."""
 
 from __future__ import annotations
 
@@ -8,14 +8,13 @@ from torch import Tensor
 
 
 class LossTerms(NamedTuple):
-    """A loss and what it is made of; each a mean over the batch, a scalar."""
+    """A loss and its terms; each is a scalar, the mean over the batch."""
 
     total: Tensor
     cross_entropy: Tensor
-    """With the labels, before its weight."""
+    """Cross-entropy with the labels, before its weight."""
     distillation: Tensor | None
-    """What the method measures between student and teacher, before its weight; None without a
-    teacher."""
+    """Distillation loss between student and teacher, before its weight; None without a teacher."""
     of_each: Tensor | None
     """(B,) what each sample gives to the total, which is its mean; None where the loss compares
     samples with each other (DIST)."""
