@@ -37,8 +37,8 @@ def train(options: TrainOptions) -> dict[str, Any]:
     Returns:
         For one student: `top1`, `top1_best`, `top5`, `top1_ema` (percent; None without an
         evaluation split or an average), `samples`, `teacher_forwards` (measured),
-        `student_forwards`, `steps`, `images_per_second`, `seconds`, `resumed_from_epoch`, `path`. For several:
-        the result of `train_seeds`.
+        `student_forwards`, `steps`, `images_per_second`, `seconds`, `resumed_from_epoch`, `path`.
+        For several: the result of `train_seeds`.
 
     Raises:
         ConfigError: if a setting is outside its range, nothing is selected, or the run folder

@@ -1,4 +1,4 @@
-"""The training loop, for students and teachers alike."""
+"""The training loop of students and teachers."""
 
 from __future__ import annotations
 
@@ -40,17 +40,17 @@ from kdcache.training.schedule import make_schedule
 
 @dataclass(frozen=True, kw_only=True)
 class TrainSettings(OptimSettings):
-    """Everything that the loop itself depends on."""
+    """The settings of the loop."""
 
     epochs: int
     steps: int | None = None
-    """Optimiser steps of the whole run; the last epoch ends with them. All of its when None."""
+    """Optimiser steps of the whole run, which may end within an epoch; None for whole epochs."""
     loss: LossSettings = field(default_factory=LossSettings)
     precision: Precision
     accumulate: int = 1
-    """Batches whose gradients make one optimiser step; their loss is a mean over all samples."""
+    """Batches per optimiser step; the loss of a step is the mean over all its samples."""
     clip_norm: float | None = None
-    """Largest norm of a step's gradient."""
+    """Maximum norm of a step's gradient; None for no clipping."""
     ema: float | None = None
     """Decay of the average of the weights; None for no average."""
     compile: bool = False
@@ -59,24 +59,24 @@ class TrainSettings(OptimSettings):
 
 
 class Evaluation(NamedTuple):
-    """What an evaluation found; None without an evaluation split."""
+    """The result of an evaluation; None without an evaluation split."""
 
     present: Quality | None
-    """Of the weights as they are."""
+    """Quality of the current weights."""
     average: Quality | None
-    """Of their average; None where there is none."""
+    """Quality of their average; None without an average."""
 
 
 class TrainResult(NamedTuple):
-    """What a run came to."""
+    """The result of a run."""
 
     last: Quality | None
-    """Of the weights after the last epoch; None without an evaluation split."""
+    """Quality of the weights after the last epoch; None without an evaluation split."""
     top1_best: float | None
     ema: Quality | None
-    """Of the average after the last epoch; None where there is none."""
+    """Quality of the average after the last epoch; None without an average."""
     images_per_second: float
-    """Of the training steps alone, over the whole run."""
+    """Speed of the training steps over the whole run, without evaluations."""
     teacher_forwards: int
     student_forwards: int
     """Images of the training steps, over the whole run; those of evaluations are not counted."""
@@ -89,19 +89,19 @@ class Trainer:
     """Trains a model on a loader's batches.
 
     Writes to `run_dir`: `last.safetensors`, `best.safetensors` (of the highest top-1) and
-    `ema.safetensors` (weights), `resume.safetensors` (everything to go on with), `metrics.jsonl`
-    (one line an epoch).
+    `ema.safetensors` (weights), `resume.safetensors` (everything that a resumed run needs) and
+    `metrics.jsonl` (one line per epoch).
 
     Args:
         model: on its device.
-        loader: of training batches; with rows it distils, without it learns the labels.
-        evaluator: of the evaluation split, or None where there is none.
-        settings: of the loop.
+        loader: training batches; without rows, the model learns from labels only.
+        evaluator: measures the evaluation split; None without one.
+        settings: settings of the loop.
         normalise: uint8 pixels to the model's input, on the device.
         run_dir: existing folder.
-        about: what the weights files say of themselves.
-        tensorboard: write TensorBoard's events to the run folder too.
-        save_epochs: counted from 1; their weights are kept, see `early_weights`.
+        about: metadata of the weights files.
+        tensorboard: also write TensorBoard events to the run folder.
+        save_epochs: epochs, counted from 1, whose weights are kept; see `early_weights`.
     """
 
     def __init__(
@@ -134,19 +134,19 @@ class Trainer:
             constants = torch.from_numpy(loader.store.reshaping_constants())
             constants_C = constants.float().to(self._device)
         self._loss = Loss(settings.loss, constants_C, model)
-        # A loss of the user's own may have parameters, which are trained with the model's.
+        # The user's own loss may have parameters. They are trained with the model's.
         self._trained = [model]
         if settings.compile and settings.loss.needs_features:
             raise ConfigError(
-                "--compile is given with a --loss that needs the student's features, expected one "
-                "of them: a compiled model does not hand them out. Leave --compile out"
+                "--compile is given with a --loss that needs the student's features, expected only "
+                "one of them: a compiled model does not return its features. Leave --compile out"
             )
         if self._loss.module is not None:
             self._trained.append(self._loss.module.to(self._device))
-        # Of the bound method: a compiled module would put its own name before every weight's.
+        # Compile the method: a compiled module would add a prefix to the name of every weight.
         self._forward = torch.compile(model.forward) if settings.compile else model
-        self._shares = _shares(loader.batch_sizes, settings.accumulate)
-        self._steps_per_epoch = -(-len(self._shares) // settings.accumulate)
+        self._batch_weights = _compute_batch_weights(loader.batch_sizes, settings.accumulate)
+        self._steps_per_epoch = -(-len(self._batch_weights) // settings.accumulate)
         self._steps = settings.steps or settings.epochs * self._steps_per_epoch
         self._optimizer = make_optimizer(
             nn.ModuleList(self._trained) if len(self._trained) > 1 else model, settings
@@ -169,8 +169,8 @@ class Trainer:
         """Train to the last epoch, from the first or from the last checkpoint.
 
         Raises:
-            TrainingError: if a loss is not finite, or the run folder cannot be written.
-            CacheMismatchError: if the checkpoint is of another run.
+            TrainingError: if a loss is NaN or infinite, or the run folder cannot be written.
+            CacheMismatchError: if the checkpoint belongs to another run.
         """
         progress = Progress(0, None, 0, 0.0, 0)
         if resume and self._checkpoint.exists():
@@ -179,7 +179,7 @@ class Trainer:
         found = Evaluation(None, None)
         own = [self._model, *([self._average.model] if self._average else [])]
         with (
-            # One for all epochs: compiled code would be made again for another.
+            # One counter for all epochs: new hooks would trigger a recompilation.
             ForeignForwardCounter(*own) as counter,
             MetricsLog(
                 self._run_dir, epochs_done=resumed_from, tensorboard=self._tensorboard
@@ -210,7 +210,7 @@ class Trainer:
                         else None,
                         about=self._about | {"epoch": epoch + 1},
                     )
-                    # Last: with it the epoch is done; without it the line above is dropped.
+                    # Last: this file marks the epoch as done; without it, its line is dropped.
                     self._checkpoint.save(progress)
         if resumed_from == self._settings.epochs:
             found = self._evaluate()
@@ -229,7 +229,7 @@ class Trainer:
         """Train on every batch of one epoch, counted from 0; return its mean loss and its speed.
 
         Raises:
-            TrainingError: if a loss is not finite; names the step and its samples.
+            TrainingError: if a loss is NaN or infinite; names the step and its samples.
         """
         self._model.train()
         self._optimizer.zero_grad(set_to_none=True)
@@ -260,7 +260,7 @@ class Trainer:
                 totals += size * _as_vector(parts)
                 images += size
                 bar.update(size)
-                if (number + 1) % accumulate == 0 or number + 1 == len(self._shares):
+                if (number + 1) % accumulate == 0 or number + 1 == len(self._batch_weights):
                     lr = float(self._schedule.get_last_lr()[0])
                     self._update()
                     step += 1
@@ -277,7 +277,7 @@ class Trainer:
         }
 
     def _step(self, batch: Batch, epoch: int, number: int, step: int) -> LossTerms:
-        """Add a batch's gradient, weighted by its share of the optimiser step's samples."""
+        """Add a batch's gradient, weighted by its fraction of the optimiser step's samples."""
         images = self._normalise(batch.images)
         mix = None
         if self._settings.loss.mixer is not None:
@@ -287,11 +287,11 @@ class Trainer:
             student = self._forward(images)
         progress = step / max(self._steps - 1, 1)
         parts = self._loss(student, batch.rows, batch.labels, progress=progress, mix=mix)
-        self._scaler.scale(self._shares[number] * parts.total).backward()
+        self._scaler.scale(self._batch_weights[number] * parts.total).backward()
         return parts
 
     def _update(self) -> None:
-        """Take the optimiser step that the gradients add up to."""
+        """Take an optimiser step with the accumulated gradients."""
         if self._settings.clip_norm is not None:
             self._scaler.unscale_(self._optimizer)
             parameters = chain.from_iterable(module.parameters() for module in self._trained)
@@ -301,7 +301,7 @@ class Trainer:
         self._optimizer.zero_grad(set_to_none=True)
         with warnings.catch_warnings() if self._scaler.is_enabled() else nullcontext():
             if self._scaler.is_enabled():
-                # The scaler leaves out a first step whose gradients overflow, as it should.
+                # The scaler skips a first step whose gradients overflow, as it should.
                 warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
             self._schedule.step()
         if self._average:
@@ -346,8 +346,8 @@ class Trainer:
         )
 
 
-def _shares(batch_sizes: npt.NDArray[np.int64], accumulate: int) -> list[float]:
-    """Return each batch's share of the samples of its optimiser step; 1 for a batch alone."""
+def _compute_batch_weights(batch_sizes: npt.NDArray[np.int64], accumulate: int) -> list[float]:
+    """Return each batch's fraction of the samples of its optimiser step, in (0, 1]."""
     steps = np.arange(len(batch_sizes)) // accumulate
     samples = np.bincount(steps, weights=batch_sizes)
     shares: list[float] = (batch_sizes / samples[steps]).tolist()

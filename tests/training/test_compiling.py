@@ -22,7 +22,7 @@ def test_a_compiler_that_is_there_is_accepted(monkeypatch, tmp_path):
 def test_a_missing_compiler_is_named(monkeypatch, tmp_path, device, usual, variable):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv(variable, raising=False)
-    with pytest.raises(ConfigError, match=f"--compile is given, but the compiler {usual} is not"):
+    with pytest.raises(ConfigError, match=rf"torch\.compile needs the compiler {usual}, which"):
         require_compiler(torch.device(device))
     monkeypatch.setenv(variable, "no-such-compiler")
     with pytest.raises(ConfigError, match=f"no-such-compiler is not found.* with {variable}"):
