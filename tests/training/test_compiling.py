@@ -25,5 +25,7 @@ def test_a_missing_compiler_is_named(monkeypatch, tmp_path, device, usual, varia
     with pytest.raises(ConfigError, match=rf"torch\.compile needs the compiler {usual}, which"):
         require_compiler(torch.device(device))
     monkeypatch.setenv(variable, "no-such-compiler")
-    with pytest.raises(ConfigError, match=f"no-such-compiler, which is not found.* with {variable}"):
+    with pytest.raises(
+        ConfigError, match=f"no-such-compiler, which is not found.* with {variable}"
+    ):
         require_compiler(torch.device(device))
