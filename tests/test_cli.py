@@ -8,7 +8,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -220,20 +219,6 @@ def test_help_lists_every_command_in_the_order_of_the_walk(ask):
     places = [answer.out.index(f" {command} ") for command in COMMANDS]
     assert places == sorted(places)
     assert ask("--version").out == "0.1.0\n"
-
-
-def test_help_comes_at_once():
-    seconds = []
-    for _ in range(3):
-        started = time.perf_counter()
-        done = subprocess.run(
-            [sys.executable, "-m", "kdcache", "--help"], capture_output=True, check=True
-        )
-        seconds.append(time.perf_counter() - started)
-        assert done.stderr == b""
-    print(f"kdcache --help takes {min(seconds):.2f} s, the aim is 0.5 s")  # noqa: T201
-    # Four times the aim: torch alone would take longer, a busy machine does not.
-    assert min(seconds) < 2.0
 
 
 # What comes back
