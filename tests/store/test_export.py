@@ -47,7 +47,7 @@ def read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
 @pytest.mark.parametrize("view", [0, 2])
 @pytest.mark.parametrize("name", ["view.parquet", "view.npz"])
 def test_an_exported_view_is_that_of_the_store(tiny_store, tmp_path, monkeypatch, name, view):
-    monkeypatch.setattr(module, "ROWS_AT_ONCE", 10)  # several row groups, the last one short
+    monkeypatch.setattr(module, "ROWS_PER_GROUP", 10)  # several row groups, the last one short
     out = tmp_path / "new" / name
     result = exported(out, tiny_store.path, view=view)
     assert result == {
