@@ -135,7 +135,7 @@ def test_other_files_are_left_out_and_told(tmp_path):
     (tmp_path / "list.txt").write_text("ant/001.png")
     source = open_source(str(tmp_path))
     assert contents(source.splits["train"]) == [(1, 0), (2, 0)]
-    assert source.left_out == [str(tmp_path / "ant" / "README.txt")]
+    assert source.ignored_files == [str(tmp_path / "ant" / "README.txt")]
 
 
 def test_a_folder_may_be_called_what_looks_like_a_pattern(tmp_path):
@@ -683,4 +683,4 @@ def test_a_link_to_a_folder_below_a_class_is_told_and_not_followed(tmp_path):
     (tmp_path / "ant" / "circle").symlink_to(tmp_path)
     source = open_source(str(tmp_path))
     assert contents(source.splits["train"]) == [(1, 0)]
-    assert source.left_out == [str(tmp_path / "ant" / "circle")]
+    assert source.ignored_files == [str(tmp_path / "ant" / "circle")]

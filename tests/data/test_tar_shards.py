@@ -222,7 +222,7 @@ def test_what_is_no_sample_is_left_out_and_told(tmp_path):
     )
     source = open_source(str(path))
     assert contents(source.splits["train"]) == [(5, 0)]
-    assert source.left_out == [f"{path}, ._0.png", f"{path}, 0", f"{path}, README.md"]
+    assert source.ignored_files == [f"{path}, ._0.png", f"{path}, 0", f"{path}, README.md"]
 
 
 class Bomb:
