@@ -594,6 +594,7 @@ def test_of_the_processes_of_torchrun_the_first_prints_the_result(
 
 SHARING_OR_READING = {"build-logits", "show", "doctor"}
 REQUIRED = {
+    "score": ["el2n"],
     "show": ["x"],
     "study": ["digits"],
     "run": ["digits"],
