@@ -59,6 +59,8 @@ WALK: list[tuple[list[str], set[str]]] = [
 ELSEWHERE = {
     "merge": "of parts, in tests/store/test_merge.py; it runs no model and reads no image",
     "run": "tests/pipeline_runs/test_runner.py: it loads what its steps load, and nothing again",
+    "study": "it checks models and starts every other command, so it may load anything",
+    "doctor": "each group of its checks is a process that loads what it checks",
 }
 
 REPORT = """
