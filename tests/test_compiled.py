@@ -17,7 +17,7 @@ from kdcache.compiled import MAX_CACHE_FOLDERS, evict
 
 PACKAGE = Path(kdcache.__file__).parent
 PRINT_BOX = (
-    "from kdcache.data.views import parameters;"
+    "from kdcache.data.views import view_parameters;"
     "print(view_parameters('rrc', 0, 1, [7], (375, 500)).tolist())"
 )
 

@@ -183,9 +183,18 @@ def test_ffcv_whose_library_is_damaged_is_an_error(tmp_path):
     assert found.remedy == "the remedy of the group"
 
 
-@pytest.mark.parametrize(
-    ("name", "finding"), [("zarr", "store"), ("sklearn", "digits"), ("safetensors", "weights")]
-)
+def test_an_incomplete_scikit_learn_is_an_error(tmp_path):
+    """The digits are read from its files, without importing it."""
+    about = tmp_path / "scikit_learn-1.0.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: scikit-learn\nVersion: 1.0\n")
+    (about / "RECORD").touch()
+    found = check("packages", tmp_path, environment={"PYTHONPATH": str(tmp_path)})
+    assert {name for name, one in found.items() if one.level == "error"} == {"digits"}
+    assert "pip install" in found["digits"].remedy
+
+
+@pytest.mark.parametrize(("name", "finding"), [("zarr", "store"), ("safetensors", "weights")])
 def test_a_package_that_does_not_work_hides_no_other(tmp_path, name, finding):
     broken = package(tmp_path, name, "raise OSError('damaged')")
     found = check("packages", tmp_path, environment=broken)

@@ -92,7 +92,7 @@ def published_logits(workspace: Path, split: str, view: int) -> np.ndarray:
         view,
         beton.sample_ids,
         image_size=CROP,
-        clean_share=SHARE,
+        center_crop_ratio=SHARE,
     )
     images = torch.from_numpy((seen / 255 - MEAN) / STD).permute(0, 3, 1, 2)
     model = tiny_net(1).double()

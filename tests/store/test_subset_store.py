@@ -149,7 +149,7 @@ def test_a_store_for_another_subset_is_refused(workspace, beside_a_full_store):
     other.sort()
     Subset(other).save(workspace / "subsets/kept.npz")
     before = snapshot(beside_a_full_store)
-    with pytest.raises(CacheMismatchError, match=r"rows_digest is '\w{64}', there") as error:
+    with pytest.raises(CacheMismatchError, match=r"rows_digest is '\w{64}', found '") as error:
         build(workspace, views=VIEWS, subset="kept")
     assert str(error.value).count(", found ") == 1
     assert snapshot(beside_a_full_store) == before

@@ -171,10 +171,10 @@ def test_parts_on_one_workspace_lose_no_row(studied, grid, tmp_path):
 def test_a_tuning_student_never_meets_the_test_set(tmp_path):
     """Its evaluation images come out of the training split, and its training split lacks them."""
     from kdcache.data.parquet import parquet
-    from kdcache.data.source import divide
+    from kdcache.data.source import split_train_val
 
     source = digits()
-    whole = divide(source, None, 0)
+    whole = split_train_val(source, None, 0)
     write_variant("digits", tmp_path, label_noise=0.25, tune_fraction=0.1)
     found = parquet(tmp_path)
     assert found.default_policy == source.default_policy

@@ -294,7 +294,7 @@ def test_a_resume_under_another_number_of_threads_is_warned_about(workspace, mes
     write_json(path, content)
     train(options(workspace, resume=True))
     (said,) = [message for message in messages if "was started elsewhere" in message]
-    assert f"threads is {torch.get_num_threads()}, found 77. It goes on" in said
+    assert f"threads is {torch.get_num_threads()}, found 77. It continues" in said
 
 
 def test_a_run_that_was_stopped_before_its_config_begins_anew(workspace):
