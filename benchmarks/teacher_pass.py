@@ -37,7 +37,7 @@ from kdcache.models.registry import make_model
 from kdcache.options import BuildLogitsOptions, PackOptions
 from kdcache.progress import logger
 from kdcache.store.build.plan import Part, Shard, missing_work
-from kdcache.store.build.preflight import rehearse
+from kdcache.store.build.preflight import run_preflight
 from kdcache.store.build.shard_builder import ShardBuilder, commit_shard
 from kdcache.store.build.target import target_manifest
 from kdcache.store.build.teacher_pass import TeacherOutputs, run_teacher
@@ -144,7 +144,7 @@ def run(
             precision=wanted.precision,
         )
     )
-    rehearse(forward, beton, wanted.teacher_views, wanted.batch_size)  # type: ignore[arg-type]
+    run_preflight(forward, beton, wanted.teacher_views, wanted.batch_size)  # type: ignore[arg-type]
 
     def fresh_store(number: int) -> StoreWriter:
         writer = StoreWriter.create(
