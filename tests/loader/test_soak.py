@@ -71,16 +71,19 @@ def test_staged_rows_are_let_go_after_their_epoch(beton, store):
 
 def test_threads_are_flat_over_many_loops_half_of_them_left(beton, store):
     loader = DistillLoader(beton, store, batch_size=8, num_workers=2)
-    run(loader, 0)
+    for number in range(4):  # every thread that a loader keeps has started after these
+        for _batch in loader.epoch(number):
+            if number % 2:
+                break
     before = psutil.Process().num_threads(), threading.active_count()
     for number in range(100):
         for _batch in loader.epoch(number):
             if number % 2:
                 break
-    # Not ==: a thread that an earlier test of this process left may end meanwhile. One that is kept
-    # by a loop, or by a loop that was left, would be 50 of them.
-    assert psutil.Process().num_threads() <= before[0]
-    assert threading.active_count() <= before[1]
+    # A thread that each loop, or each loop that was left, keeps would be 50 of them. Fewer than ten
+    # are pools of libraries that grow to their size.
+    assert psutil.Process().num_threads() < before[0] + 10
+    assert threading.active_count() < before[1] + 10
     loader.close()
 
 

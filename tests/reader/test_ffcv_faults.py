@@ -110,7 +110,7 @@ def bare(tiny_beton, damaged_beton):
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=280,
         check=True,
     )
     return json.loads(process.stdout)
@@ -409,7 +409,7 @@ def used_and_left(tiny_beton, crop_reader):
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=280,
         check=False,
     )
 
