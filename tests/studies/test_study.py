@@ -23,6 +23,11 @@ from tests.workspaces import copy_workspace
 
 pytestmark = pytest.mark.timeout(3_000)  # a dozen processes on a machine that may be busy
 
+LONG_STUDY = pytest.mark.skipif(
+    os.environ.get("KDCACHE_TEST_LONG_STUDIES") != "1",
+    reason="takes a quarter of an hour; set KDCACHE_TEST_LONG_STUDIES=1",
+)
+
 GRID = """
 [teachers.big]
 model = "resnet8"
@@ -204,6 +209,7 @@ def test_planted_labels_are_other_classes_in_the_share_that_was_asked_for():
     assert np.array_equal(noisy, noisy_labels(labels, 7, 0.2))
 
 
+@LONG_STUDY
 @pytest.mark.long
 @pytest.mark.timeout(3_600)
 def test_a_study_that_is_killed_twenty_times_gives_the_same_table(studied, grid, tmp_path):
@@ -246,6 +252,7 @@ def test_a_study_that_is_killed_twenty_times_gives_the_same_table(studied, grid,
     assert tables[0] == tables[1]
 
 
+@LONG_STUDY
 @pytest.mark.long
 @pytest.mark.timeout(3_600)
 def test_two_parts_that_begin_with_nothing_lose_no_row(grid, tmp_path):
@@ -275,6 +282,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["/usr/bin/umount", str(disk)], check=True)
 
 
+@LONG_STUDY
 @pytest.mark.long
 @pytest.mark.timeout(3_000)
 def test_on_a_full_disk_it_stops_and_goes_on_when_there_is_room(grid, studied, small_disk):
