@@ -1,5 +1,5 @@
 # make demo      the whole pipeline on real data, in minutes, without a GPU or a data set
-# make test      the default tests, under 10 minutes
+# make test      the default tests
 # make test-all  all tests, against an installed wheel
 # make check     format, lint, types, default tests
 # Each installs what is missing first: system libraries, then a virtual environment in .venv.
@@ -48,7 +48,7 @@ format: .venv/dev
 	@$(call install,--editable '.[dev]')
 	@touch $@
 
-# uv downloads and unpacks beside each other: 50 s where pip needs 160.
+# uv downloads and unpacks packages at the same time; pip does one after the other.
 define install
 eval "$$($(PYTHON) packaging/prerequisites.py environment $(SYSTEM))" && \
     VIRTUAL_ENV=$(CURDIR)/.venv $(BIN)/uv pip install --quiet $(1) opencv-python-headless
