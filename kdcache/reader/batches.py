@@ -7,6 +7,7 @@ without saying so, and drops the last batch; and importing it takes longer than 
 
 from __future__ import annotations
 
+import atexit
 import os
 import queue
 import threading
@@ -158,6 +159,7 @@ class PixelReader:
             target=self._produce, args=(batches, free, ready), name="kdcache-reader", daemon=True
         )
         thread.start()
+        _running[thread] = free
         try:
             for positions in batches:
                 slot = _next_slot(ready, thread)
@@ -171,8 +173,8 @@ class PixelReader:
                 ]
                 free.put(slot)
         finally:
-            free.put(None)
-            thread.join()
+            _running.pop(thread, None)
+            _stop(thread, free)
 
     def _produce(
         self,
@@ -262,6 +264,27 @@ def workers_per_rank() -> int:
     """Return the number of threads per process, if torchrun runs several on this machine."""
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     return max(1, clamp_workers(None) // processes)
+
+
+_running: dict[threading.Thread, queue.SimpleQueue[int | None]] = {}
+"""The threads that decode now, each with its queue of free slots."""
+
+
+def _stop(thread: threading.Thread, free: queue.SimpleQueue[int | None]) -> None:
+    """End a thread after the batch that it decodes."""
+    free.put(None)
+    thread.join()
+
+
+@atexit.register
+def _stop_all() -> None:
+    """End the threads of loops that the process leaves unfinished when it exits.
+
+    Python 3.13 freezes daemon threads before it deletes the loops' generators, whose `finally`
+    would then join a thread that never ends.
+    """
+    while _running:
+        _stop(*_running.popitem())
 
 
 def _next_slot(ready: queue.SimpleQueue[Any], thread: threading.Thread) -> int:
