@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-MOUNT = Path("/sys/fs/cgroup")
-MEMBERSHIP = Path("/proc/self/cgroup")
+MOUNT: Path = Path("/sys/fs/cgroup")
+MEMBERSHIP: Path = Path("/proc/self/cgroup")
 
 
 def group_folders(

@@ -20,7 +20,6 @@ from kdcache.errors import ConfigError, KDCacheError
 from kdcache.options import (
     BuildLogitsOptions,
     CommonOptions,
-    DoctorOptions,
     MergeOptions,
     RunOptions,
     StudyOptions,
@@ -29,6 +28,7 @@ from kdcache.options import (
 )
 from kdcache.processes import torchrun_world
 from kdcache.progress import logger
+from kdcache.results import JSON, DoctorResult
 
 # Threads of torch, of the reader and of other processes share the cores. By default a torch thread
 # that waits for its team spins and occupies a core that the others need: on a busy machine a
@@ -40,12 +40,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status."""
     given = sys.argv[1:] if arguments is None else list(arguments)
     try:
-        options = parse(given)
+        line = parse(given)
     except (CycloptsError, ConfigError) as error:
         return _print_error(error, 2)
-    if options is None:  # --help or --version has printed
+    if line is None:  # --help or --version has printed
         return 0
-    _configure_logging(quiet=options.quiet)
+    options, output = line
+    _configure_logging(quiet=output.quiet)
     try:
         require_one_process(options, os.environ)
         result = function_for(options)(options)
@@ -56,8 +57,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _print_error(f"interrupted; {_how_to_continue(options)}", 1)
     if _prints_result(os.environ):
-        sys.stdout.write((json.dumps(result) if options.json else _summary(result)) + "\n")
-    return 1 if isinstance(options, DoctorOptions) and result["error"] else 0
+        content = result.to_json()
+        sys.stdout.write((json.dumps(content) if output.json else _summary(content)) + "\n")
+    return 1 if isinstance(result, DoctorResult) and result.errors else 0
 
 
 def _how_to_continue(options: CommonOptions) -> str:
@@ -100,7 +102,7 @@ def _print_error(error: object, status: int) -> int:
     return status
 
 
-def _summary(result: dict[str, Any]) -> str:
+def _summary(result: dict[str, JSON]) -> str:
     """Format a result for people: one line for each key, and one for each record of a dict."""
     lines = []
     for key, value in result.items():

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import field, fields, make_dataclass
 from difflib import get_close_matches
 from importlib import import_module
-from typing import Any
+from pathlib import Path
+from typing import Annotated, NamedTuple, TypeVar
 
-from cyclopts import App
+from cyclopts import App, Parameter
 
 from kdcache import __version__
 from kdcache.errors import ConfigError
 from kdcache.options import (
+    DEFAULT_WORKSPACE,
+    WORKSPACE_VARIABLE,
     BuildLogitsOptions,
     CommonOptions,
     DoctorOptions,
     EvaluateOptions,
     ExportOptions,
     MergeOptions,
+    OutputOptions,
     PackOptions,
     RunOptions,
     ScoreOptions,
@@ -31,6 +36,9 @@ from kdcache.options import (
 )
 from kdcache.processes import srun_tasks, torchrun_world
 from kdcache.progress import logger
+from kdcache.results import Result
+
+_T = TypeVar("_T")
 
 COMMANDS: dict[str, tuple[type[CommonOptions], str]] = {
     "pack": (PackOptions, "kdcache.data.pack:pack"),
@@ -59,6 +67,40 @@ _DISTRIBUTED = (BuildLogitsOptions,)
 _OLD_OPTIONS = {("run", "--recipe"): "--pipeline"}
 """(command, old option) -> its present name; the old ones work in this version."""
 
+
+class CommandLine(NamedTuple):
+    """A parsed command line."""
+
+    options: CommonOptions
+    """The command's options, as a call from Python gives them."""
+    output: OutputOptions
+
+
+def _as_words(options: type[CommonOptions]) -> type[CommonOptions]:
+    """Return the dataclass that cyclopts parses: it adds how to print.
+
+    The workspace comes first in a call from Python, but is never a positional word.
+    """
+    workspace = (
+        "workspace",
+        Annotated[
+            Path,
+            Parameter(
+                env_var=WORKSPACE_VARIABLE, help="Folder for everything that kdcache writes."
+            ),
+        ],
+        field(default=DEFAULT_WORKSPACE, kw_only=True),
+    )
+    return make_dataclass(
+        options.__name__,
+        [workspace],
+        bases=(options, OutputOptions),
+        namespace={"__doc__": options.__doc__, "__module__": options.__module__},
+        frozen=True,
+        kw_only=True,
+    )
+
+
 app = App(
     name="kdcache",
     help="Run the teacher once; distil students from its cached logits on pruned data.",
@@ -66,11 +108,11 @@ app = App(
     result_action="return_value",
 )
 for _number, (_name, (_options, _)) in enumerate(COMMANDS.items()):
-    app.command(_options, name=_name, sort_key=_number)
-app.default(DEFAULT_COMMAND[0])
+    app.command(_as_words(_options), name=_name, sort_key=_number)
+app.default(_as_words(DEFAULT_COMMAND[0]))
 
 
-def parse(arguments: Sequence[str]) -> CommonOptions | None:
+def parse(arguments: Sequence[str]) -> CommandLine | None:
     """Parse a command line; return None if --help or --version has printed.
 
     Raises:
@@ -79,16 +121,26 @@ def parse(arguments: Sequence[str]) -> CommonOptions | None:
     """
     _require_command(arguments)
     _note_old_options(arguments)
-    options: CommonOptions | None = app(list(arguments), exit_on_error=False, print_error=False)
-    return options
+    words = app(list(arguments), exit_on_error=False, print_error=False)
+    if words is None:
+        return None
+    kind = next(
+        kind for kind, _ in (DEFAULT_COMMAND, *COMMANDS.values()) if isinstance(words, kind)
+    )
+    return CommandLine(_fields_of(kind, words), _fields_of(OutputOptions, words))
 
 
-def function_for(options: CommonOptions) -> Callable[[CommonOptions], dict[str, Any]]:
+def _fields_of(kind: type[_T], words: object) -> _T:
+    """Return the part of a parsed line that belongs to one dataclass."""
+    return kind(**{one.name: getattr(words, one.name) for one in fields(kind)})  # type: ignore[arg-type]
+
+
+def function_for(options: CommonOptions) -> Callable[[CommonOptions], Result]:
     """Import and return the function of a command."""
     entries = (DEFAULT_COMMAND, *COMMANDS.values())
     target = next(target for kind, target in entries if kind is type(options))
     module, _, name = target.partition(":")
-    function: Callable[[CommonOptions], dict[str, Any]] = getattr(import_module(module), name)
+    function: Callable[[CommonOptions], Result] = getattr(import_module(module), name)
     return function
 
 

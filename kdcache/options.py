@@ -8,6 +8,7 @@ not import torch, and because they inherit each other's fields.
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -90,12 +91,36 @@ def _require_unset(config: object, names: Sequence[str], use: str, *, unless: bo
             )
 
 
+WORKSPACE_VARIABLE = "KDCACHE_WORKSPACE"
+"""Environment variable with the workspace that is used if none is given."""
+
+DEFAULT_WORKSPACE = Path("kdcache-workspace")
+
+
+def default_workspace() -> Path:
+    """Return the workspace that is used if none is given."""
+    return Path(os.environ.get(WORKSPACE_VARIABLE) or DEFAULT_WORKSPACE)
+
+
 @dataclass(frozen=True, kw_only=True)
 class CommonOptions:
     """The options of every command."""
 
-    workspace: Annotated[Path, Parameter(env_var="KDCACHE_WORKSPACE")] = Path("kdcache-workspace")
+    workspace: Path | str = field(default_factory=default_workspace)
     """Folder for everything that kdcache writes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _WorkspaceFirst(CommonOptions):
+    """Options of a command that works on a workspace: it comes first in a call from Python."""
+
+    workspace: Path | str = field(default_factory=default_workspace, kw_only=False)
+    """Folder for everything that kdcache writes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputOptions:
+    """How the command line prints."""
 
     json: Annotated[bool, _FLAG] = False
     """Print the result as one JSON object on stdout."""
@@ -105,7 +130,7 @@ class CommonOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class StatusOptions(CommonOptions):
+class StatusOptions(_WorkspaceFirst):
     """Without a command: list what the workspace holds, what is stale, and what to run next."""
 
 
@@ -118,7 +143,7 @@ class ShowOptions(CommonOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DoctorOptions(CommonOptions):
+class DoctorOptions(_WorkspaceFirst):
     """Check whether kdcache can run on this machine, and print a remedy for each problem."""
 
 
@@ -195,7 +220,7 @@ class PackOptions(CommonOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class _ViewOptions(CommonOptions):
+class _ViewOptions(_WorkspaceFirst):
     """Options that decide how pixels are made."""
 
     image_size: int | None = None
@@ -226,7 +251,7 @@ class _ViewOptions(CommonOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class _LoopOptions(CommonOptions):
+class _LoopOptions(_WorkspaceFirst):
     """Options of the training loop, for students and teachers."""
 
     epochs: int | None = None
@@ -421,7 +446,7 @@ class BuildLogitsOptions(_ViewOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class VerifyOptions(CommonOptions):
+class VerifyOptions(_WorkspaceFirst):
     """Read every byte of a store and of the betons, and report damage."""
 
     store: str | None = None
@@ -587,7 +612,7 @@ class PruningOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SelectOptions(PruningOptions, CommonOptions):
+class SelectOptions(PruningOptions, _WorkspaceFirst):
     """Select the samples to keep, by a difficulty score."""
 
     score: Annotated[
@@ -784,7 +809,7 @@ class TrainOptions(_LoopOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateOptions(CommonOptions):
+class EvaluateOptions(_WorkspaceFirst):
     """Measure accuracy, likelihood and calibration of a trained model."""
 
     weights: str | None = field(default=None, kw_only=False)

@@ -115,7 +115,7 @@ def photo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_workspace(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A workspace with `tiny_folder` packed: 72 training and 24 evaluation images. Read only."""
     workspace = tmp_path_factory.mktemp("tiny-workspace")
-    pack(PackOptions(str(tiny_folder), workspace=workspace, val_fraction=0.25, quiet=True))
+    pack(PackOptions(str(tiny_folder), workspace=workspace, val_fraction=0.25))
     return workspace
 
 
@@ -129,7 +129,7 @@ def tiny_beton(tiny_workspace: Path) -> Path:
 def photo_beton(photo_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A JPEG beton of `photo_folder`'s 24 images, all for training."""
     workspace = tmp_path_factory.mktemp("photo-workspace")
-    pack(PackOptions(str(photo_folder), workspace=workspace, val_fraction=0, quiet=True))
+    pack(PackOptions(str(photo_folder), workspace=workspace, val_fraction=0))
     return workspace / "train.beton"
 
 
@@ -145,7 +145,7 @@ def tiny_store(tiny_workspace: Path) -> LogitStore:
             batch_size=8,
             device="cpu",
         )
-    )
+    ).to_json()
     return LogitStore.open(result["path"])
 
 

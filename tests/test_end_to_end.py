@@ -378,11 +378,7 @@ def story(workspace: Path, tmp_path_factory: pytest.TempPathFactory) -> Story:
     watch.close()
 
     undisturbed = folder / "undisturbed"
-    train(
-        TrainOptions(
-            workspace=workspace, out=undisturbed, epochs=EPOCHS, num_workers=1, json=True, **WAY
-        )
-    )
+    train(TrainOptions(workspace=workspace, out=undisturbed, epochs=EPOCHS, num_workers=1, **WAY))
     return Story(
         workspace,
         undisturbed,

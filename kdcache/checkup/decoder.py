@@ -35,7 +35,6 @@ def check_decoder(_workspace: Path) -> Iterator[Finding]:
             write_mode="jpg",
             val_fraction=0,
             num_workers=1,
-            quiet=True,
         )
         pack(options)
         beton = workspace / "train.beton"

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from kdcache.checkup.isolation import findings_of
 from kdcache.options import DoctorOptions
 from kdcache.progress import logger
+from kdcache.results import DoctorFinding, DoctorResult
 
 
 class Group(NamedTuple):
@@ -57,17 +58,14 @@ GROUPS = (
 )
 
 
-def doctor(options: DoctorOptions) -> dict[str, Any]:
-    """Do on a small scale what kdcache does, and tell what fails.
-
-    Returns:
-        `error` (the walk on the digits in this workspace, or training on the GPU that is there,
-        would fail), `note` and `ok`: name of each check -> `found` and, but for `ok`, `remedy`.
-    """
-    result: dict[str, dict[str, Any]] = {"error": {}, "note": {}, "ok": {}}
-    workspace: Path = options.workspace.absolute()
+def doctor(options: DoctorOptions) -> DoctorResult:
+    """Do on a small scale what kdcache does, and report what fails."""
+    workspace = Path(options.workspace).absolute()
+    findings: list[DoctorFinding] = []
     for group in GROUPS:
         logger.info("checking: %s", group.title)
-        for finding in findings_of(group.function, workspace, group.title, group.remedy):
-            result[finding.level][finding.check] = finding.about
-    return result
+        findings += [
+            DoctorFinding(level=one.level, check=one.check, found=one.found, remedy=one.remedy)
+            for one in findings_of(group.function, workspace, group.title, group.remedy)
+        ]
+    return DoctorResult(findings=tuple(findings))

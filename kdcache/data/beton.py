@@ -16,7 +16,7 @@ from kdcache.data.ffcv_format import PAGE_SIZE_BYTES
 from kdcache.errors import DatasetError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Beton:
     """An open beton, whose tables were checked."""
 
@@ -32,6 +32,11 @@ class Beton:
     """(N,) offset of the first byte of each stored image in the file."""
     lengths: npt.NDArray[np.int64]
     """(N,) size of each stored image in bytes."""
+
+    def __repr__(self) -> str:
+        """Return the path and the numbers, without the tables."""
+        about = self.manifest
+        return f"Beton({str(self.path)!r}, samples={len(self)}, classes={about.classes})"
 
     def __len__(self) -> int:
         """Return the number of samples."""

@@ -25,6 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kdcache.cores import available_cores
+from kdcache.data.beton import open_beton
 from kdcache.data.beton_manifest import (
     FORMAT_VERSION,
     BetonManifest,
@@ -51,6 +52,7 @@ from kdcache.files import (
 from kdcache.identity import differences
 from kdcache.options import PackOptions
 from kdcache.progress import logger, progress_bar
+from kdcache.results import PackResult
 from kdcache.workspace import Workspace
 
 _TASK_BYTES = 4 << 20
@@ -76,12 +78,8 @@ class BadImage(NamedTuple):
     reason: str
 
 
-def pack(options: PackOptions) -> dict[str, Any]:
+def pack(options: PackOptions) -> PackResult:
     """Pack a source into the workspace, or a subset's samples into a beton beside the subset.
-
-    Returns:
-        `fingerprint`, `skipped` and, for `train` and `val`, `samples`, `classes` and `path`; `val`
-        is None where there is no evaluation split.
 
     Raises:
         ConfigError: if the source does not exist, or its only split must be divided and
@@ -91,12 +89,12 @@ def pack(options: PackOptions) -> dict[str, Any]:
         CacheMismatchError: if the workspace holds betons packed from something else, or the subset
             is of other data.
     """
-    workspace = Workspace(options.workspace)
+    workspace = Workspace(Path(options.workspace))
     if options.subset is not None:
-        path = pack_subset(workspace, options.subset, overwrite=options.overwrite)
-        manifest = BetonManifest.load(path)
-        train = _summary(path, manifest)
-        return {"fingerprint": manifest.fingerprint, "train": train, "val": None, "skipped": 0}
+        packed = open_beton(pack_subset(workspace, options.subset, overwrite=options.overwrite))
+        return PackResult(
+            fingerprint=packed.manifest.fingerprint, train=packed, val=None, skipped=0
+        )
     assert options.source is not None  # noqa: S101  (the options say so)
     source = open_source(options.source, val_source=options.val_source, label_key=options.label_key)
     splits = split_train_val(source, options.val_fraction, options.seed)
@@ -478,21 +476,11 @@ def _store(task: _Task, position: int) -> StoredImage | BadImage:
         return BadImage(position, split.name(position), reason)
 
 
-def _result(workspace: Workspace, splits: dict[str, Split]) -> dict[str, Any]:
-    result: dict[str, Any] = {"fingerprint": "", "train": None, "val": None, "skipped": 0}
-    for split in splits:
-        path = workspace.beton(split)
-        manifest = BetonManifest.load(path)
-        result[split] = _summary(path, manifest)
-        result["skipped"] += len(manifest.skipped)
-        if split == "train":
-            result["fingerprint"] = manifest.fingerprint
-    return result
-
-
-def _summary(path: Path, manifest: BetonManifest) -> dict[str, Any]:
-    return {
-        "samples": manifest.samples,
-        "classes": manifest.classes,
-        "path": str(path.resolve()),
-    }
+def _result(workspace: Workspace, splits: dict[str, Split]) -> PackResult:
+    betons = {split: open_beton(workspace.beton(split)) for split in splits}
+    return PackResult(
+        fingerprint=betons["train"].manifest.fingerprint,
+        train=betons["train"],
+        val=betons.get("val"),
+        skipped=sum(len(beton.manifest.skipped) for beton in betons.values()),
+    )

@@ -72,6 +72,15 @@ _OTHER_TASKS = ("detection", "optical_flow", "quantization", "segmentation", "vi
 """Modules of `torchvision.models` whose models are no classifiers of images."""
 
 
+def list_models() -> list[str]:
+    """Return the names that `make_model` accepts: ours for small images, then torchvision's.
+
+    timm's are not listed: `timm:NAME` for any of `timm.list_models()`.
+    """
+    ours = (*_CIFAR, *_TORCHVISION)
+    return [*ours, *sorted(torchvision_classifiers() - set(ours))]
+
+
 def torchvision_classifiers() -> set[str]:
     """Return the names of torchvision's models for classification, registered ones included."""
     from torchvision import models

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from kdcache.errors import CacheCorruptError, ConfigError, WeightsError
 from kdcache.files import read_json
 from kdcache.options import ShowOptions
+from kdcache.results import ShowResult
 
 if TYPE_CHECKING:
     from kdcache.store.format.location import Location
@@ -38,16 +39,15 @@ class Card:
     """What is missing, and the command that goes on; None where it is whole."""
 
 
-def show(options: ShowOptions) -> dict[str, Any]:
-    """Return the card of a path: `kind`, `path`, what it was made from, and what it holds.
+def show(options: ShowOptions) -> ShowResult:
+    """Return what a beton, teacher, store, subset or run says about itself.
 
     Raises:
         ConfigError: if there is nothing, or nothing of ours.
         CacheCorruptError: if a manifest is damaged.
     """
     card = card_of(options.path)
-    facts = {"kind": card.kind, "path": card.path, **card.facts}
-    return facts if card.unfinished is None else facts | {"unfinished": card.unfinished}
+    return ShowResult(kind=card.kind, path=card.path, facts=card.facts, unfinished=card.unfinished)
 
 
 def card_of(given: Path | str) -> Card:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from kdcache.errors import KDCacheError
 from kdcache.options import StatusOptions
@@ -17,6 +15,7 @@ from kdcache.overview.cards import (
     subset_card,
     teacher_card,
 )
+from kdcache.results import StatusItem, StatusResult
 from kdcache.workspace import Workspace
 
 _WALK = (
@@ -30,39 +29,18 @@ _WALK = (
 """Everything that a workspace holds, in the order of the walk."""
 
 
-_SHOWN = ("kind", "about", "wrong")
-
-
-@dataclass(frozen=True)
-class Item:
-    """One thing in the workspace."""
-
-    name: str
-    """Path in the workspace."""
-    kind: str
-    about: str
-    """One line."""
-    wrong: str | None
-    """Why it cannot be used as it is: unfinished, stale or damaged; None where it can."""
-
-
-def status(options: StatusOptions) -> dict[str, Any]:
-    """Look through a workspace; nothing is changed, and manifests alone are read.
-
-    Returns:
-        `workspace`, `holds` (name -> `kind`, `about` and `wrong`) and `next`: a command, and why.
-    """
-    workspace = Workspace(options.workspace)
+def status(options: StatusOptions) -> StatusResult:
+    """Look through a workspace; nothing is changed, and manifests alone are read."""
+    workspace = Workspace(Path(options.workspace))
     items = [*find_items(workspace), *_outside(workspace)]
-    held = [(item.name, asdict(item)) for item in items]
-    return {
-        "workspace": str(options.workspace.resolve()),
-        "holds": {name: {key: about[key] for key in _SHOWN} for name, about in held},
-        "next": next_step(items, workspace),
-    }
+    return StatusResult(
+        workspace=workspace.root.resolve(),
+        holds=tuple(items),
+        next=next_step(items, workspace),
+    )
 
 
-def find_items(workspace: Workspace) -> Iterator[Item]:
+def find_items(workspace: Workspace) -> Iterator[StatusItem]:
     """Yield everything in a workspace, judged."""
     data: str | None = None
     """Fingerprint of the training data."""
@@ -75,7 +53,7 @@ def find_items(workspace: Workspace) -> Iterator[Item]:
             try:
                 card = make(path)
             except (KDCacheError, OSError, KeyError, ValueError) as error:
-                yield Item(name, "damaged", "", f"damaged: {error}")
+                yield StatusItem(name=name, kind="damaged", about="", wrong=f"damaged: {error}")
                 continue
             if path == workspace.beton("train"):
                 data = card.data_fingerprint
@@ -83,10 +61,10 @@ def find_items(workspace: Workspace) -> Iterator[Item]:
                 teachers[path.stem] = card.facts["digest"]
             is_split = pattern == "*.beton"  # the evaluation split is other data, and says no whose
             wrong = _unfinished(card) or (None if is_split else _stale(card, data, teachers))
-            yield Item(name, card.kind, card.summary, wrong)
+            yield StatusItem(name=name, kind=card.kind, about=card.summary, wrong=wrong)
 
 
-def _outside(workspace: Workspace) -> Iterator[Item]:
+def _outside(workspace: Workspace) -> Iterator[StatusItem]:
     """Yield what was made last and lies elsewhere; a URL is not asked."""
     root = workspace.root.resolve()
     for kind in ("store", "subset"):
@@ -94,7 +72,12 @@ def _outside(workspace: Workspace) -> Iterator[Item]:
         if path is not None and not (isinstance(path, Path) and path.is_relative_to(root)):
             gone = isinstance(path, Path) and not path.exists()
             wrong = "damaged: it does not exist any more" if gone else None
-            yield Item(str(path), kind, "outside the workspace; see kdcache show", wrong)
+            yield StatusItem(
+                name=str(path),
+                kind=kind,
+                about="outside the workspace; see kdcache show",
+                wrong=wrong,
+            )
 
 
 def _unfinished(card: Card) -> str | None:
@@ -119,13 +102,13 @@ def _stale(card: Card, data: str | None, teachers: dict[str, str]) -> str | None
     return None
 
 
-def next_step(items: list[Item], workspace: Workspace) -> str:
+def next_step(items: list[StatusItem], workspace: Workspace) -> str:
     """Return the command that takes the walk on, and why."""
 
-    def usable(kind: str) -> list[Item]:
+    def usable(kind: str) -> list[StatusItem]:
         return [item for item in items if item.kind == kind and item.wrong is None]
 
-    def unfinished(kind: str) -> list[Item]:
+    def unfinished(kind: str) -> list[StatusItem]:
         found = (item for item in items if item.kind == kind and item.wrong)
         return [item for item in found if str(item.wrong).startswith("unfinished")]
 
@@ -159,5 +142,5 @@ def next_step(items: list[Item], workspace: Workspace) -> str:
     return "kdcache train with another subset, student or seed, or kdcache evaluate"
 
 
-def _is_of_teacher(item: Item) -> bool:
+def _is_of_teacher(item: StatusItem) -> bool:
     return item.name.startswith("runs/teacher-")

@@ -72,13 +72,12 @@ def find_pipeline(name: str) -> Path:
     return bundled[name]
 
 
-def read_pipeline(path: Path, *, workspace: Path, quiet: bool, source: str | None) -> list[Step]:
+def read_pipeline(path: Path, *, workspace: Path, source: str | None) -> list[Step]:
     """Read the steps of a pipeline and check their options.
 
     Args:
         path: the TOML file.
         workspace: the workspace that every step works in.
-        quiet: whether every step prints only warnings and errors.
         source: the images to pack, instead of the pipeline's own source.
 
     Raises:
@@ -95,7 +94,6 @@ def read_pipeline(path: Path, *, workspace: Path, quiet: bool, source: str | Non
             f"--source is {source}, but {path} has no pack step that would read it. Leave --source "
             "out"
         )
-    common = [f"--workspace={workspace}", *(["--quiet"] if quiet else [])]
     steps: list[Step] = []
     for number, table in enumerate(tables, 1):
         where = f"step {number} of {path}"
@@ -116,12 +114,12 @@ def read_pipeline(path: Path, *, workspace: Path, quiet: bool, source: str | Non
                 "kdcache run PIPELINE --source SOURCE"
             )
         try:
-            options = parse([command, *command_words(given, command), *common])
+            line = parse([command, *command_words(given, command), f"--workspace={workspace}"])
         except (CycloptsError, ConfigError) as error:
             message = " ".join(str(error).split())
             raise ConfigError(f"{where}, {command}: {message}") from error
-        assert options is not None  # noqa: S101  (no --help among the words)
-        steps.append(Step(_unique_name(table, steps), command, options))
+        assert line is not None  # noqa: S101  (no --help among the words)
+        steps.append(Step(_unique_name(table, steps), command, line.options))
     return steps
 
 

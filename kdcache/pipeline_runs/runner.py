@@ -19,6 +19,7 @@ from kdcache.pipeline_runs.pipeline import Step, find_pipeline, read_pipeline
 from kdcache.pipeline_runs.records import Records
 from kdcache.pipeline_runs.signatures import inputs_of, signature
 from kdcache.progress import logger
+from kdcache.results import PipelineResult, StepResult
 from kdcache.workspace import Remembered, Workspace
 
 _NOT_A_DEPENDENCY = {field.name for field in fields(CommonOptions)} | {"num_workers", "overwrite"}
@@ -28,18 +29,12 @@ _OVERWRITE: dict[str, Any] = {"overwrite": True}
 
 _REMEMBERED: dict[str, Remembered] = {"build-logits": "store", "select": "subset", "train": "run"}
 
-_STUDENT_KEYS = ("samples", "top1", "top1_best", "top5", "teacher_forwards", "images_per_second")
 
-
-def run(options: RunOptions) -> dict[str, Any]:
+def run(options: RunOptions) -> PipelineResult:
     """Run the steps of a pipeline that are not up to date, and report why each runs or does not.
 
     recipes/NAME.json in the workspace records the dependencies of each step: its options, and a
     signature of every file that it read or wrote.
-
-    Returns:
-        `recipe` (path of the pipeline), `stages` (step name -> `did`: "ran", "up to date" or "would
-        run"; `why`; `seconds`) and `students` (name of each `train` step -> its main figures).
 
     Raises:
         ConfigError: if there is no such pipeline, or one of its options is wrong.
@@ -47,24 +42,21 @@ def run(options: RunOptions) -> dict[str, Any]:
             steps that have finished stay up to date.
     """
     path = find_pipeline(options.pipeline)
-    workspace = Workspace(options.workspace)
-    steps = read_pipeline(
-        path, workspace=options.workspace, quiet=options.quiet, source=options.source
-    )
-    folder = options.workspace / "recipes"
+    workspace = Workspace(Path(options.workspace))
+    steps = read_pipeline(path, workspace=workspace.root, source=options.source)
+    folder = workspace.root / "recipes"
     lock = file_lock(folder / f".{path.stem}.lock", purpose="run of a pipeline")
     with nullcontext() if options.dry_run else lock:
-        done, students = _run_steps(steps, folder / f"{path.stem}.json", options, workspace)
-    return {"recipe": str(path), "stages": done, "students": students}
+        done = _run_steps(steps, folder / f"{path.stem}.json", options, workspace)
+    return PipelineResult(pipeline=path, steps=tuple(done))
 
 
 def _run_steps(
     steps: list[Step], record: Path, options: RunOptions, workspace: Workspace
-) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
-    """Run the steps; return a report of each, and the figures of each student."""
+) -> list[StepResult]:
+    """Run the steps; return the result of each."""
     records = Records(record)
-    done: dict[str, dict[str, Any]] = {}
-    students: dict[str, dict[str, Any]] = {}
+    done: list[StepResult] = []
     for step in steps:
         dependencies = dependencies_of(step, workspace)
         why = records.reason_to_run(step.name, dependencies)
@@ -72,7 +64,9 @@ def _run_steps(
         logger.info("%s: %s", step.name, f"{action}, {why}" if why else "up to date")
         started = time.perf_counter()
         if why and options.dry_run:
-            done[step.name] = {"did": "would run", "why": why, "seconds": None}
+            done.append(
+                StepResult(name=step.name, did="would run", why=why, seconds=None, result={})
+            )
             continue
         result = (
             run_step(step, dependencies, records, workspace) if why else records.result(step.name)
@@ -80,14 +74,16 @@ def _run_steps(
         if step.command in _REMEMBERED and not options.dry_run:
             # Later steps read the last store, subset or run by default, whatever ran in between.
             workspace.remember(_REMEMBERED[step.command], Path(result["path"]))
-        done[step.name] = {
-            "did": "ran" if why else "up to date",
-            "why": why,
-            "seconds": round(time.perf_counter() - started, 2) if why else None,
-        }
-        if step.command == "train":
-            students[step.name] = {name: result.get(name) for name in _STUDENT_KEYS}
-    return done, students
+        done.append(
+            StepResult(
+                name=step.name,
+                did="ran" if why else "up to date",
+                why=why,
+                seconds=round(time.perf_counter() - started, 2) if why else None,
+                result=result,
+            )
+        )
+    return done
 
 
 def dependencies_of(step: Step, workspace: Workspace) -> dict[str, Any]:
@@ -118,12 +114,12 @@ def run_step(
     records.begin(step.name, dependencies, sorted(str(path) for path in before))
     function = function_for(options)
     try:
-        result = function(options)
+        result = function(options).to_json()
     except CacheMismatchError:
         if not (records.was_ever_finished(step.name) and hasattr(options, "overwrite")):
             raise
         logger.info("%s: replacing the outputs of an earlier run of this pipeline", step.name)
-        result = function(replace(options, **_OVERWRITE))
+        result = function(replace(options, **_OVERWRITE)).to_json()
     records.finish(step.name, dependencies, result, outputs_of(options, result))
     return result
 

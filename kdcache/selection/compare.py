@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from kdcache.results import SubsetComparison
 from kdcache.selection.subset import Subset
 
 
@@ -24,17 +25,17 @@ class Comparison(NamedTuple):
     class_sizes: npt.NDArray[np.int64]
     """(C,) in the data."""
 
-    def to_json(self) -> dict[str, Any]:
-        """Return it as JSON content; shares are of the smaller subset."""
+    def report(self) -> SubsetComparison:
+        """Return what is reported of it; shares are of the smaller subset."""
         smaller = min(int(self.kept.sum()), int(self.other_kept.sum()))
-        return {
-            "other_kept": int(self.other_kept.sum()),
-            "overlap": self.overlap,
-            "overlap_share": round(self.overlap / smaller, 6),
-            "by_chance_share": round(self.by_chance / smaller, 6),
-            "kept_per_class": self.kept.tolist(),
-            "other_kept_per_class": self.other_kept.tolist(),
-        }
+        return SubsetComparison(
+            other_kept=int(self.other_kept.sum()),
+            overlap=self.overlap,
+            overlap_share=round(self.overlap / smaller, 6),
+            by_chance_share=round(self.by_chance / smaller, 6),
+            kept_per_class=tuple(self.kept.tolist()),
+            other_kept_per_class=tuple(self.other_kept.tolist()),
+        )
 
 
 def compare(

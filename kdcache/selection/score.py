@@ -3,34 +3,31 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from kdcache.options import ScoreOptions
 from kdcache.progress import logger
+from kdcache.results import ScoreResult
 from kdcache.selection.stored_scores import compute_scores, load_scores, save_scores, score_file
 from kdcache.store.format.location import Location
 from kdcache.store.logit_store import LogitStore
 from kdcache.workspace import Workspace
 
 
-def score(options: ScoreOptions) -> dict[str, Any]:
+def score(options: ScoreOptions) -> ScoreResult:
     """Compute a score from the stored clean view and write it beside the store.
 
     The clean view is stored as float16 (`dense`) unless the store's codec is `float32`, so the
     numbers differ from those of a build in their last digits. The file records that.
-
-    Returns:
-        `score`, `computed_from`, `samples`, `mean` and `path`.
 
     Raises:
         ConfigError: if there is no such score, or it returns anything but one finite number per
             sample.
         CacheMismatchError: if a file is there that was computed from something else.
     """
-    workspace = Workspace(options.workspace)
+    workspace = Workspace(Path(options.workspace))
     store = LogitStore.open(workspace.require_store(options.teacher, options.store))
     if options.name in store.scores:
         logger.info("up to date: %s holds %s, from its build", store.path, options.name)
@@ -48,11 +45,11 @@ def score(options: ScoreOptions) -> dict[str, Any]:
 
 def _result(
     name: str, computed_from: str, scores: npt.NDArray[np.float32], path: Location
-) -> dict[str, Any]:
-    return {
-        "score": name,
-        "computed_from": computed_from,
-        "samples": len(scores),
-        "mean": float(scores.mean(dtype=float)),
-        "path": str(path.resolve() if isinstance(path, Path) else path),
-    }
+) -> ScoreResult:
+    return ScoreResult(
+        score=name,
+        computed_from=computed_from,
+        samples=len(scores),
+        mean=float(scores.mean(dtype=float)),
+        path=path.resolve() if isinstance(path, Path) else path,
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from kdcache.identity import differences
 from kdcache.options import SelectOptions
 from kdcache.progress import logger
 from kdcache.registry import user_code_digest
+from kdcache.results import SelectReport
 from kdcache.selection.compare import Comparison, compare
 from kdcache.selection.context import SampleData
 from kdcache.selection.mdslr import mdslr_quotas
@@ -27,11 +29,15 @@ from kdcache.workspace import Workspace, teacher_name
 _LINES_SHOWN = 20
 
 
-def select(options: SelectOptions) -> dict[str, Any]:
-    """Choose samples and write their ids.
+def select(options: SelectOptions) -> SelectReport:
+    """Choose samples and write their ids to a subset file; see `select_subset`."""
+    report = select_subset(options).report
+    assert report is not None  # noqa: S101  (select_subset sets it)
+    return report
 
-    Returns:
-        `method`, `keep`, `kept`, `of` and `path`; `compare` where it was asked for.
+
+def select_subset(options: SelectOptions) -> Subset:
+    """Choose samples, write their ids, and return them with the figures in `report`.
 
     Raises:
         ConfigError: if nothing was built yet, a score is missing or not finite, or a file is at
@@ -40,7 +46,7 @@ def select(options: SelectOptions) -> dict[str, Any]:
             are of other data.
     """
     _require_free(options)
-    workspace = Workspace(options.workspace)
+    workspace = Workspace(Path(options.workspace))
     store = LogitStore.open(workspace.require_store(options.teacher, options.store))
     manifest = store.manifest
     provenance = {
@@ -82,14 +88,15 @@ def select(options: SelectOptions) -> dict[str, Any]:
         )
         logger.info("scores -> %s", options.export)
     workspace.remember("subset", path)
-    result = {
-        "method": options.method,
-        "keep": options.keep,
-        "kept": len(subset),
-        "of": manifest.samples,
-        "path": str(path.resolve()),
-    }
-    return result if comparison is None else result | {"compare": comparison.to_json()}
+    report = SelectReport(
+        method=options.method,
+        keep=options.keep,
+        kept=len(subset),
+        of=manifest.samples,
+        path=path.resolve(),
+        compare=None if comparison is None else comparison.report(),
+    )
+    return replace(subset, report=report)
 
 
 def subset_name(options: SelectOptions) -> str:

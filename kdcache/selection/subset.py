@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from kdcache.errors import CacheCorruptError, CacheMismatchError
 from kdcache.files import read_npz, replace_atomically
+from kdcache.results import SelectReport
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,8 @@ class Subset:
 
     sample_ids: npt.NDArray[np.int64]
     provenance: dict[str, Any] = field(default_factory=dict)
+    report: SelectReport | None = field(default=None, compare=False)
+    """The figures of the call that selected it; None if it was read from a file."""
 
     def __post_init__(self) -> None:
         """Check the ids."""

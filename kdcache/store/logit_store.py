@@ -11,6 +11,7 @@ import numpy.typing as npt
 import zarr
 
 from kdcache.errors import CacheCorruptError, CacheIncompleteError, CacheMismatchError
+from kdcache.results import BuildReport
 from kdcache.store.codecs.codec import Codec
 from kdcache.store.format.codec_file import CODECS_WITHOUT_SETTINGS, clean_codec, read_decision
 from kdcache.store.format.layout import (
@@ -92,6 +93,8 @@ class LogitStore:
                 f"the sample ids of {path} differ from the digest in its manifest. "
                 "Run kdcache verify --repair"
             )
+        self.report: BuildReport | None = None
+        """The figures of the call that built it; None if it was opened."""
         self.pixel_probe: npt.NDArray[np.uint8] = read_whole(group, "pixel_probe")
         self.num_views = len(existing_views(group)) - 1
         self.scores: Mapping[str, npt.NDArray[Any]] = PerSampleArrays(group, "scores")
@@ -139,6 +142,14 @@ class LogitStore:
         """
         _require_complete(group, path)
         return cls(path, group, manifest)
+
+    def __repr__(self) -> str:
+        """Return the location and the numbers."""
+        about = self.manifest
+        return (
+            f"LogitStore({str(self.path)!r}, teacher={about.teacher!r}, samples={about.samples}, "
+            f"classes={about.classes}, views={self.num_views})"
+        )
 
     def codec_of(self, view: int) -> Codec:
         """Return the codec of a view's rows."""

@@ -72,8 +72,8 @@ def check_cells(cells: Sequence[Cell], plan: Plan) -> None:
 
 def _parsed(words: Sequence[str], where: str) -> CommonOptions:
     try:
-        options = parse(words)
+        line = parse(words)
     except (CycloptsError, ConfigError) as error:
         raise ConfigError(f"{where}: {' '.join(str(error).split())}") from error
-    assert options is not None  # noqa: S101  (no --help among the words)
-    return options
+    assert line is not None  # noqa: S101  (no --help among the words)
+    return line.options

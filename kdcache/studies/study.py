@@ -6,6 +6,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from types import FrameType
@@ -15,6 +16,7 @@ from kdcache.errors import ConfigError
 from kdcache.files import read_json, sweep_partials, write_json
 from kdcache.options import StudyOptions
 from kdcache.progress import logger
+from kdcache.results import StudyResult
 from kdcache.store.build.plan import Part
 from kdcache.studies.cells import Cell
 from kdcache.studies.checking import check_cells, check_teachers
@@ -37,13 +39,8 @@ from kdcache.studies.tables import show_table
 _SHOWN_CELLS = 20
 
 
-def study(options: StudyOptions) -> dict[str, Any]:
+def study(options: StudyOptions) -> StudyResult:
     """Train the students of a grid that the results lack, or print a table of the results.
-
-    Returns:
-        `results` (the file), `cells` (of the grid and this part), `trained` and `failed` in this
-        call, `left`, and `stopped` (whether --until came first); with --table what `show_table`
-        says, and `plot`; with --dry-run `cells`, `left` and `next`.
 
     Raises:
         ConfigError: if a value of the grid or an option is unknown or outside its range; before
@@ -54,7 +51,7 @@ def study(options: StudyOptions) -> dict[str, Any]:
     part = Part.parse(options.part, {})
     grid = read_grid(find_grid(options.grid), tune_fraction=options.tune_fraction)
     chosen = grid.only(options.block)
-    root = options.workspace / "studies"
+    root = Path(options.workspace) / "studies"
     results = Results(options.results or root / f"{grid.name}.parquet")
     if options.table is not None:
         if options.plot is not None:
@@ -62,7 +59,7 @@ def study(options: StudyOptions) -> dict[str, Any]:
         table, shown = show_table(results, chosen, options)
         if options.plot is not None:
             draw(table, options.plot, rows=options.table[0], columns=options.table[1])
-            shown["plot"] = str(options.plot.resolve())
+            shown = replace(shown, plot=options.plot.resolve())
         return shown
     plan = Plan(
         root.resolve(),
@@ -79,7 +76,9 @@ def study(options: StudyOptions) -> dict[str, Any]:
     if options.dry_run:
         for cell in left[:_SHOWN_CELLS]:
             logger.info("%s: %s", cell.block, cell.name)
-        return {"cells": len(cells), "left": len(left)}
+        return StudyResult(
+            results=results.path.resolve(), cells=len(cells), left=len(left), dry_run=True
+        )
     _require_same_formats(root)
     results.path.parent.mkdir(parents=True, exist_ok=True)
     sweep_partials(results.path.parent)
@@ -89,14 +88,14 @@ def study(options: StudyOptions) -> dict[str, Any]:
         found = runner.run()
     ids = {cell.id for cell in cells}
     rows = [row for row in results.rows() if row["cell"] in ids]
-    return {
-        "results": str(results.path.resolve()),
-        "cells": len(cells),
-        "trained": sum(1 for cell in left if cell.id in found["done"]),
-        "failed": sum(1 for cell in left if cell.id in found["failed"]),
-        "left": len(ids - {row["cell"] for row in rows}),
-        "stopped": found["stopped"],
-    }
+    return StudyResult(
+        results=results.path.resolve(),
+        cells=len(cells),
+        trained=sum(1 for cell in left if cell.id in found["done"]),
+        failed=sum(1 for cell in left if cell.id in found["failed"]),
+        left=len(ids - {row["cell"] for row in rows}),
+        stopped=found["stopped"],
+    )
 
 
 def _all_work(

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from kdcache.errors import ConfigError
 from kdcache.options import StudyOptions
 from kdcache.progress import logger
+from kdcache.results import ArmResult, StudyResult
 from kdcache.studies.cells import TYPES
 from kdcache.studies.grid import Grid
 from kdcache.studies.results import Results
@@ -76,13 +77,11 @@ class Table(NamedTuple):
         return Summary.of([one[seed] - other[seed] for seed in seeds]) if seeds else None
 
 
-def show_table(results: Results, grid: Grid, options: StudyOptions) -> tuple[Table, dict[str, Any]]:
+def show_table(results: Results, grid: Grid, options: StudyOptions) -> tuple[Table, StudyResult]:
     """Make the table that was asked for, of the cells of a grid.
 
     Returns:
-        The table, and what is said of it: `table` and `difference` (texts), `arms` (a list of
-        `row`, `column`, `mean`, `standard_error`, `n`, `difference`, `difference_standard_error`,
-        `pairs`) and `failed` (number of students).
+        The table, and the result of the command without its figure.
 
     Raises:
         ConfigError: if a setting is unknown, no student is left, or an arm pools unlike students.
@@ -99,15 +98,16 @@ def show_table(results: Results, grid: Grid, options: StudyOptions) -> tuple[Tab
         )
     table = table_of(done, options.table[0].split(","), options.table[1].split(","))
     _warn_of_origins(done, options.table[0].split(","), options.table[1].split(","))
-    shown = {
-        "table": "\n" + _text(table, differences=False),
-        "difference": f"to {table.rows[0]}, paired by seed\n" + _text(table, differences=True),
-        "arms": [_arm(table, row, column) for row in table.rows for column in table.columns],
-        "failed": len(found) - len(done),
-    }
-    if len(table.rows) == 1:
-        del shown["difference"]
-    return table, shown
+    difference = f"to {table.rows[0]}, paired by seed\n" + _text(table, differences=True)
+    return table, StudyResult(
+        results=results.path.resolve(),
+        cells=len(ids),
+        left=len(ids.keys() - {row["cell"] for row in found}),
+        failed=len(found) - len(done),
+        table="\n" + _text(table, differences=False),
+        difference=difference if len(table.rows) > 1 else None,
+        arms=tuple(_arm(table, row, column) for row in table.rows for column in table.columns),
+    )
 
 
 def table_of(
@@ -238,18 +238,18 @@ def _text(table: Table, *, differences: bool) -> str:
     )
 
 
-def _arm(table: Table, row: str, column: str) -> dict[str, Any]:
+def _arm(table: Table, row: str, column: str) -> ArmResult:
     found, difference = table.summary(row, column), table.difference(row, column)
     is_first = row == table.rows[0]
-    return {
-        "row": row,
-        "column": column,
-        "mean": found and found.mean,
-        "standard_error": found and found.standard_error,
-        "n": found.n if found else 0,
-        "difference": None if is_first or difference is None else difference.mean,
-        "difference_standard_error": None
-        if is_first or difference is None
-        else difference.standard_error,
-        "pairs": 0 if is_first or difference is None else difference.n,
-    }
+    if is_first:
+        difference = None
+    return ArmResult(
+        row=row,
+        column=column,
+        mean=found.mean if found else None,
+        standard_error=found.standard_error if found else None,
+        n=found.n if found else 0,
+        difference=difference.mean if difference else None,
+        difference_standard_error=difference.standard_error if difference else None,
+        pairs=difference.n if difference else 0,
+    )

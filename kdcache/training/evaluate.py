@@ -17,17 +17,14 @@ from kdcache.models.registry import make_model
 from kdcache.models.weights import fill_model, load_weights
 from kdcache.options import EvaluateOptions
 from kdcache.progress import logger
+from kdcache.results import EvaluateResult
 from kdcache.training.evaluator import Evaluator
 from kdcache.training.run import default_precision
 from kdcache.workspace import Workspace
 
 
-def evaluate(options: EvaluateOptions) -> dict[str, Any]:
+def evaluate(options: EvaluateOptions) -> EvaluateResult:
     """Measure a model on the clean view of a split.
-
-    Returns:
-        `top1` and `top5` (percent), `nll` (nats), `ece` (calibration error in [0, 1]), `samples`,
-        `split`, `seconds` and `path` of the weights.
 
     Raises:
         ConfigError: if the weights do not exist, or their model is not known.
@@ -36,7 +33,7 @@ def evaluate(options: EvaluateOptions) -> dict[str, Any]:
         WeightsError: if the file is damaged, or does not fit its model.
     """
     started = time.perf_counter()
-    workspace = Workspace(options.workspace)
+    workspace = Workspace(Path(options.workspace))
     beton = open_beton(workspace.require_beton(options.split))
     device = resolve_device(options.device)
     path = _weights_path(options, workspace)
@@ -61,12 +58,13 @@ def evaluate(options: EvaluateOptions) -> dict[str, Any]:
         num_workers=options.num_workers,
     )
     found = evaluator(model.to(device).to(memory_format=torch.channels_last))
-    return found._asdict() | {
-        "samples": len(beton),
-        "split": options.split,
-        "seconds": round(time.perf_counter() - started, 3),
-        "path": str(path.resolve()),
-    }
+    return EvaluateResult(
+        **found._asdict(),
+        samples=len(beton),
+        split=options.split,
+        seconds=round(time.perf_counter() - started, 3),
+        path=path.resolve(),
+    )
 
 
 def _weights_path(options: EvaluateOptions, workspace: Workspace) -> Path:

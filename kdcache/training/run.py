@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -22,6 +22,20 @@ from kdcache.training.metrics import require_tensorboard
 from kdcache.training.optim import MOMENTUM, WEIGHT_DECAY, default_epochs, default_lr
 from kdcache.training.trainer import Trainer, TrainSettings
 from kdcache.workspace import Workspace
+
+
+class Trained(NamedTuple):
+    """The figures of one training; `RunResult` and the teacher's accuracy come from them."""
+
+    top1: float | None
+    top1_best: float | None
+    top5: float | None
+    top1_ema: float | None
+    teacher_forwards: int
+    student_forwards: int
+    steps: int
+    images_per_second: float
+    resumed_from_epoch: int
 
 
 def require_model(name: str | None) -> None:
@@ -102,7 +116,7 @@ def run_training(
     *,
     resume: bool,
     save_epochs: Sequence[int] = (),
-) -> dict[str, Any]:
+) -> Trained:
     """Train a model on a loader's batches and evaluate it after each epoch.
 
     Args:
@@ -114,10 +128,6 @@ def run_training(
         run_dir: existing folder that receives weights and metrics.
         resume: continue from the run's last checkpoint.
         save_epochs: epochs, counted from 1, whose weights are kept.
-
-    Returns:
-        `top1`, `top1_best`, `top5`, `top1_ema` (percent, or None), `teacher_forwards`,
-        `student_forwards`, `steps`, `images_per_second`, `resumed_from_epoch`.
     """
     if loader.device.type == "cpu":
         keep_freed_memory()
@@ -163,14 +173,14 @@ def run_training(
         result = trainer.run(resume=resume)
     finally:
         loader.close()
-    return {
-        "top1": result.last.top1 if result.last else None,
-        "top1_best": result.top1_best,
-        "top5": result.last.top5 if result.last else None,
-        "top1_ema": result.ema.top1 if result.ema else None,
-        "teacher_forwards": result.teacher_forwards,
-        "student_forwards": result.student_forwards,
-        "steps": result.steps,
-        "images_per_second": round(result.images_per_second, 1),
-        "resumed_from_epoch": result.resumed_from_epoch,
-    }
+    return Trained(
+        top1=result.last.top1 if result.last else None,
+        top1_best=result.top1_best,
+        top5=result.last.top5 if result.last else None,
+        top1_ema=result.ema.top1 if result.ema else None,
+        teacher_forwards=result.teacher_forwards,
+        student_forwards=result.student_forwards,
+        steps=result.steps,
+        images_per_second=round(result.images_per_second, 1),
+        resumed_from_epoch=result.resumed_from_epoch,
+    )

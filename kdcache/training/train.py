@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from dataclasses import asdict, replace
-from typing import Any
+from pathlib import Path
 
 from kdcache.compute.device import resolve_device
 from kdcache.data.policy import MAX_SMALL_IMAGE_SIZE
@@ -14,6 +14,7 @@ from kdcache.loader.distill import DistillLoader
 from kdcache.loader.live import LiveLoader
 from kdcache.options import TrainOptions
 from kdcache.progress import logger
+from kdcache.results import RunResult, TrainResult
 from kdcache.selection.subset import Subset
 from kdcache.store.logit_store import LogitStore
 from kdcache.training.inputs import num_samples_before_pruning, open_data, open_store
@@ -31,14 +32,8 @@ MIN_EPOCHS, MIN_STEPS = 30, 1_000
 """Minimum of a student's default length."""
 
 
-def train(options: TrainOptions) -> dict[str, Any]:
+def train(options: TrainOptions) -> TrainResult:
     """Train a student on a subset with the cached logits of a teacher, or one for each seed.
-
-    Returns:
-        For one student: `top1`, `top1_best`, `top5`, `top1_ema` (percent; None without an
-        evaluation split or an average), `samples`, `teacher_forwards` (measured),
-        `student_forwards`, `steps`, `images_per_second`, `seconds`, `resumed_from_epoch`, `path`.
-        For several: the result of `train_seeds`.
 
     Raises:
         ConfigError: if a setting is outside its range, nothing is selected, or the run folder
@@ -46,14 +41,14 @@ def train(options: TrainOptions) -> dict[str, Any]:
         CacheMismatchError: if store, subset or checkpoint belong to other data or another run.
         TrainingError: if a loss is not finite, or the run folder cannot be written.
     """
-    return _train_one(options) if options.seeds == 1 else train_seeds(_train_one, options)
+    return train_seeds(_train_one, options)
 
 
-def _train_one(options: TrainOptions) -> dict[str, Any]:
+def _train_one(options: TrainOptions) -> RunResult:
     started = time.perf_counter()
     require_model(options.model)
     loss = LossSettings.of(options)
-    workspace = Workspace(options.workspace)
+    workspace = Workspace(Path(options.workspace))
     device = resolve_device(options.device)
     beton, subset_path, subset = open_data(workspace, options)
     store = open_store(workspace, options, beton)
@@ -170,11 +165,12 @@ def _train_one(options: TrainOptions) -> dict[str, Any]:
         model_name, loader, settings, workspace, options, folder.path, resume=folder.holds_run
     )
     workspace.remember("run", folder.path)
-    return result | {
-        "samples": num_samples,
-        "seconds": round(time.perf_counter() - started, 3),
-        "path": str(folder.path.resolve()),
-    }
+    return RunResult(
+        **result._asdict(),
+        samples=num_samples,
+        seconds=round(time.perf_counter() - started, 3),
+        path=folder.path.resolve(),
+    )
 
 
 def _source_of_answers(store: LogitStore | None, options: TrainOptions) -> str:

@@ -17,6 +17,7 @@ from kdcache.models.registry import make_model
 from kdcache.models.weights import fill_model, load_weights, save_weights
 from kdcache.options import TrainTeacherOptions
 from kdcache.progress import logger
+from kdcache.results import TrainTeacherResult
 from kdcache.teacher.teacher import tensor_digest
 from kdcache.training.checkpoint import CHECKPOINT
 from kdcache.training.metrics import read_metrics
@@ -30,12 +31,10 @@ MIN_EPOCHS, MIN_STEPS = 10, 450
 """Minimum of a teacher's default length."""
 
 
-def train_teacher(options: TrainTeacherOptions) -> dict[str, Any]:
-    """Train a teacher on all data with labels only; with --ema, keep its averaged weights.
+def train_teacher(options: TrainTeacherOptions) -> TrainTeacherResult:
+    """Train a teacher on all data with labels only; with `ema`, keep its averaged weights.
 
-    Returns:
-        `top1` (percent; None without an evaluation split), `path` and `seconds`. With
-        --save-epochs, the weights of these epochs become teachers NAME-epochE beside it.
+    With `save_epochs`, the weights of these epochs become teachers NAME-epochE beside it.
 
     Raises:
         ConfigError: if a setting is outside its range.
@@ -44,7 +43,7 @@ def train_teacher(options: TrainTeacherOptions) -> dict[str, Any]:
     """
     started = time.perf_counter()
     require_model(options.model)
-    workspace = Workspace(options.workspace)
+    workspace = Workspace(Path(options.workspace))
     beton = open_beton(workspace.require_beton())
     device = resolve_device(options.device)
     data = beton.manifest
@@ -82,7 +81,7 @@ def train_teacher(options: TrainTeacherOptions) -> dict[str, Any]:
         )
     if path.exists() and not options.overwrite:
         top1 = _require_same_teacher(path, about, early)
-        return {"top1": top1, "path": str(path.resolve()), "seconds": 0.0}
+        return TrainTeacherResult(top1=top1, path=path.resolve(), seconds=0.0)
     run_dir = workspace.run(f"teacher-{name}")
     # A killed run of the same config continues; another config starts over in the folder.
     is_begun_here = has_same_config(run_dir, about) and not options.overwrite
@@ -111,7 +110,7 @@ def train_teacher(options: TrainTeacherOptions) -> dict[str, Any]:
         num_workers=options.num_workers,
         views=views,
     )
-    result = run_training(
+    figures = run_training(
         options.model,
         loader,
         settings,
@@ -122,6 +121,7 @@ def train_teacher(options: TrainTeacherOptions) -> dict[str, Any]:
         save_epochs=options.early_epochs,
     )
     kind, accuracy = ("ema", "top1_ema") if options.ema else ("last", "top1")
+    top1 = figures.top1_ema if options.ema else figures.top1
     trained = run_dir / f"{kind}.safetensors"
     top1_of = {line["epoch"]: line[accuracy] for line in read_metrics(run_dir)}
     for epoch, target in early.items():
@@ -129,12 +129,9 @@ def train_teacher(options: TrainTeacherOptions) -> dict[str, Any]:
             early_weights(run_dir, epoch), target, about | {"epoch": epoch}, top1=top1_of[epoch]
         )
     # Last: this file marks the teacher as complete.
-    _save_teacher(trained, path, about, top1=result[accuracy])
-    return {
-        "top1": result[accuracy],
-        "path": str(path.resolve()),
-        "seconds": round(time.perf_counter() - started, 3),
-    }
+    _save_teacher(trained, path, about, top1=top1)
+    seconds = round(time.perf_counter() - started, 3)
+    return TrainTeacherResult(top1=top1, path=path.resolve(), seconds=seconds)
 
 
 def _save_teacher(trained: Path, path: Path, about: dict[str, Any], *, top1: float | None) -> None:

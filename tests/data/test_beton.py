@@ -89,7 +89,7 @@ def whole_beton(tmp_path_factory):
     """A raw beton of 20 images of 16 px in 3 classes and its folder of images."""
     folder = write_images(tmp_path_factory.mktemp("small"), count=20, classes=3, sides=(16, 16))
     workspace = tmp_path_factory.mktemp("small-workspace")
-    pack(PackOptions(str(folder), workspace=workspace, val_fraction=0, quiet=True))
+    pack(PackOptions(str(folder), workspace=workspace, val_fraction=0))
     return workspace / "train.beton", folder
 
 

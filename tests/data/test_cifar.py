@@ -120,11 +120,11 @@ def test_cifar_is_read_as_torchvision_reads_it(tmp_path, kind, split):
 def test_cifar_is_packed_with_its_test_split_for_evaluation(tmp_path, monkeypatch):
     path, archive = write_archive(tmp_path, "cifar10")
     monkeypatch.setitem(ARCHIVES, "cifar10", archive)
-    result = pack(PackOptions(str(path), workspace=tmp_path / "w", num_workers=1, quiet=True))
+    result = pack(PackOptions(str(path), workspace=tmp_path / "w", num_workers=1)).to_json()
     assert (result["train"]["samples"], result["val"]["samples"]) == (20, 4)
     # By its name it is found again, without the archive and without a network.
     path.unlink()
-    again = pack(PackOptions("cifar10", workspace=tmp_path / "w", num_workers=1, quiet=True))
+    again = pack(PackOptions("cifar10", workspace=tmp_path / "w", num_workers=1)).to_json()
     assert again == result
 
 

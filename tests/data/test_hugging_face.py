@@ -93,9 +93,8 @@ def test_one_split_saved_alone_is_to_be_divided(tmp_path):
             workspace=tmp_path / "w",
             val_fraction=0.25,
             num_workers=1,
-            quiet=True,
         )
-    )
+    ).to_json()
     assert (result["train"]["samples"], result["val"]["samples"]) == (9, 3)
 
 
@@ -106,8 +105,8 @@ def test_parquet_of_the_library_is_packed_alike_with_and_without_it(tmp_path):
     found = {}
     for source in (f"hf:{tmp_path / 'data'}", str(tmp_path / "data")):
         workspace = tmp_path / f"w{len(found)}"
-        options = PackOptions(source, workspace=workspace, num_workers=1, quiet=True)
-        found[source] = pack(options)["fingerprint"]
+        options = PackOptions(source, workspace=workspace, num_workers=1)
+        found[source] = pack(options).to_json()["fingerprint"]
         beton = open_beton(workspace / "train.beton")
         assert beton.labels.tolist() == [n % 3 for n in range(8)]
     assert len(set(found.values())) == 1
@@ -174,7 +173,7 @@ def test_a_split_pickles_as_the_paths_of_its_files(tmp_path):
 def test_names_of_samples_are_found_again_until_the_data_changes(tmp_path):
     source = str(tmp_path / "saved")
     dataset(5).save_to_disk(source)
-    pack(PackOptions(source, workspace=tmp_path / "w", val_fraction=0, num_workers=1, quiet=True))
+    pack(PackOptions(source, workspace=tmp_path / "w", val_fraction=0, num_workers=1))
     manifest = BetonManifest.load(tmp_path / "w" / "train.beton")
     assert training_names(manifest) == [f"{source}, train, row {n}" for n in range(5)]
     dataset(6).save_to_disk(source)

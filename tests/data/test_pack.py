@@ -32,8 +32,8 @@ from tests.conftest import write_images
 
 def packed(source, workspace, **options):
     """Pack without an evaluation split, unless told otherwise."""
-    usual = {"val_fraction": 0, "quiet": True, "num_workers": 1}
-    return pack(PackOptions(str(source), workspace=workspace, **(usual | options)))
+    usual = {"val_fraction": 0, "num_workers": 1}
+    return pack(PackOptions(str(source), workspace=workspace, **(usual | options))).to_json()
 
 
 def write_grey(path, value, size=(8, 8)):
@@ -210,7 +210,7 @@ def test_options_of_storage_are_obeyed(photo_folder, tmp_path, write_mode):
 
 
 def test_a_source_may_say_its_own_policy(tmp_path):
-    result = pack(PackOptions("digits", workspace=tmp_path, quiet=True))
+    result = pack(PackOptions("digits", workspace=tmp_path)).to_json()
     manifest = BetonManifest.load(tmp_path / "train.beton")
     assert (manifest.policy, manifest.image_size) == ("pad-crop(1, flip=False)", 8)
     assert result["train"]["samples"] + result["val"]["samples"] == 1797

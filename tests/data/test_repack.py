@@ -29,7 +29,7 @@ KEPT = np.array([3, 4, 11, 30, 31, 32, 50, 71])
 
 
 def pack_subset(workspace: Path, subset: str = "medium-0.4", **options: Any) -> dict[str, Any]:
-    return pack(PackOptions(workspace=workspace, subset=subset, quiet=True, **options))
+    return pack(PackOptions(workspace=workspace, subset=subset, **options)).to_json()
 
 
 @pytest.fixture
@@ -171,12 +171,14 @@ def test_a_second_time_it_is_up_to_date(workspace, caplog):
 
 
 def test_a_student_from_it_is_the_student_from_the_full_beton(workspace):
-    options = {"workspace": workspace, "epochs": 2, "num_workers": 1, "quiet": True}
-    full = train(TrainOptions(**options, subset="medium-0.4", out=workspace / "runs/full"))
+    options = {"workspace": workspace, "epochs": 2, "num_workers": 1}
+    full = train(
+        TrainOptions(**options, subset="medium-0.4", out=workspace / "runs/full")
+    ).to_json()
     pack_subset(workspace)
     for path in workspace.glob("train.*"):
         path.unlink()
-    few = train(TrainOptions(**options, subset="medium-0.4", out=workspace / "runs/few"))
+    few = train(TrainOptions(**options, subset="medium-0.4", out=workspace / "runs/few")).to_json()
     lines = [without_times(metrics(run["path"])) for run in (full, few)]
     assert len(lines[0]) > 1
     assert lines[0] == lines[1]

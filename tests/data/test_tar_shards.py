@@ -92,7 +92,7 @@ def test_shards_are_packed_alike_with_any_number_of_workers(tmp_path):
     write_greys(tmp_path / "s" / "val-0.tar", *range(90, 99))
     for workers in (1, 2):
         workspace = tmp_path / str(workers)
-        pack(PackOptions(str(tmp_path / "s"), workspace=workspace, num_workers=workers, quiet=True))
+        pack(PackOptions(str(tmp_path / "s"), workspace=workspace, num_workers=workers))
         beton = open_beton(workspace / "train.beton")
         assert beton.labels.tolist() == [value % 2 for value in range(40)]
     for name in ("train.beton", "val.beton"):

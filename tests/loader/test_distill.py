@@ -102,7 +102,7 @@ def dense_store(tiny_beton: Path, tmp_path_factory: pytest.TempPathFactory) -> L
             num_workers=1,
             device="cpu",
         )
-    )
+    ).to_json()
     return LogitStore.open(result["path"])
 
 
@@ -203,7 +203,7 @@ def test_teacher_and_student_see_the_same_changed_pixels(beton, tmp_path):
             batch_size=8,
             device="cpu",
         )
-    )
+    ).to_json()
     held = epochs(DistillLoader(beton, result["path"], batch_size=16, num_workers=1), range(2))
     data = beton.manifest
     weight = projection().weight.detach().double().numpy()
@@ -454,8 +454,8 @@ def test_a_store_of_other_data_is_refused(store, tmp_path):
     folder = write_images(tmp_path / "other", count=8, classes=4, sides=(32, 32))
     workspace = tmp_path / "workspace"
     result = pack(
-        PackOptions(str(folder), workspace=workspace, val_fraction=0, num_workers=1, quiet=True)
-    )
+        PackOptions(str(folder), workspace=workspace, val_fraction=0, num_workers=1)
+    ).to_json()
     found = store.manifest.data_fingerprint[:12]
     with pytest.raises(CacheMismatchError, match=f"{found}.*{result['fingerprint'][:12]}"):
         DistillLoader(workspace / "train.beton", store)

@@ -20,7 +20,7 @@ from tests.workspaces import metrics
 
 
 def card(path: Path | str) -> dict:
-    return show(ShowOptions(str(path)))
+    return show(ShowOptions(str(path))).to_json()
 
 
 def test_a_beton_says_what_its_manifest_holds(walked):

@@ -22,7 +22,7 @@ from kdcache.training.train_teacher import train_teacher
 
 
 def state(workspace: Path) -> dict:
-    return status(StatusOptions(workspace=workspace))
+    return status(StatusOptions(workspace=workspace)).to_json()
 
 
 def wrong(workspace: Path) -> dict[str, str]:

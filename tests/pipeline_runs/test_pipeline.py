@@ -15,7 +15,7 @@ OURS = ("cifar10", "cifar100", "digits", "imagenet", "imagenet-mdslr", "tiny-ima
 
 
 def read(path: Path, source: str | None = None) -> list:
-    return read_pipeline(path, workspace=Path("w"), quiet=True, source=source)
+    return read_pipeline(path, workspace=Path("w"), source=source)
 
 
 @pytest.fixture
@@ -39,7 +39,6 @@ def test_our_pipelines_are_short_and_begin_with_what_they_cost(name):
     assert steps[0].options == PackOptions(
         "images",
         workspace=Path("w"),
-        quiet=True,
         max_resolution=500 if name.startswith("imagenet") else None,
     )
     assert {step.command for step in steps} >= {"pack", "build-logits", "select", "train"}
@@ -70,7 +69,7 @@ def test_a_step_is_a_command_with_its_options(pipeline):
         name = "with"
         """
     )
-    common = {"workspace": Path("w"), "quiet": True}
+    common = {"workspace": Path("w")}
     steps = read(path)
     assert [step.name for step in steps] == ["build-logits", "select", "train", "with"]
     assert [step.options for step in steps] == [
@@ -90,7 +89,7 @@ def test_what_is_off_may_be_said_to_be_off(pipeline):
     text = '[[step]]\nrun = "train"\nsubset = "full"\nreshape = false\nkd = false\n'
     (step,) = read(pipeline(text))
     expected = {"subset": "full", "reshape": False, "kd": False}
-    assert step.options == TrainOptions(**expected, workspace=Path("w"), quiet=True)
+    assert step.options == TrainOptions(**expected, workspace=Path("w"))
 
 
 @pytest.mark.parametrize(

@@ -65,7 +65,7 @@ def finished(tiny_folder, tmp_path_factory) -> tuple[Path, dict[str, Any]]:
     folder = tmp_path_factory.mktemp("pipeline")
     shutil.copytree(tiny_folder, folder / "images")
     (folder / "own.toml").write_text(PIPELINE.format(source=folder / "images"))
-    result = run(RunOptions(str(folder / "own.toml"), workspace=folder / "workspace"))
+    result = run(RunOptions(str(folder / "own.toml"), workspace=folder / "workspace")).to_json()
     return folder, result
 
 
@@ -89,7 +89,9 @@ def folder(finished, tmp_path) -> Path:
 
 def ran(folder: Path, **options: Any) -> list[str]:
     """Run again and return the steps that ran."""
-    result = run(RunOptions(str(folder / "own.toml"), workspace=folder / "workspace", **options))
+    result = run(
+        RunOptions(str(folder / "own.toml"), workspace=folder / "workspace", **options)
+    ).to_json()
     return [name for name, about in result["stages"].items() if about["did"] != "up to date"]
 
 
@@ -146,7 +148,9 @@ def test_a_changed_option_reruns_what_depends_on_it(folder, old, new, expected):
 
 def test_what_was_changed_is_said(folder):
     change(folder, "keep = 0.5", "keep = 0.6")
-    result = run(RunOptions(str(folder / "own.toml"), workspace=folder / "workspace", dry_run=True))
+    result = run(
+        RunOptions(str(folder / "own.toml"), workspace=folder / "workspace", dry_run=True)
+    ).to_json()
     assert result["stages"]["select"] == {
         "did": "would run",
         "why": "other options: keep is 0.6, found 0.5",
@@ -234,7 +238,7 @@ def test_a_run_that_was_killed_goes_on_where_it_was(folder):
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    result = run(RunOptions(str(folder / "own.toml"), workspace=folder / "workspace"))
+    result = run(RunOptions(str(folder / "own.toml"), workspace=folder / "workspace")).to_json()
     assert result["stages"]["KD"]["why"] == "it started and did not finish"
     assert [line["epoch"] for line in metrics(run_dir)] == list(range(1, 13))
     assert not run_dir.with_name("resnet8-medium-0.5-s0-3").exists()

@@ -16,7 +16,7 @@ def mixed_beton(tmp_path_factory):
     """A raw beton of 40 images whose sides are 9 to 60 px."""
     folder = write_images(tmp_path_factory.mktemp("mixed"), count=40, classes=2, sides=(9, 60))
     workspace = tmp_path_factory.mktemp("mixed-workspace")
-    pack(PackOptions(str(folder), workspace=workspace, val_fraction=0, quiet=True))
+    pack(PackOptions(str(folder), workspace=workspace, val_fraction=0))
     return workspace / "train.beton"
 
 

@@ -102,7 +102,7 @@ def test_the_score_is_the_cross_entropy_of_the_first_augmented_view(tiny_store):
 @pytest.mark.parametrize("ratio", RATIOS)
 def test_the_command_selects_as_the_published_procedure(workspace, tiny_store, ratio):
     options = SelectOptions(workspace=workspace, parity="mdslr", keep=ratio / 100)
-    result = select(options)
+    result = select(options).to_json()
     found = Subset.load(result["path"])
     scores = augmented_cross_entropy(tiny_store)
     expected = generate_index(scores, tiny_store.labels, 4, ratio)
@@ -113,7 +113,7 @@ def test_the_command_selects_as_the_published_procedure(workspace, tiny_store, r
 
 def test_random_parity_keeps_the_same_number_of_each_class(workspace, tiny_store):
     options = SelectOptions(workspace=workspace, parity="mdslr", method="random", keep=0.5)
-    ids = Subset.load(select(options)["path"]).sample_ids
+    ids = Subset.load(select(options).to_json()["path"]).sample_ids
     assert np.bincount(tiny_store.labels[ids]).tolist() == [9] * 4
 
 

@@ -38,7 +38,7 @@ NUM_SAMPLES = 72
 
 
 def run(workspace: Path, **options: Any) -> dict[str, Any]:
-    return select(SelectOptions(workspace=workspace, **options))
+    return select(SelectOptions(workspace=workspace, **options)).to_json()
 
 
 def store_of(workspace: Path) -> Path:

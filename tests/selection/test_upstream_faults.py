@@ -80,16 +80,18 @@ def test_10_dual_a_mask_of_the_kept_is_no_score_file(tmp_path):
 
 
 def test_14_mdslr_the_view_that_was_scored_is_recorded(workspace):
-    clean = Subset.load(select(SelectOptions(workspace=workspace, keep=0.5))["path"])
+    clean = Subset.load(select(SelectOptions(workspace=workspace, keep=0.5)).to_json()["path"])
     parity = SelectOptions(workspace=workspace, keep=0.5, parity="mdslr")
-    augmented = Subset.load(select(parity)["path"])
+    augmented = Subset.load(select(parity).to_json()["path"])
     assert clean.provenance.get("parity") is None
     assert augmented.provenance["parity"] == "mdslr"
     assert clean.sample_ids.tolist() != augmented.sample_ids.tolist()
 
 
 def test_15_moderate_a_file_lists_the_kept_and_the_window_is_per_class_unless_asked(workspace):
-    easy = Subset.load(select(SelectOptions(workspace=workspace, method="easy", keep=0.25))["path"])
+    easy = Subset.load(
+        select(SelectOptions(workspace=workspace, method="easy", keep=0.25)).to_json()["path"]
+    )
     assert len(easy) == 18
     scores = np.concatenate([np.arange(10), np.arange(100, 110)]).astype(np.float32)
     labels = np.repeat([0, 1], 10)

@@ -21,14 +21,14 @@ WITH_HEAD = "tests.store.teachers:with_head"
 def build(workspace: Path, teacher: str = PROJECTION, **options: Any) -> dict[str, Any]:
     """Build as `tiny_store` was built, but for the options."""
     given = {"views": 3, "codec": "float32", "batch_size": 8, "device": "cpu"} | options
-    return build_logits(BuildLogitsOptions(teacher=teacher, workspace=workspace, **given))
+    return build_logits(BuildLogitsOptions(teacher=teacher, workspace=workspace, **given)).to_json()
 
 
 def check(workspace: Path, **options: Any) -> dict[str, Any]:
     """Run verify."""
     if options.get("teacher") or options.get("repair"):
         options = {"device": "cpu"} | options
-    return verify(VerifyOptions(workspace=workspace, **options))
+    return verify(VerifyOptions(workspace=workspace, **options)).to_json()
 
 
 def flip(path: Path, place: int = -1) -> None:

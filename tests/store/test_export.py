@@ -22,7 +22,7 @@ KEPT = np.array([2, 3, 5, 60, 71], dtype=np.int64)
 
 
 def exported(out: Path, store: Path, **options: Any) -> dict[str, Any]:
-    return export(ExportOptions(out, store=str(store), **options))
+    return export(ExportOptions(out, store=str(store), **options)).to_json()
 
 
 def read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
@@ -121,5 +121,5 @@ def test_a_kind_of_file_that_is_not_written_is_refused(name):
 
 def test_the_last_store_is_exported_where_none_is_named(workspace, tmp_path):
     build(workspace, views=0)
-    result = export(ExportOptions(tmp_path / "view.npz", workspace=workspace))
+    result = export(ExportOptions(tmp_path / "view.npz", workspace=workspace)).to_json()
     assert result["rows"] == NUM_SAMPLES

@@ -94,7 +94,7 @@ def test_a_store_at_a_url_is_verified_and_repaired(workspace, tiny_store, url, t
         LogitStore.open(url).logits([33], 2)
     assert check(workspace, store=url, repair=True)["repaired"] == ["views/2/rows/c/4/0"]
     assert objects(url) == snapshot(tiny_store.path)
-    assert export(ExportOptions(tmp_path / "v.npz", store=url))["rows"] == NUM_SAMPLES
+    assert export(ExportOptions(tmp_path / "v.npz", store=url)).to_json()["rows"] == NUM_SAMPLES
 
 
 def test_a_student_is_trained_from_a_url(workspace, tiny_workspace, url):
@@ -102,7 +102,7 @@ def test_a_student_is_trained_from_a_url(workspace, tiny_workspace, url):
         (workspace / file.name).symlink_to(file)
     build(workspace, store=url, views=1, codec="lowrank(k=2, r=2)")
     options: dict[str, Any] = {"subset": "full", "model": "resnet8", "epochs": 1, "device": "cpu"}
-    result = train(TrainOptions(workspace=workspace, store=url, num_workers=1, **options))
+    result = train(TrainOptions(workspace=workspace, store=url, num_workers=1, **options)).to_json()
     assert (result["samples"], result["teacher_forwards"]) == (NUM_SAMPLES, 0)
 
 

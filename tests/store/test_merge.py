@@ -20,7 +20,9 @@ LOSSY = "lowrank(k=2, r=2)"
 
 
 def merged(*parts: Path, out: Path, overwrite: bool = False) -> dict[str, Any]:
-    return merge(MergeOptions([str(part) for part in parts], out=str(out), overwrite=overwrite))
+    return merge(
+        MergeOptions([str(part) for part in parts], out=str(out), overwrite=overwrite)
+    ).to_json()
 
 
 def build_part(folder: Path, tiny_workspace: Path, part: str, **options: Any) -> Path:

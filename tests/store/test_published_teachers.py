@@ -56,7 +56,7 @@ def photos(tmp_path_factory) -> Path:
         tmp_path_factory.mktemp("photos") / "images", count=48, classes=4, sides=(80, 160)
     )
     workspace = folder.parent / "workspace"
-    options = {"val_fraction": 0.25, "num_workers": 1, "quiet": True}
+    options = {"val_fraction": 0.25, "num_workers": 1}
     pack(PackOptions(str(folder), workspace=workspace, **options))
     return workspace
 
@@ -333,6 +333,6 @@ def test_train_finds_the_store_of_a_teacher_by_the_teachers_name(store_path, wor
             device="cpu",
             num_workers=1,
         )
-    )
+    ).to_json()
     assert result["teacher_forwards"] == 0
     assert Workspace(workspace).require_store(name) == named

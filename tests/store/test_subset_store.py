@@ -184,5 +184,5 @@ def test_a_student_is_trained_from_it_without_a_forward(workspace, tiny_workspac
             num_workers=1,
             device="cpu",
         )
-    )
+    ).to_json()
     assert (result["samples"], result["teacher_forwards"]) == (len(KEPT), 0)

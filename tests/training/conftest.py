@@ -38,7 +38,7 @@ def finished(tiny_store, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path
     Workspace(workspace).remember("subset", workspace / "subsets/fifty.npz")
     # Other tests may have built other stores beside it.
     Workspace(workspace).remember("store", workspace / "stores/projection.zarr")
-    return workspace, train(options(workspace))
+    return workspace, train(options(workspace)).to_json()
 
 
 @pytest.fixture

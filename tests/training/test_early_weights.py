@@ -29,10 +29,10 @@ def teacher(workspace: Path, name: str) -> tuple[dict[str, Any], dict[str, Any]]
 def test_they_are_those_of_a_run_that_ends_there(tiny_workspace, tmp_path):
     """At a constant rate the first epochs of a run are a shorter run."""
     whole = copy_workspace(tiny_workspace, tmp_path / "whole")
-    found = train_teacher(options(whole, save_epochs="1,2", name="mine"))
+    found = train_teacher(options(whole, save_epochs="1,2", name="mine")).to_json()
     for epochs in (1, 2):
         alone = copy_workspace(tiny_workspace, tmp_path / f"alone{epochs}")
-        result = train_teacher(options(alone, epochs=epochs))
+        result = train_teacher(options(alone, epochs=epochs)).to_json()
         weights, about = teacher(whole, f"mine-epoch{epochs}")
         assert weights == teacher(alone, "resnet8")[0]
         assert (about["top1"], about["epoch"]) == (result["top1"], epochs)
@@ -40,7 +40,7 @@ def test_they_are_those_of_a_run_that_ends_there(tiny_workspace, tmp_path):
     assert Path(found["path"]).name == "mine.safetensors"
     built = build_logits(
         BuildLogitsOptions(teacher="mine-epoch2", views=0, device="cpu", workspace=whole)
-    )
+    ).to_json()
     assert built["val_quality"]["top1"] == pytest.approx(about["top1"])
     with pytest.raises(CacheMismatchError, match=r"mine-epoch3.* --overwrite"):
         train_teacher(options(whole, save_epochs="1,3", name="mine"))

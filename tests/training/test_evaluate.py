@@ -30,7 +30,9 @@ def workspace(tiny_store, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def found(workspace: Path, weights: str | None = None, **changes: object) -> dict:
-    return evaluate(EvaluateOptions(weights, workspace=workspace, num_workers=1, **changes))
+    return evaluate(
+        EvaluateOptions(weights, workspace=workspace, num_workers=1, **changes)
+    ).to_json()
 
 
 NAME = "resnet8-full-s0"

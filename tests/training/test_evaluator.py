@@ -44,11 +44,7 @@ class Linear(nn.Module):
 def beton(tmp_path_factory: pytest.TempPathFactory) -> Beton:
     folder = tmp_path_factory.mktemp("eight-classes")
     write_images(folder / "images", count=NUM_SAMPLES, classes=8, sides=(8, 8))
-    pack(
-        PackOptions(
-            str(folder / "images"), workspace=folder, val_fraction=0, num_workers=1, quiet=True
-        )
-    )
+    pack(PackOptions(str(folder / "images"), workspace=folder, val_fraction=0, num_workers=1))
     return open_beton(folder / "train.beton")
 
 

@@ -40,13 +40,13 @@ def test_a_run_is_named_by_student_subset_and_seed(finished):
 
 
 def test_a_second_run_gets_a_folder_of_its_own_and_the_same_student(workspace, finished):
-    again = train(options(workspace))
+    again = train(options(workspace)).to_json()
     assert Path(again["path"]).name == "resnet8-fifty-s0-2"
     assert_same_run(Path(again["path"]), Path(finished[1]["path"]))
 
 
 def test_the_seed_decides_the_student(workspace, finished):
-    other = train(options(workspace, seed=1))
+    other = train(options(workspace, seed=1)).to_json()
     assert Path(other["path"]).name == "resnet8-fifty-s1"
     mine, _ = load_weights(Path(other["path"]) / "last.safetensors")
     theirs, _ = load_weights(Path(finished[1]["path"]) / "last.safetensors")
@@ -60,7 +60,7 @@ def test_without_distillation_the_name_says_so_and_no_store_is_needed(
     workspace.mkdir()
     for file in tiny_workspace.glob("train.*"):
         (workspace / file.name).hardlink_to(file)
-    result = train(options(workspace, kd=False, subset="full", epochs=1))
+    result = train(options(workspace, kd=False, subset="full", epochs=1)).to_json()
     assert Path(result["path"]).name == "resnet8-full-s0-no-kd"
     assert (result["samples"], result["top1"], result["top5"]) == (72, None, None)
     assert metrics(result["path"])[0]["distillation"] is None
@@ -103,11 +103,11 @@ def test_rows_drawn_for_another_temperature_are_refused_before_anything_is_writt
     with pytest.raises(ConfigError, match="--temperature is 4, expected 2"):
         train(options(workspace, teacher="lossy"))
     assert files(workspace) == before
-    assert train(options(workspace, teacher="lossy", temperature=2.0))["top1"] is not None
+    assert train(options(workspace, teacher="lossy", temperature=2.0)).to_json()["top1"] is not None
 
 
 def test_reshaping_learns_from_other_logits(workspace, finished):
-    result = train(options(workspace, reshape=True))
+    result = train(options(workspace, reshape=True)).to_json()
     plain, reshaped = (metrics(path)[0] for path in (finished[1]["path"], result["path"]))
     assert reshaped["distillation"] != plain["distillation"]
     # One step has seen the same student: what the teacher says does not change its labels' loss.
@@ -120,13 +120,13 @@ def test_a_run_that_was_stopped_before_its_first_checkpoint_starts_again(workspa
     run_dir = workspace / "runs/resnet8-fifty-s0"
     for name in ("resume.safetensors", "last.safetensors", "best.safetensors"):
         (run_dir / name).unlink()
-    result = train(options(workspace, resume=True))
+    result = train(options(workspace, resume=True)).to_json()
     assert result["resumed_from_epoch"] == 0
     assert_same_run(run_dir, Path(finished[1]["path"]))
 
 
 def test_a_finished_run_resumed_returns_its_accuracy(workspace, finished):
-    result = train(options(workspace, resume=True))
+    result = train(options(workspace, resume=True)).to_json()
     times = ("seconds", "path", "resumed_from_epoch")
     assert result["resumed_from_epoch"] == 2
     for name in finished[1].keys() - set(times):
@@ -167,7 +167,9 @@ def test_a_resume_without_a_run_is_refused(workspace):
 def test_the_run_that_is_resumed_is_the_newest_of_its_name(workspace):
     copy_workspace(workspace / "runs/resnet8-fifty-s0", workspace / "runs/resnet8-fifty-s0-2")
     copy_workspace(workspace / "runs/resnet8-fifty-s0", workspace / "runs/resnet8-fifty-s0-3")
-    assert Path(train(options(workspace, resume=True))["path"]).name == "resnet8-fifty-s0-3"
+    assert (
+        Path(train(options(workspace, resume=True)).to_json()["path"]).name == "resnet8-fifty-s0-3"
+    )
 
 
 def test_a_folder_that_is_there_is_refused_without_resume(workspace):
@@ -245,7 +247,7 @@ def test_a_subset_without_rows_is_refused_with_the_command_that_makes_them(works
     ):
         train(options(workspace, subset="full", teacher=name))
     assert files(workspace) == before
-    assert train(options(workspace, subset="fewer", teacher=name))["samples"] == 20
+    assert train(options(workspace, subset="fewer", teacher=name)).to_json()["samples"] == 20
 
 
 def test_the_options_of_the_loop_reach_it_and_the_config(workspace):
@@ -264,7 +266,7 @@ def test_the_options_of_the_loop_reach_it_and_the_config(workspace):
         "eval_every": 4,
         "batch_size": 10,
     }
-    result = train(options(workspace, **changes))
+    result = train(options(workspace, **changes)).to_json()
     run_dir = Path(result["path"])
     content = read_json(run_dir / "config.json")
     expected = changes | {"epochs": 2, "milestones": [0.4, 0.8], "momentum": 0.9}
@@ -299,13 +301,13 @@ def test_a_resume_under_another_number_of_threads_is_warned_about(workspace, mes
 
 def test_a_run_that_was_stopped_before_its_config_begins_anew(workspace):
     (workspace / "runs/resnet8-fifty-s1").mkdir()
-    result = train(options(workspace, seed=1, epochs=1, resume=True))
+    result = train(options(workspace, seed=1, epochs=1, resume=True)).to_json()
     assert Path(result["path"]).name == "resnet8-fifty-s1"
     assert result["resumed_from_epoch"] == 0
 
 
 def test_tensorboard_is_written_to_the_run_folder(workspace):
-    result = train(options(workspace, epochs=1, tensorboard=True))
+    result = train(options(workspace, epochs=1, tensorboard=True)).to_json()
     assert list(Path(result["path"]).glob("tensorboard/events.out.*"))
 
 
@@ -314,13 +316,13 @@ def test_tensorboard_is_written_to_the_run_folder(workspace):
 
 def live(workspace: Path, **changes: object) -> dict:
     given = {"live_teacher": "tests.teachers:projection", "batch_size": 8, "epochs": 2}
-    return train(options(workspace, **given | {"subset": "full"} | changes))
+    return train(options(workspace, **given | {"subset": "full"} | changes)).to_json()
 
 
 def test_a_live_run_ends_in_the_same_student_as_one_from_an_exact_store(workspace):
     """The store's forwards had 8 images, as the batches of both runs; and as many threads."""
     found = live(workspace, views=3, epochs=4)
-    cached = train(options(workspace, batch_size=8, epochs=4, subset="full"))
+    cached = train(options(workspace, batch_size=8, epochs=4, subset="full")).to_json()
     assert Path(found["path"]).name == "resnet8-full-s0-live"
     assert_same_run(Path(found["path"]), Path(cached["path"]))
     assert (found["teacher_forwards"], cached["teacher_forwards"]) == (4 * 72, 0)
@@ -343,7 +345,7 @@ def test_a_live_run_shows_fresh_views_and_needs_no_store(workspace, messages):
 
 def test_alpha_by_what_is_kept_asks_of_how_many(workspace):
     """Of a packed subset alone nobody knows; a store of all data, or a number, says it."""
-    pack(PackOptions(workspace=workspace, subset="fifty", quiet=True))
+    pack(PackOptions(workspace=workspace, subset="fifty"))
     (workspace / "workspace.json").unlink()
     with pytest.raises(ConfigError, match=r"--alpha is auto, and .*fifty\.beton holds a subset"):
         live(workspace, subset="fifty", alpha="auto")
@@ -379,7 +381,7 @@ def teacher_options(workspace: Path, **changes: object) -> TrainTeacherOptions:
 
 
 def test_a_teacher_is_trained_once_and_replaced_only_when_asked(workspace):
-    first = train_teacher(teacher_options(workspace))
+    first = train_teacher(teacher_options(workspace)).to_json()
     path = workspace / "teachers/resnet8.safetensors"
     assert first["path"] == str(path.resolve())
     tensors, about = load_weights(path)
@@ -387,7 +389,7 @@ def test_a_teacher_is_trained_once_and_replaced_only_when_asked(workspace):
     assert (about["arch"], about["classes"], about["top1"]) == ("resnet8", 4, first["top1"])
     content = path.read_bytes()
 
-    assert train_teacher(teacher_options(workspace)) == first | {"seconds": 0.0}
+    assert train_teacher(teacher_options(workspace)).to_json() == first | {"seconds": 0.0}
     with pytest.raises(CacheMismatchError, match="seed is 5, found 0"):
         train_teacher(teacher_options(workspace, seed=5))
     assert path.read_bytes() == content
@@ -415,7 +417,7 @@ def test_a_teacher_that_was_killed_goes_on_when_it_is_trained_again(workspace):
 
 
 def test_a_teachers_averaged_weights_are_taken_where_they_are_asked_for(workspace):
-    result = train_teacher(teacher_options(workspace, ema=0.9, epochs=2))
+    result = train_teacher(teacher_options(workspace, ema=0.9, epochs=2)).to_json()
     found, about = load_weights(workspace / "teachers/resnet8.safetensors")
     averaged, _ = load_weights(workspace / "runs/teacher-resnet8/ema.safetensors")
     assert all(torch.equal(value, averaged[name]) for name, value in found.items())

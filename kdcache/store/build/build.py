@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from functools import cache
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,7 @@ from kdcache.errors import ConfigError
 from kdcache.locks import file_lock
 from kdcache.options import BuildLogitsOptions
 from kdcache.progress import logger
+from kdcache.results import BuildReport
 from kdcache.store.build.cost import format_duration
 from kdcache.store.build.opening import open_existing, open_writer, store_location, store_lock
 from kdcache.store.build.plan import Part
@@ -33,23 +34,21 @@ from kdcache.teacher.ensemble import open_ensemble
 from kdcache.workspace import Workspace
 
 
-def build_logits(options: BuildLogitsOptions) -> dict[str, Any]:
-    """Run the teacher over the clean view of all data, and V augmented views of all or a subset.
+def build_and_open(options: BuildLogitsOptions) -> LogitStore:
+    """Build a store as `build_logits` does, and return it with the figures in `report`.
 
-    Returns:
-        A dict with these keys:
-        `samples`: images of the training data.
-        `views`: augmented views of the store.
-        `rows`: rows of each augmented view.
-        `teacher_forwards`: images whose logits this call stored. The preflight batch and the
-        evaluation split do not count.
-        `cost`: None if nothing was missing, else `expected_seconds` and `seconds` of the teacher
-        pass; `expected_bytes` of the store (None if its codec was not decided yet); and
-        `break_even_epochs`, the student epochs in which a live teacher runs as many forwards.
-        `train_quality`, `val_quality`: `top1` and `top5` in percent, `nll` and `ece` of the
-        teacher; None if this call built nothing.
-        `bytes`, `path`: size and location of the store.
-        `seconds`: duration of the whole call.
+    Raises:
+        CacheIncompleteError: if other parts of the store are missing, with `part`; this part is
+            built. The errors of `build_logits`.
+    """
+    report = build_logits(options)
+    store = LogitStore.open(report.path)
+    store.report = report
+    return store
+
+
+def build_logits(options: BuildLogitsOptions) -> BuildReport:
+    """Run the teacher over the clean view of all data, and V augmented views of all or a subset.
 
     Raises:
         ConfigError: if the teacher or the device does not exist.
@@ -61,7 +60,7 @@ def build_logits(options: BuildLogitsOptions) -> dict[str, Any]:
         KDCacheError: if another process is building this store.
     """
     CodecRequest.parse(options.codec)  # report a wrong option before anything is read
-    workspace = Workspace(options.workspace)
+    workspace = Workspace(Path(options.workspace))
     beton = open_beton(workspace.require_beton())
     rows = rows_of_views(options, workspace, beton)
     return build_store(options, workspace, beton, rows)
@@ -69,7 +68,7 @@ def build_logits(options: BuildLogitsOptions) -> dict[str, Any]:
 
 def build_store(
     options: BuildLogitsOptions, workspace: Workspace, beton: Beton, rows: npt.NDArray[np.int64]
-) -> dict[str, Any]:
+) -> BuildReport:
     """Build a store whose augmented views cover the given samples; see `build_logits`.
 
     Args:
@@ -136,9 +135,9 @@ def build_store(
             spent = format_duration(pass_seconds), format_duration(cost.seconds)
             logger.info("the teacher pass took %s, expected about %s", *spent)
         is_whole = all(is_complete(writer.group, view) for view in range(writer.num_views + 1))
-        quality = {"train": None, "val": None}
+        train_quality, val_quality = None, None
         if forwards and is_whole and part.index == 0:
-            quality = check_teacher(
+            train_quality, val_quality = check_teacher(
                 LogitStore.from_group(writer.path, writer.group, writer.manifest),
                 forward,
                 workspace.beton("val"),
@@ -146,18 +145,18 @@ def build_store(
             )
     if is_whole:
         workspace.remember("store", location)
-    return {
-        "samples": wanted.samples,
-        "views": writer.num_views,
-        "rows": wanted.rows,
-        "teacher_forwards": forwards,
-        "cost": cost and cost.report(pass_seconds),
-        "train_quality": quality["train"],
-        "val_quality": quality["val"],
-        "bytes": size_bytes(location),
-        "seconds": round(time.perf_counter() - started, 3),
-        "path": str(location),
-    }
+    return BuildReport(
+        samples=wanted.samples,
+        views=writer.num_views,
+        rows=wanted.rows,
+        teacher_forwards=forwards,
+        cost=None if cost is None else cost.report(pass_seconds),
+        train_quality=train_quality,
+        val_quality=val_quality,
+        bytes=size_bytes(location),
+        seconds=round(time.perf_counter() - started, 3),
+        path=location,
+    )
 
 
 def _describe_unusual(wanted: StoreManifest) -> str:

@@ -7,13 +7,14 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import closing
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from kdcache.data.beton import Beton
 from kdcache.data.views import Views
 from kdcache.reader.batches import PixelReader
+from kdcache.results import PassCost
 from kdcache.store.build.plan import Shard, view_groups
 
 TIMED_BATCHES = 2
@@ -46,14 +47,14 @@ class Cost(NamedTuple):
             "in which a live teacher would see as many"
         )
 
-    def report(self, seconds: float) -> dict[str, Any]:
-        """Return JSON content, including the seconds that the pass took."""
-        return {
-            "expected_seconds": round(self.seconds, 3),
-            "seconds": round(seconds, 3),
-            "expected_bytes": self.bytes,
-            "break_even_epochs": round(self.break_even_epochs, 3),
-        }
+    def report(self, seconds: float) -> PassCost:
+        """Return what is reported of it, together with the seconds that the pass took."""
+        return PassCost(
+            expected_seconds=round(self.seconds, 3),
+            seconds=round(seconds, 3),
+            expected_bytes=self.bytes,
+            break_even_epochs=round(self.break_even_epochs, 3),
+        )
 
 
 def expected_seconds(

@@ -7,7 +7,6 @@ measured from the stored rows.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -27,7 +26,7 @@ ROWS_PER_CHUNK = 1 << 14
 
 def check_teacher(
     store: LogitStore, forward: Forward, val: Path, *, reported_top1: float | None
-) -> dict[str, Any]:
+) -> tuple[Quality, Quality | None]:
     """Measure the teacher, and warn if it is worse than reported.
 
     Args:
@@ -37,7 +36,8 @@ def check_teacher(
         reported_top1: reported top-1 on the evaluation split, in percent, or None.
 
     Returns:
-        `train` and `val`, each a `Quality` as a dict; `val` is None without an evaluation split.
+        The quality on the clean view of the training data, and on the evaluation split if there is
+        one.
 
     Raises:
         CacheMismatchError: if the evaluation split has other classes.
@@ -45,7 +45,7 @@ def check_teacher(
     train = _clean_view_quality(store)
     _log_quality("training data, clean view", train)
     if not val.exists():
-        return {"train": train._asdict(), "val": None}
+        return train, None
     reader = PixelReader(val, store.manifest.teacher_views, batch_size=store.manifest.batch_size)
     if reader.beton.manifest.class_names != store.manifest.class_names:
         raise CacheMismatchError(
@@ -60,7 +60,7 @@ def check_teacher(
             found.top1,
             reported_top1,
         )
-    return {"train": train._asdict(), "val": found._asdict()}
+    return train, found
 
 
 def _clean_view_quality(store: LogitStore) -> Quality:

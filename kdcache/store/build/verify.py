@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any
 
 from kdcache.data.check import check_beton
 from kdcache.errors import CacheCorruptError, ConfigError, DatasetError, KDCacheError
 from kdcache.options import VerifyOptions
 from kdcache.progress import logger
+from kdcache.results import VerifyResult
 from kdcache.store.format.layout import open_group
 from kdcache.store.format.location import Location, exists, open_zarr_store, parse_location
 from kdcache.store.upkeep.inspection import Damage, find_damage
@@ -19,13 +19,8 @@ MAX_LISTED = 10
 """Number of damaged keys that a message lists; it counts the others."""
 
 
-def verify(options: VerifyOptions) -> dict[str, Any]:
+def verify(options: VerifyOptions) -> VerifyResult:
     """Check the betons of a workspace and one store; repair it, or compare it with its teacher.
-
-    Returns:
-        `images` (checked images of the splits and the packed subsets), `store` (its path, or None),
-        `repaired` (keys that were built again), `rows_compared`, `largest_difference` and `bound`
-        (with --teacher, as fractions of a row's range, else None), `seconds`.
 
     Raises:
         ConfigError: if there is nothing to verify, or no store to repair or to compare.
@@ -35,7 +30,7 @@ def verify(options: VerifyOptions) -> dict[str, Any]:
         TeacherError: if the teacher gives other logits than the stored ones.
     """
     started = time.perf_counter()
-    workspace = Workspace(options.workspace)
+    workspace = Workspace(Path(options.workspace))
     store_error: Exception | None = None
     location = None
     try:
@@ -73,15 +68,15 @@ def verify(options: VerifyOptions) -> dict[str, Any]:
         from kdcache.store.build.verify_teacher import compare_with_teacher  # loads torch
 
         compared = compare_with_teacher(location, options, workspace)
-    return {
-        "images": sum(check.samples for check in checks),
-        "store": None if location is None else str(location),
-        "repaired": repaired,
-        "rows_compared": compared.rows if compared else None,
-        "largest_difference": compared.largest_difference if compared else None,
-        "bound": compared.bound if compared else None,
-        "seconds": round(time.perf_counter() - started, 3),
-    }
+    return VerifyResult(
+        images=sum(check.samples for check in checks),
+        store=location,
+        repaired=tuple(repaired),
+        rows_compared=compared.rows if compared else None,
+        largest_difference=compared.largest_difference if compared else None,
+        bound=compared.bound if compared else None,
+        seconds=round(time.perf_counter() - started, 3),
+    )
 
 
 def _betons(workspace: Workspace) -> list[Path]:

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from kdcache.errors import ConfigError
 from kdcache.files import replace_atomically
 from kdcache.options import ExportOptions
+from kdcache.results import ExportResult
 from kdcache.store.logit_store import LogitStore
 from kdcache.workspace import Workspace
 
@@ -21,21 +22,18 @@ ROWS_PER_GROUP = 4096
 """Rows of a row group of the parquet file, which are in memory at a time."""
 
 
-def export(options: ExportOptions) -> dict[str, Any]:
+def export(options: ExportOptions) -> ExportResult:
     """Write sample ids, labels, decoded logits and scores of one view.
 
     A parquet file has one row per sample, with the columns `sample_id`, `label`, `logits` (C
     float32) and one for each score and statistic; its metadata `kdcache` is the manifest. An npz
     file has arrays of these names, and `manifest`, a JSON string; its logits must fit into memory.
 
-    Returns:
-        `rows`, `classes`, `bytes` and `path`.
-
     Raises:
         ConfigError: if the output file exists and `overwrite` is not set.
         CacheMismatchError: if the store has no such view.
     """
-    store = LogitStore.open(Workspace(options.workspace).require_store(None, options.store))
+    store = LogitStore.open(Workspace(Path(options.workspace)).require_store(None, options.store))
     if options.out.exists() and not options.overwrite:
         raise ConfigError(f"{options.out} exists. Use --overwrite to replace it")
     ids = store.sample_ids if options.view else np.arange(store.manifest.samples)
@@ -45,12 +43,12 @@ def export(options: ExportOptions) -> dict[str, Any]:
     with replace_atomically(options.out) as partial:
         write = _write_parquet if options.out.suffix == ".parquet" else _write_npz
         write(partial, store, options.view, ids, columns)
-    return {
-        "rows": len(ids),
-        "classes": store.manifest.classes,
-        "bytes": options.out.stat().st_size,
-        "path": str(options.out.resolve()),
-    }
+    return ExportResult(
+        rows=len(ids),
+        classes=store.manifest.classes,
+        bytes=options.out.stat().st_size,
+        path=options.out.resolve(),
+    )
 
 
 def _manifest_json(store: LogitStore, view: int) -> str:

@@ -10,6 +10,7 @@ import zarr
 from kdcache.errors import CacheMismatchError, ConfigError
 from kdcache.options import MergeOptions
 from kdcache.progress import logger
+from kdcache.results import MergeResult
 from kdcache.store.format.layout import (
     existing_views,
     is_complete,
@@ -31,12 +32,8 @@ from kdcache.store.format.removal import delete_store
 from kdcache.store.manifest import CONDITIONS, IDENTITY, require_equal
 
 
-def merge(options: MergeOptions) -> dict[str, Any]:
+def merge(options: MergeOptions) -> MergeResult:
     """Copy every key of the parts into a new store. A key of two parts must have equal bytes.
-
-    Returns:
-        `parts`, `views` (views with any shard), `complete` (complete views), `missing_shards` and
-        `path`.
 
     Raises:
         FileNotFoundError: if a part does not exist.
@@ -89,13 +86,13 @@ def merge(options: MergeOptions) -> dict[str, Any]:
     lacking = sum(map(len, missing.values()))
     if lacking:
         logger.warning("%s lacks %d shards: run build-logits --store %s", out, lacking, out)
-    return {
-        "parts": len(options.parts),
-        "views": max(missing, default=0),
-        "complete": sum(not shards for shards in missing.values()),
-        "missing_shards": lacking,
-        "path": str(out),
-    }
+    return MergeResult(
+        parts=len(options.parts),
+        views=max(missing, default=0),
+        complete=sum(not shards for shards in missing.values()),
+        missing_shards=lacking,
+        path=out,
+    )
 
 
 def _resolved(location: Location) -> Location:

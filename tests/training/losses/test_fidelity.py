@@ -30,7 +30,7 @@ def store(tiny_workspace: Path, tmp_path_factory: pytest.TempPathFactory) -> Log
             device="cpu",
             store=str(workspace / "stores/coarse.zarr"),
         )
-    )
+    ).to_json()
     return LogitStore.open(result["path"])
 
 

@@ -169,7 +169,7 @@ def test_a_run_tells_its_loss_at_the_start_and_in_its_config(workspace, messages
         "label_smoothing": 0.1,
         "cutmix": 1.0,
     }
-    result = train(options(workspace, **asked))
+    result = train(options(workspace, **asked)).to_json()
     words = "dist(beta=2, gamma=1), alpha linear(0.9, 0.5), T 2, label smoothing 0.1, cutmix 1, "
     assert sum(words in message for message in messages) == 1
     others = {"reshape": False, "standardise": False, "mixup": None}
@@ -183,13 +183,13 @@ def test_a_run_tells_its_loss_at_the_start_and_in_its_config(workspace, messages
 
 
 def test_auto_follows_what_is_kept_and_says_that_it_is_a_placeholder(workspace, messages):
-    result = train(options(workspace, alpha="auto"))
+    result = train(options(workspace, alpha="auto")).to_json()
     expected = 1 - 50 / 72 / 2
     assert config_of(result)["alpha"] == expected
     assert metrics(result["path"])[0]["alpha"] == expected
     assert any("1 - keep / 2, a placeholder" in message for message in messages)
     assert any(f"kd, alpha {expected}, T 4, " in message for message in messages)
-    full = train(options(workspace, alpha="auto", subset="full"))
+    full = train(options(workspace, alpha="auto", subset="full")).to_json()
     assert config_of(full)["alpha"] == 0.5
 
 
@@ -250,4 +250,4 @@ def test_draws_are_refused_for_other_losses_before_anything_is_written(workspace
     with pytest.raises(ConfigError, match=r"--loss dkd is given with .*drawn\.zarr, whose rows"):
         train(options(workspace, teacher="drawn", loss="dkd"))
     assert files(workspace) == before
-    assert train(options(workspace, teacher="drawn", mixup=0.2))["top1"] is not None
+    assert train(options(workspace, teacher="drawn", mixup=0.2)).to_json()["top1"] is not None
