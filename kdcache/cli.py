@@ -16,7 +16,7 @@ from typing import Any
 from cyclopts import CycloptsError
 
 from kdcache.commands import function_for, parse, require_one_process
-from kdcache.errors import ConfigError, KDCacheError
+from kdcache.errors import ConfigError, KDCacheError, shell_line
 from kdcache.options import (
     BuildLogitsOptions,
     CommonOptions,
@@ -27,7 +27,7 @@ from kdcache.options import (
     TrainTeacherOptions,
 )
 from kdcache.processes import torchrun_world
-from kdcache.progress import logger
+from kdcache.progress import logger, words_for_shell
 from kdcache.results import JSON, DoctorResult
 
 # Threads of torch, of the reader and of other processes share the cores. By default a torch thread
@@ -89,6 +89,7 @@ def _prints_result(environment: Mapping[str, str]) -> bool:
 
 
 def _configure_logging(*, quiet: bool) -> None:
+    words_for_shell()
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(message)s"))
     logger.handlers = [handler]
@@ -96,8 +97,8 @@ def _configure_logging(*, quiet: bool) -> None:
     logger.propagate = False
 
 
-def _print_error(error: object, status: int) -> int:
-    message = " ".join(str(error).split())
+def _print_error(error: BaseException | str, status: int) -> int:
+    message = error if isinstance(error, str) else shell_line(error)
     sys.stderr.write(f"kdcache: {message}\n")
     return status
 

@@ -10,12 +10,100 @@ KDCacheError
   CacheCorruptError                stored bytes are missing or damaged      exit status 1
   TrainingError                    training cannot continue                 exit status 1
 
-A message names the value, the rule and the remedy, in one line.
+A message names the value, the rule and the remedy, in one line. Texts name options as a shell does
+(`--keep 0.7`). `str(error)` words them for Python (`keep=0.7`); the command line prints
+`error.in_shell()`.
 """
+
+from __future__ import annotations
+
+import re
+
+_MENTION = re.compile(
+    r"(?P<command>\b(?:kdcache [a-z]|pip |apt-get |torchrun |srun |ulimit )"
+    r".*?(?=; |\. |,? or |\)|$))"
+    r"|(?<![\w-])--(?P<no>no-)?(?P<option>[a-z][a-z-]*[a-z])(?: (?P<number>\d+(?:\.\d+)?)\b"
+    r"| is (?!given|not|missing)(?P<value>[^,]+)(?=,))?"
+)
 
 
 class KDCacheError(Exception):
-    """Base class of all errors below."""
+    """Base class of all errors below.
+
+    Give either a text, or a parameter with its value and the rule that it breaks.
+
+    Attributes:
+        parameter: name of the argument in Python, such as `min_per_class`; None if the error is not
+            about an argument.
+        value: what was given for it; None if nothing was.
+        rule: what was expected.
+        remedy: what to do.
+    """
+
+    def __init__(
+        self,
+        text: str = "",
+        *,
+        parameter: str | None = None,
+        value: object = None,
+        rule: str | None = None,
+        remedy: str | None = None,
+    ) -> None:
+        super().__init__(text)
+        self.text = text
+        self.parameter = parameter
+        self.value = value
+        self.rule = rule
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        """Return the message with the names of arguments in Python."""
+        if self.text or self.parameter is None:
+            return in_python(self._line(self.text))
+        given = "is not given, " if self.value is None else ""
+        shown = f" {given}" if given else f"={_shown(self.value)}: "
+        return in_python(self._line(f"{self.parameter}{shown}expected {self.rule}"))
+
+    def in_shell(self) -> str:
+        """Return the message with the names of options on the command line."""
+        if self.text or self.parameter is None:
+            return self._line(self.text)
+        option = f"--{self.parameter.replace('_', '-')}"
+        shown = " is not given, " if self.value is None else f" {_shown(self.value)}: "
+        return self._line(f"{option}{shown}expected {self.rule}")
+
+    def _line(self, text: str) -> str:
+        return f"{text}. {self.remedy}" if self.remedy else text
+
+
+def shell_line(error: BaseException) -> str:
+    """Return the message of any error in one line, as the command line prints it."""
+    text = error.in_shell() if isinstance(error, KDCacheError) else str(error)
+    return " ".join(text.split())
+
+
+def in_python(text: str) -> str:
+    """Return a text with the options that it mentions as arguments of a call from Python.
+
+    Commands stay as they are, so that they can be pasted into a shell.
+    """
+
+    def replace(found: re.Match[str]) -> str:
+        if found["command"]:
+            return found[0]
+        name = found["option"].replace("-", "_")
+        if found["no"]:
+            return f"{name}=False"
+        value = found["number"] or found["value"]
+        return f"{name}={value}" if value else name
+
+    return _MENTION.sub(replace, text)
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, bool):
+        return str(value)
+    return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 class ConfigError(KDCacheError, ValueError):

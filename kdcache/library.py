@@ -84,8 +84,7 @@ def _checked_value(name: str, value: Any, hint: Any) -> Any:
     except TypeCheckError:
         fits = False
     if not fits:
-        option = name.replace("_", "-")
-        raise ConfigError(f"--{option} is {value!r}, expected {_type_name(hint)}")
+        raise ConfigError(parameter=name, value=value, rule=_type_name(hint))
     return value
 
 

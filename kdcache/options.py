@@ -51,14 +51,14 @@ def _require(name: str, value: float | None, holds: Callable[[float], bool], rul
     is_finite = -math.inf < value < math.inf
     if not is_finite or not holds(value):
         rule += "" if is_finite else ", and a finite one"
-        raise ConfigError(f"--{name.replace('_', '-')} is {value}, expected {rule}")
+        raise ConfigError(parameter=name, value=value, rule=rule)
 
 
 def require_suffix(name: str, path: Path | None, suffixes: Sequence[str]) -> None:
     """Raise a ConfigError unless `path` is None or is named with one of the suffixes."""
     if path is not None and path.suffix not in suffixes:
         raise ConfigError(
-            f"--{name} is {path}, expected a file named NAME{' or NAME'.join(suffixes)}"
+            parameter=name, value=path, rule=f"a file named NAME{' or NAME'.join(suffixes)}"
         )
 
 
@@ -87,7 +87,7 @@ def _require_unset(config: object, names: Sequence[str], use: str, *, unless: bo
         if not unless and value != getattr(type(config), name):
             shown = ", ".join(value) if isinstance(value, tuple) else value
             raise ConfigError(
-                f"--{name.replace('_', '-')} is {shown}, expected {use} with it. Leave it out"
+                parameter=name, value=shown, rule=f"{use} with it", remedy="Leave it out"
             )
 
 
@@ -207,7 +207,9 @@ class PackOptions(CommonOptions):
         if (self.source is None) == (self.subset is None):
             raise ConfigError(
                 f"--source is {self.source or 'not given'} and --subset {self.subset or 'neither'}"
-                ", expected one of them. Run: kdcache pack SOURCE"
+                ", expected one of them. Run: kdcache pack SOURCE",
+                parameter="source",
+                value=self.source or "not given",
             )
         made_by_source = [
             *("val_source", "label_key", "write_mode", "max_resolution", "val_fraction"),
@@ -312,7 +314,9 @@ class _LoopOptions(_WorkspaceFirst):
         _require_non_negative(self, "weight_decay")
         if self.epochs is not None and self.steps is not None:
             raise ConfigError(
-                f"--epochs is {self.epochs} and --steps is {self.steps}, expected one of them"
+                f"--epochs is {self.epochs} and --steps is {self.steps}, expected one of them",
+                parameter="epochs",
+                value=self.epochs,
             )
         for name in ("momentum", "warmup"):
             _require(name, getattr(self, name), lambda share: 0 <= share < 1, "a number in [0, 1)")
@@ -328,8 +332,9 @@ class _LoopOptions(_WorkspaceFirst):
         for before, after in pairwise(bounds):
             if self.milestones and not before < after:
                 raise ConfigError(
-                    f"--milestones are {', '.join(map(str, self.milestones))}, expected rising "
-                    f"shares above --warmup {self.warmup or 0:g} and below 1"
+                    parameter="milestones",
+                    value=", ".join(map(str, self.milestones)),
+                    rule=f"rising shares above --warmup {self.warmup or 0:g} and below 1",
                 )
 
 
@@ -361,7 +366,7 @@ class TrainTeacherOptions(_ViewOptions, _LoopOptions):
         _require_non_negative(self, "seed")
         if self.name is not None and not re.fullmatch(r"[\w.+-]+", self.name):
             raise ConfigError(
-                f"--name is {self.name}, expected letters, digits, '.', '+', '-' and '_'"
+                parameter="name", value=self.name, rule="letters, digits, '.', '+', '-' and '_'"
             )
         _ = self.early_epochs
 
@@ -378,8 +383,9 @@ class TrainTeacherOptions(_ViewOptions, _LoopOptions):
         epochs = tuple(int(word) for word in words if re.fullmatch(r"[1-9]\d*", word))
         if len(epochs) != len(words) or list(epochs) != sorted(set(epochs)):
             raise ConfigError(
-                f"--save-epochs is {self.save_epochs}, expected rising epochs from 1, such as "
-                "2,5,10"
+                parameter="save_epochs",
+                value=self.save_epochs,
+                rule="rising epochs from 1, such as 2,5,10",
             )
         return epochs
 
@@ -441,7 +447,9 @@ class BuildLogitsOptions(_ViewOptions):
         if self.features and len(self.teacher) > 1:
             raise ConfigError(
                 f"--features is given with {len(self.teacher)} teachers, expected one: an ensemble "
-                "has no penultimate activations of its own. Leave it out"
+                "has no penultimate activations of its own. Leave it out",
+                parameter="features",
+                value=True,
             )
 
 
@@ -575,7 +583,9 @@ class PruningOptions:
         METHODS.require(self.method)
         if self.balance not in get_args(Balance):
             raise ConfigError(
-                f"--balance is {self.balance!r}, expected one of {', '.join(get_args(Balance))}"
+                parameter="balance",
+                value=self.balance,
+                rule=f"one of {', '.join(get_args(Balance))}",
             )
         _require("keep", self.keep, lambda keep: 0 < keep <= 1, "a number in (0, 1]")
         _require_non_negative(self, "seed", "min_per_class", "concentration")
@@ -592,12 +602,15 @@ class PruningOptions:
         if self.method == "window" and self.start is None:
             raise ConfigError(
                 f"--start is not given, expected a number in [0, {left:g}] for --method window. "
-                "--method medium keeps the middle"
+                "--method medium keeps the middle",
+                parameter="start",
             )
         if self.method == "class-adaptive" and self.balance == "none":
             raise ConfigError(
                 "--balance is none, expected proportional or class for --method class-adaptive, "
-                "which divides the samples among the classes"
+                "which divides the samples among the classes",
+                parameter="balance",
+                value="none",
             )
 
     @property
@@ -666,7 +679,9 @@ class SelectOptions(PruningOptions, _WorkspaceFirst):
         if self.parity is not None:
             if self.method not in ("medium", "random"):
                 raise ConfigError(
-                    f"--method is {self.method}, expected medium or random for --parity mdslr"
+                    parameter="method",
+                    value=self.method,
+                    rule="medium or random for --parity mdslr",
                 )
             decided = ["score", "scores", "balance", "min_per_class", "average_with"]
             _require_unset(self, decided, "no --parity", unless=False)
@@ -791,7 +806,11 @@ class TrainOptions(_LoopOptions):
         """Check every range, and refuse options that have no effect."""
         super().__post_init__()
         if self.reshape and not self.kd:
-            raise ConfigError("--reshape is given with --no-kd, expected one: it needs a teacher")
+            raise ConfigError(
+                "--reshape is given with --no-kd, expected one: it needs a teacher",
+                parameter="reshape",
+                value=True,
+            )
         of_teacher = ["loss", "alpha", "temperature", "standardise"]
         _require_unset(self, of_teacher, "--kd", unless=self.kd)
         _require_positive(self, "temperature", "batch_size", "num_workers", "seeds")
@@ -804,7 +823,8 @@ class TrainOptions(_LoopOptions):
         if is_live and self.views == 0:
             raise ConfigError(
                 "--views is 0, expected at least 1 with --live-teacher, which answers what the "
-                "student sees"
+                "student sees",
+                parameter="views",
             )
 
 
@@ -896,9 +916,11 @@ class StudyOptions(CommonOptions):
         for name in ("source", "where"):
             for text in getattr(self, name):
                 if not re.fullmatch(r"[^=]+=.+", text):
-                    raise ConfigError(f"--{name} is {text}, expected NAME=VALUE")
+                    raise ConfigError(parameter=name, value=text, rule="NAME=VALUE")
         if self.until is not None and not re.fullmatch(r"([01]\d|2[0-3]):[0-5]\d", self.until):
-            raise ConfigError(f"--until is {self.until}, expected a time of day such as 02:30")
+            raise ConfigError(
+                parameter="until", value=self.until, rule="a time of day such as 02:30"
+            )
         require_suffix("plot", self.plot, FIGURES)
         require_suffix("results", self.results, (".parquet",))
         _require_unset(self, ["where", "plot"], "--table", unless=self.table is not None)

@@ -7,7 +7,23 @@ import sys
 
 from tqdm import tqdm
 
+from kdcache.errors import in_python
+
 logger = logging.getLogger("kdcache")
+"""Its messages name options as arguments of a call from Python, until `words_for_shell`."""
+
+
+def _word_for_python(record: logging.LogRecord) -> bool:
+    record.msg, record.args = in_python(record.getMessage()), ()
+    return True
+
+
+logger.addFilter(_word_for_python)
+
+
+def words_for_shell() -> None:
+    """Let messages name options as a shell does."""
+    logger.removeFilter(_word_for_python)
 
 
 def progress_bar(*, total: int, unit: str, description: str, initial: int = 0) -> tqdm:

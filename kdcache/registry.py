@@ -59,7 +59,7 @@ class Registry(Mapping[str, Any]):
         """
         if name not in self and not is_user_code(name):
             raise ConfigError(
-                f"--{self.option} is {name!r}, expected one of {', '.join(self)}, or module:name"
+                parameter=self.option, value=name, rule=f"one of {', '.join(self)}, or module:name"
             )
 
     def load(self, name: str) -> Callable[..., Any]:
@@ -101,15 +101,18 @@ def load_user_code(spec: str, *, option: str) -> Callable[..., Any]:
         found = getattr(importlib.import_module(module_name), attribute)
     except (ImportError, AttributeError) as error:
         raise ConfigError(
-            f"--{option} is {spec}, expected module:callable, but {error}. "
-            "Run in the module's folder, or set PYTHONPATH"
+            parameter=option,
+            value=spec,
+            rule=f"module:callable, but {error}",
+            remedy="Run in the module's folder, or set PYTHONPATH",
         ) from error
     finally:
         sys.path.pop(0)
     if not callable(found):
         raise ConfigError(
-            f"--{option} is {spec}, expected module:callable, but {attribute} is "
-            f"{type(found).__name__}"
+            parameter=option,
+            value=spec,
+            rule=f"module:callable, but {attribute} is {type(found).__name__}",
         )
     return found
 

@@ -99,12 +99,14 @@ class Workspace:
         if not names:
             raise ConfigError(
                 f"--teacher is not given and {folder} holds none. Run: kdcache train-teacher "
-                "--model resnet50, or give a path, published weights or module:callable"
+                "--model resnet50, or give a path, published weights or module:callable",
+                parameter="teacher",
             )
         if len(names) > 1:
             raise ConfigError(
                 f"--teacher is not given and {folder} holds more than one, expected one of "
-                f"{', '.join(names)}"
+                f"{', '.join(names)}",
+                parameter="teacher",
             )
         return (names[0],)
 
@@ -118,7 +120,9 @@ class Workspace:
             if teacher is not None:
                 raise ConfigError(
                     f"--teacher is {teacher} and --store is {store}, expected one of them: each "
-                    "names the store"
+                    "names the store",
+                    parameter="teacher",
+                    value=teacher,
                 )
             return store if "://" in store else Path(store)
         path = self.recall("store") if teacher is None else self.store(teacher_name(teacher))
@@ -128,7 +132,9 @@ class Workspace:
             what = "no store was built yet" if path is None else f"{path} does not exist"
             raise ConfigError(
                 f"--teacher is {teacher or 'not given'}, but {what}. "
-                f"Run: kdcache build-logits --teacher {teacher or 'NAME'}"
+                f"Run: kdcache build-logits --teacher {teacher or 'NAME'}",
+                parameter="teacher",
+                value=teacher or "not given",
             )
         return path
 
@@ -146,7 +152,8 @@ class Workspace:
             if path is None or not path.exists():
                 raise ConfigError(
                     "--subset is not given and nothing is selected yet. Run: kdcache select "
-                    "--method medium --keep 0.7, or say --subset full for all data"
+                    "--method medium --keep 0.7, or say --subset full for all data",
+                    parameter="subset",
                 )
             return path
         given = Path(subset)
@@ -154,7 +161,9 @@ class Workspace:
         if not path.exists():
             raise ConfigError(
                 f"--subset is {subset}, but {path} does not exist. "
-                "Run kdcache select, or name one of its files"
+                "Run kdcache select, or name one of its files",
+                parameter="subset",
+                value=subset,
             )
         return path
 

@@ -77,7 +77,7 @@ def test_a_subset_is_named_given_by_path_or_left_out_for_all_data(tmp_path):
     assert workspace.require_subset("hard-0.5") == named
     assert workspace.require_subset(str(elsewhere)) == elsewhere
     assert workspace.require_subset("full") is None
-    with pytest.raises(ConfigError, match=r"--subset is easy-0\.5"):
+    with pytest.raises(ConfigError, match=r"subset=easy-0\.5"):
         workspace.require_subset("easy-0.5")
 
 

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from kdcache.errors import CacheCorruptError, DatasetError
+from kdcache.errors import CacheCorruptError, DatasetError, shell_line
 from kdcache.files import read_json, replace_atomically
 
 FORMAT_VERSION = 1
@@ -81,7 +81,7 @@ class BetonManifest:
         try:
             content = read_json(path)
         except CacheCorruptError as error:
-            raise DatasetError(f"{error}. {pack_again(beton)}") from error
+            raise DatasetError(f"{shell_line(error)}. {pack_again(beton)}") from error
         if content.get("format_version") != FORMAT_VERSION:
             raise DatasetError(
                 f"format_version of {path} is {content.get('format_version')}, expected "

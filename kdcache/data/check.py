@@ -10,7 +10,7 @@ from PIL import Image, UnidentifiedImageError
 
 from kdcache.data.beton import open_beton
 from kdcache.data.beton_manifest import pack_again
-from kdcache.errors import DatasetError
+from kdcache.errors import DatasetError, shell_line
 from kdcache.progress import progress_bar
 
 
@@ -31,7 +31,7 @@ def check_beton(path: Path) -> BetonCheck:
     try:
         beton = open_beton(path)
     except DatasetError as error:
-        return BetonCheck(path, 0, [], str(error))
+        return BetonCheck(path, 0, [], shell_line(error))
     damaged = []
     with progress_bar(total=len(beton), unit="image", description=f"verify {path.stem}") as bar:
         for position, content, is_whole in beton.stored(range(len(beton))):

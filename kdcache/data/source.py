@@ -124,12 +124,16 @@ def add_val_split(source: Source, other: Source) -> Source:
     if "val" in source.splits:
         raise ConfigError(
             f"--val-source is {other.where}, but {source.where} has an evaluation split of its "
-            "own. Leave the option out"
+            "own. Leave the option out",
+            parameter="val_source",
+            value=other.where,
         )
     if len(other.splits) > 1:
         raise ConfigError(
             f"--val-source is {other.where}, which has a training split too, expected a source of "
-            "one split. Name the folder or the files of its evaluation split"
+            "one split. Name the folder or the files of its evaluation split",
+            parameter="val_source",
+            value=other.where,
         )
     (split,) = other.splits.values()
     numbers = [str(label) for label in range(len(other.class_names))]
@@ -209,8 +213,10 @@ def split_off_validation(source: Source, fraction: float, seed: int) -> dict[str
         held_out[generator(seed, "val-split", label).permutation(members)[:count]] = True
     if not held_out.any():
         raise ConfigError(
-            f"--val-fraction is {fraction}, expected one that takes at least one image of "
-            f"{len(train.labels)}. Use a larger one, or 0 for no evaluation split"
+            parameter="val_fraction",
+            value=fraction,
+            rule=f"one that takes at least one image of {len(train.labels)}",
+            remedy="Use a larger one, or 0 for no evaluation split",
         )
     return {
         "train": PickedSplit(train, np.flatnonzero(~held_out)),
@@ -235,13 +241,17 @@ def split_train_val(source: Source, val_fraction: float | None, seed: int) -> di
     if is_divided and val_fraction is not None:
         raise ConfigError(
             f"--val-fraction is {val_fraction}, but {source.where} has an evaluation split of "
-            "its own. Leave the option out"
+            "its own. Leave the option out",
+            parameter="val_fraction",
+            value=val_fraction,
         )
     fraction = source.default_val_fraction if val_fraction is None else val_fraction
     if seed and (is_divided or fraction == 0):
         raise ConfigError(
             f"--seed is {seed}, but nothing is drawn from {source.where}, expected a "
-            "--val-fraction above 0 with it. Leave it out"
+            "--val-fraction above 0 with it. Leave it out",
+            parameter="seed",
+            value=seed,
         )
     if is_divided:
         return source.splits

@@ -61,7 +61,9 @@ def _open(source: str, label_key: str | None) -> Source:
     if label_key is not None:
         raise ConfigError(
             f"--label-key is {label_key}, but {source} has no columns or fields to choose from. "
-            "Leave the option out"
+            "Leave the option out",
+            parameter="label_key",
+            value=label_key,
         )
     return _open_without_key(source, path)
 

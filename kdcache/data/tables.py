@@ -50,8 +50,9 @@ def choose_columns(where: Path | str, schema: Any, label_key: str | None) -> Col
     integers = [name for name in names if pa.types.is_integer(schema.field(name).type)]
     if label_key is not None and label_key not in integers:
         raise ConfigError(
-            f"--label-key is {label_key}, expected one of the integer columns of {where}: "
-            f"{', '.join(integers) or 'there are none'}"
+            parameter="label_key",
+            value=label_key,
+            rule=f"one of the integer columns of {where}: {', '.join(integers) or 'none'}",
         )
     label = label_key or ("label" if "label" in integers else None)
     if image is None or label is None:

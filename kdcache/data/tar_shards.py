@@ -234,8 +234,9 @@ def _label(
         value = int(text) if part is parts.get("cls") else json.loads(text)[field]
     except KeyError as error:
         raise ConfigError(
-            f"--label-key is {label_key or 'not given'}, expected a field of {part.name} in {path}"
-            f": {', '.join(json.loads(text))}"
+            parameter="label_key",
+            value=label_key or "not given",
+            rule=f"a field of {part.name} in {path}: {', '.join(json.loads(text))}",
         ) from error
     except (ValueError, TypeError):
         value = None

@@ -113,14 +113,18 @@ class DistillLoader:
             self._prefetcher = None
         else:
             if views is not None:
-                raise ConfigError("views are given beside a store, expected the store to set them")
+                raise ConfigError(
+                    "views are given beside a store, expected the store to set them",
+                    parameter="views",
+                )
             if num_views is None:
                 self.num_views = self.store.num_views
             elif num_views > self.store.num_views:
                 raise ConfigError(
-                    f"num_views is {num_views}, expected at most {self.store.num_views}, the views "
-                    f"of {self.store.path}. For more, run kdcache build-logits with --views "
-                    f"{num_views}"
+                    parameter="num_views",
+                    value=num_views,
+                    rule=f"at most {self.store.num_views}, the views of {self.store.path}",
+                    remedy=f"For more, run kdcache build-logits with --views {num_views}",
                 )
             require_same_data(self.beton, self.store)
             self.views = self.store.manifest.views
@@ -135,8 +139,9 @@ class DistillLoader:
         """Index of the batch with which the next iteration starts."""
         if not len(self._order(0)):
             raise ConfigError(
-                f"world_size is {world_size}, expected at most {len(self.sample_ids)}, the samples "
-                "of the subset: each rank needs one"
+                parameter="world_size",
+                value=world_size,
+                rule=f"at most {len(self.sample_ids)}, the samples of the subset",
             )
         self._reader = PixelReader(
             self.beton,
@@ -254,7 +259,7 @@ class DistillLoader:
     def _require_epoch(self, epoch: int) -> None:
         if epoch < 0 or (self.epochs is not None and epoch >= self.epochs):
             rule = "of at least 0" if self.epochs is None else f"in [0, {self.epochs})"
-            raise ConfigError(f"epoch is {epoch}, expected a number {rule}")
+            raise ConfigError(parameter="epoch", value=epoch, rule=f"a number {rule}")
 
     def _order_identity(self) -> dict[str, str | int | None]:
         """Return everything that decides which samples and view a batch of an epoch holds."""

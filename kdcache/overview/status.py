@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from kdcache.errors import KDCacheError
+from kdcache.errors import KDCacheError, shell_line
 from kdcache.options import StatusOptions
 from kdcache.overview.cards import (
     Card,
@@ -53,7 +53,9 @@ def find_items(workspace: Workspace) -> Iterator[StatusItem]:
             try:
                 card = make(path)
             except (KDCacheError, OSError, KeyError, ValueError) as error:
-                yield StatusItem(name=name, kind="damaged", about="", wrong=f"damaged: {error}")
+                yield StatusItem(
+                    name=name, kind="damaged", about="", wrong=f"damaged: {shell_line(error)}"
+                )
                 continue
             if path == workspace.beton("train"):
                 data = card.data_fingerprint

@@ -21,7 +21,7 @@ from cyclopts import CycloptsError
 
 from kdcache.commands import COMMANDS as EVERY_COMMAND
 from kdcache.commands import parse
-from kdcache.errors import ConfigError
+from kdcache.errors import ConfigError, shell_line
 from kdcache.options import CommonOptions
 from kdcache.progress import logger
 
@@ -92,7 +92,9 @@ def read_pipeline(path: Path, *, workspace: Path, source: str | None) -> list[St
     if source is not None and not any(table.get("run") == "pack" for table in tables):
         raise ConfigError(
             f"--source is {source}, but {path} has no pack step that would read it. Leave --source "
-            "out"
+            "out",
+            parameter="source",
+            value=source,
         )
     steps: list[Step] = []
     for number, table in enumerate(tables, 1):
@@ -116,8 +118,7 @@ def read_pipeline(path: Path, *, workspace: Path, source: str | None) -> list[St
         try:
             line = parse([command, *command_words(given, command), f"--workspace={workspace}"])
         except (CycloptsError, ConfigError) as error:
-            message = " ".join(str(error).split())
-            raise ConfigError(f"{where}, {command}: {message}") from error
+            raise ConfigError(f"{where}, {command}: {shell_line(error)}") from error
         assert line is not None  # noqa: S101  (no --help among the words)
         steps.append(Step(_unique_name(table, steps), command, line.options))
     return steps

@@ -74,7 +74,7 @@ class PixelReader:
         memory_budget_bytes: int | None = None,
     ) -> None:
         if batch_size < 1:
-            raise ConfigError(f"batch_size is {batch_size}, expected a number above 0")
+            raise ConfigError(parameter="batch_size", value=batch_size, rule="a number above 0")
         self.beton = beton if isinstance(beton, Beton) else open_beton(beton)
         self.views = views
         self.batch_size = batch_size

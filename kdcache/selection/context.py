@@ -88,7 +88,9 @@ class SelectionContext:
         if self._features is None:
             raise ConfigError(
                 f"--method {self.options.method} asks for features, which are not given, expected "
-                "a store that was built with --features"
+                "a store that was built with --features",
+                parameter="method",
+                value=self.options.method,
             )
         return self._features()
 

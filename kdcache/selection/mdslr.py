@@ -39,7 +39,9 @@ def mdslr_quotas(class_sizes: Sequence[int], keep: float) -> list[int]:
     if not number:
         raise ConfigError(
             f"--keep is {keep:g}, which keeps int({sum(class_sizes) / len(class_sizes):g} * "
-            f"{keep:g}) = 0 samples of each class, expected at least 1 with --parity mdslr"
+            f"{keep:g}) = 0 samples of each class, expected at least 1 with --parity mdslr",
+            parameter="keep",
+            value=keep,
         )
     return [min(number, size) for size in class_sizes]
 

@@ -64,7 +64,9 @@ def select_ids(
         raise ConfigError(
             f"--min-per-class is {least}, which keeps {reserved:,} samples of {num_classes:,} "
             f"classes, expected at most {total:,}, what --keep {options.keep:g} keeps in all. Keep "
-            "more, or ask for fewer of each class"
+            "more, or ask for fewer of each class",
+            parameter="min_per_class",
+            value=least,
         )
     if options.balance == "none":
         return _keep_of_all(scores, labels, options, sizes, total, data)

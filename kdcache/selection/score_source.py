@@ -52,7 +52,7 @@ def scores_identity(
         return {"parity": "mdslr"}
     if options.scores is not None:
         if not options.scores.is_file():
-            raise ConfigError(f"--scores is {options.scores}, expected a file that exists")
+            raise ConfigError(parameter="scores", value=options.scores, rule="a file that exists")
         return {"scores": options.scores.name, "scores_digest": sha256_of(options.scores)}
     if options.average_with:
         others = _others(options, workspace, store)
@@ -88,8 +88,9 @@ def _others(options: SelectOptions, workspace: Workspace, store: LogitStore) -> 
     digests = [each.manifest.teacher_digest for each in (store, *others)]
     if len(set(digests)) < len(digests):
         raise ConfigError(
-            f"--average-with is {', '.join(names)}, expected other teachers than that of "
-            f"{store.path}, each once"
+            parameter="average_with",
+            value=", ".join(names),
+            rule=f"other teachers than that of {store.path}, each once",
         )
     return others
 
@@ -104,7 +105,9 @@ def _score(store: LogitStore, name: str) -> npt.NDArray[Any]:
         return compute_scores(store, name).scores
     raise ConfigError(
         f"--score is {name}, but {store.path} holds {', '.join(store.scores)}: it was built "
-        f"before {name} was added. Run: kdcache score {name} --store {store.path}"
+        f"before {name} was added. Run: kdcache score {name} --store {store.path}",
+        parameter="score",
+        value=name,
     )
 
 

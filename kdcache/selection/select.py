@@ -129,12 +129,16 @@ def _require_free(options: SelectOptions) -> None:
     if scores is not None and scores.exists() and options.export.samefile(scores):
         raise ConfigError(
             f"--export is {options.export}, the file of --scores, expected another: it would be "
-            "replaced"
+            "replaced",
+            parameter="export",
+            value=options.export,
         )
     if not options.overwrite:
         raise ConfigError(
             f"--export is {options.export}, which exists, expected a new file. Use --overwrite to "
-            "replace it"
+            "replace it",
+            parameter="export",
+            value=options.export,
         )
 
 

@@ -38,7 +38,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kdcache.errors import ConfigError
+from kdcache.errors import ConfigError, shell_line
 from kdcache.pipeline_runs.pipeline import bundled_pipelines
 from kdcache.studies.cells import SETTINGS, Cell, known_settings, make_cell
 
@@ -104,7 +104,9 @@ class Grid:
         """
         known = [block.name for block in self.blocks]
         if unknown := [name for name in names if name not in known]:
-            raise ConfigError(f"--block is {unknown[0]}, expected one of {', '.join(known)}")
+            raise ConfigError(
+                parameter="block", value=unknown[0], rule=f"one of {', '.join(known)}"
+            )
         chosen = tuple(block for block in self.blocks if not names or block.name in names)
         return Grid(self.name, self.teachers, chosen)
 
@@ -163,7 +165,7 @@ def read_grid(path: Path, *, tune_fraction: float | None = None) -> Grid:
         try:
             block = _block(table, defaults, teachers, fraction)
         except ConfigError as error:
-            raise ConfigError(f"{where}: {error}") from error
+            raise ConfigError(f"{where}: {shell_line(error)}") from error
         if block.name in [other.name for other in blocks]:
             raise ConfigError(f"{where} has the name of another block, expected its own")
         blocks.append(block)

@@ -19,7 +19,9 @@ def require_matplotlib() -> None:
     if find_spec("matplotlib") is None:
         raise ConfigError(
             "--plot is given, but the package matplotlib is not installed. "
-            "Run: pip install 'kdcache[plot]'"
+            "Run: pip install 'kdcache[plot]'",
+            parameter="plot",
+            value=True,
         )
 
 

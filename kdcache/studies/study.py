@@ -240,7 +240,9 @@ def _sources(given: Sequence[str], grid: Grid) -> dict[str, str]:
         if name not in sources:
             raise ConfigError(
                 f"--source is {text}, but the grid has no data set {name}, expected one of "
-                f"{', '.join(names)}"
+                f"{', '.join(names)}",
+                parameter="source",
+                value=text,
             )
         path = Path(source)
         sources[name] = str(path.resolve()) if path.exists() else source
@@ -248,7 +250,9 @@ def _sources(given: Sequence[str], grid: Grid) -> dict[str, str]:
         is_path = source.startswith(("/", "."))
         if is_path and "{" not in source and not Path(source).exists():
             raise ConfigError(
-                f"--source is {name}={source}, expected images, but {source} does not exist"
+                f"--source is {name}={source}, expected images, but {source} does not exist",
+                parameter="source",
+                value=name,
             )
     return sources
 

@@ -94,7 +94,8 @@ def show_table(results: Results, grid: Grid, options: StudyOptions) -> tuple[Tab
     if not done:
         raise ConfigError(
             f"--table finds no trained student of this grid in {results.path}, expected some. "
-            "Run kdcache study without --table, or change --block and --where"
+            "Run kdcache study without --table, or change --block and --where",
+            parameter="table",
         )
     table = table_of(done, options.table[0].split(","), options.table[1].split(","))
     _warn_of_origins(done, options.table[0].split(","), options.table[1].split(","))
@@ -148,7 +149,8 @@ def _require_one_arm(place: Place, pooled: Sequence[Mapping[str, Any]]) -> None:
             shown = ", ".join(several[:_MAX_SHOWN])
             raise ConfigError(
                 f"--table pools students of {name} {shown} in ({place[0]}; {place[1]}), expected "
-                f"one arm. Add {name} to the rows or columns, or choose with --where or --block"
+                f"one arm. Add {name} to the rows or columns, or choose with --where or --block",
+                parameter="table",
             )
 
 

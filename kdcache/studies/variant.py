@@ -25,7 +25,7 @@ from kdcache.data.source import (
 )
 from kdcache.data.sources import open_source
 from kdcache.data.tables import VIEW_POLICY
-from kdcache.errors import KDCacheError
+from kdcache.errors import KDCacheError, shell_line
 from kdcache.files import replace_atomically
 from kdcache.rng import generator
 
@@ -108,7 +108,7 @@ def main(arguments: list[str]) -> int:
             tune_fraction=float(tune_fraction),
         )
     except (KDCacheError, OSError) as error:
-        sys.stderr.write(f"kdcache: {' '.join(str(error).split())}\n")
+        sys.stderr.write(f"kdcache: {shell_line(error)}\n")
         return 1
     return 0
 

@@ -183,7 +183,8 @@ def open_ensemble(
         stated = ", ".join(f"{source.arch} at {source.image_size} px" for source in published)
         raise ConfigError(
             "--teacher-size is not given, expected one size for all teachers, because they were "
-            f"evaluated at different ones: {stated}"
+            f"evaluated at different ones: {stated}",
+            parameter="teacher_size",
         )
     size = teacher_size or next(iter(sizes), image_size)
     given = _archs_per_teacher(archs, specs, sources)
@@ -225,7 +226,9 @@ def _archs_per_teacher(
         files = [spec for spec, needed in zip(specs, needs_arch, strict=True) if needed]
         raise ConfigError(
             f"--arch is given {len(archs)} times, expected {len(files)}: once for each --teacher "
-            f"that is a file and does not name its model{': ' if files else ''}{', '.join(files)}"
+            f"that is a file and does not name its model{': ' if files else ''}{', '.join(files)}",
+            parameter="arch",
+            value=True,
         )
     remaining = iter(archs)
     return [next(remaining) if needed else None for needed in needs_arch]

@@ -78,9 +78,13 @@ def find_teacher(spec: str, workspace: Workspace) -> TeacherSource:
             return published
     missing = as_path if spec.endswith(".safetensors") else named
     raise ConfigError(
-        f"--teacher is {spec}, expected a path, a name in {named.parent}, a classifier of "
-        f"torchvision, timm:NAME, or module:callable. {missing} does not exist. "
-        f"Run: kdcache train-teacher --model {as_path.stem}"
+        parameter="teacher",
+        value=spec,
+        rule=(
+            f"a path, a name in {named.parent}, a classifier of torchvision, "
+            f"timm:NAME, or module:callable. {missing} does not exist"
+        ),
+        remedy=f"Run: kdcache train-teacher --model {as_path.stem}",
     )
 
 
@@ -120,7 +124,9 @@ def load_teacher(
         return _from_file(spec, source, arch, data, image_size)
     if arch is not None:
         raise ConfigError(
-            f"--arch is {arch}, but {spec} brings its own model. Leave the option out"
+            f"--arch is {arch}, but {spec} brings its own model. Leave the option out",
+            parameter="arch",
+            value=arch,
         )
     if isinstance(source, PublishedWeights):
         return _from_publisher(spec, source, data, image_size)
@@ -134,11 +140,16 @@ def _from_file(
     stated = about.get("arch")
     if arch and stated and arch != stated:
         raise ConfigError(
-            f"--arch is {arch}, but {path} says that it is {stated}. Leave the option out"
+            f"--arch is {arch}, but {path} says that it is {stated}. Leave the option out",
+            parameter="arch",
+            value=arch,
         )
     name = arch or stated
     if name is None:
-        raise ConfigError(f"--arch is missing, expected the model that {path} holds the weights of")
+        raise ConfigError(
+            f"--arch is missing, expected the model that {path} holds the weights of",
+            parameter="arch",
+        )
     classes = about.get("classes")
     if classes not in (None, data.classes):
         raise TeacherError(

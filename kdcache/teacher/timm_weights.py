@@ -60,14 +60,19 @@ def _find_registered(spec: str, name: str) -> PublishedWeights:
         close = get_close_matches(arch, timm.list_models()) or ["resnet50"]
         known = ", ".join(f"{TIMM_PREFIX}{known}" for known in close)
         raise ConfigError(
-            f"--teacher is {spec}, expected a model of timm, such as {known}; "
-            "timm.list_pretrained() lists those with weights"
+            parameter="teacher",
+            value=spec,
+            rule=(
+                f"a model of timm, such as {known}; timm.list_pretrained() lists those with weights"
+            ),
         )
     try:
         config = timm.get_pretrained_cfg(name)
     except RuntimeError as error:
         known = ", ".join(f"{TIMM_PREFIX}{known}" for known in timm.list_pretrained(f"{arch}.*"))
-        raise ConfigError(f"--teacher is {spec}: {error} Expected one of {known}") from error
+        raise ConfigError(
+            f"--teacher is {spec}: {error} Expected one of {known}", parameter="teacher", value=spec
+        ) from error
     if config is None or not config.has_weights:
         raise TeacherError(f"{spec} has no published weights, expected a model that has")
     tagged = f"{arch}.{config.tag}" if config.tag else arch

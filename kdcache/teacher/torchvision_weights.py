@@ -46,7 +46,7 @@ def find_torchvision(spec: str) -> PublishedWeights | None:
     entries = models.get_model_weights(name)
     if entry_name and entry_name not in entries.__members__:
         known = ", ".join(f"{name}.{known}" for known in entries.__members__)
-        raise ConfigError(f"--teacher is {spec}, expected one of {known}")
+        raise ConfigError(parameter="teacher", value=spec, rule=f"one of {known}")
     entry = entries[entry_name] if entry_name else entries.DEFAULT
     categories = entry.meta.get("categories")
     if not categories:

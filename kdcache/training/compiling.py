@@ -23,5 +23,7 @@ def require_compiler(device: torch.device) -> None:
         raise ConfigError(
             f"--compile is given, but torch.compile needs the compiler {name}, which is not found. "
             f"Install it (apt-get install g++), name another with {variable}, or leave --compile "
-            "out"
+            "out",
+            parameter="compile",
+            value=True,
         )

@@ -78,7 +78,9 @@ def _weights_path(options: EvaluateOptions, workspace: Workspace) -> Path:
     if asked.suffix == ".safetensors":
         if options.which != "last":
             raise ConfigError(
-                f"--which is {options.which}, expected a run to choose from, but {asked} is a file"
+                parameter="which",
+                value=options.which,
+                rule=f"a run to choose from, but {asked} is a file",
             )
         path = asked
     else:
@@ -87,7 +89,9 @@ def _weights_path(options: EvaluateOptions, workspace: Workspace) -> Path:
         if folder.is_dir() and not path.exists():
             raise ConfigError(
                 f"--which is {options.which}, but {folder} has no {path.name}; it holds "
-                f"{_names(folder)}"
+                f"{_names(folder)}",
+                parameter="which",
+                value=options.which,
             )
     if not path.exists():
         runs = workspace.run("NAME").parent
@@ -108,11 +112,15 @@ def _model_name(options: EvaluateOptions, about: dict[str, Any], path: Path) -> 
     stated: str | None = about.get("arch")
     if options.model and stated and options.model != stated:
         raise ConfigError(
-            f"--model is {options.model}, but {path} says that it is {stated}. Leave the option out"
+            f"--model is {options.model}, but {path} says that it is {stated}. "
+            "Leave the option out",
+            parameter="model",
+            value=options.model,
         )
     name = options.model or stated
     if name is None:
         raise ConfigError(
-            f"--model is missing, expected the model that {path} holds the weights of"
+            f"--model is missing, expected the model that {path} holds the weights of",
+            parameter="model",
         )
     return name

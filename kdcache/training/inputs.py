@@ -54,6 +54,8 @@ def num_samples_before_pruning(store: LogitStore | None, beton: Beton, loss: Los
         raise ConfigError(
             f"--alpha is auto, and {beton.path} holds a subset alone, expected to know how many "
             "samples it was selected from. Name a store of all data with --store, or give --alpha "
-            "a number"
+            "a number",
+            parameter="alpha",
+            value="auto",
         )
     return len(beton)

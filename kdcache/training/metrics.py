@@ -29,7 +29,9 @@ def require_tensorboard() -> None:
     if find_spec("tensorboard") is None:
         raise ConfigError(
             "--tensorboard is given, but the package tensorboard is not installed. "
-            "Run: pip install 'kdcache[tensorboard]'"
+            "Run: pip install 'kdcache[tensorboard]'",
+            parameter="tensorboard",
+            value=True,
         )
 
 

@@ -43,11 +43,17 @@ def run_folder(workspace: Workspace, name: str, options: TrainOptions) -> RunFol
         has_run = (options.out / CONFIG).exists()
         has_run_to_resume = options.resume and has_run
         if options.resume and not has_run and not begins_what_is_missing:
-            raise ConfigError(f"--resume is given, but {options.out} holds no run. Leave it out")
+            raise ConfigError(
+                f"--resume is given, but {options.out} holds no run. Leave it out",
+                parameter="resume",
+                value=True,
+            )
         if not has_run_to_resume and options.out.exists() and any(options.out.iterdir()):
             raise ConfigError(
                 f"--out is {options.out}, which exists and is not empty. Use --resume to continue "
-                "a run, or name another folder"
+                "a run, or name another folder",
+                parameter="out",
+                value=options.out,
             )
         return RunFolder(options.out, has_run_to_resume)
     number = 1
@@ -60,7 +66,11 @@ def run_folder(workspace: Workspace, name: str, options: TrainOptions) -> RunFol
     if not options.resume or (newest is None and begins_what_is_missing):
         return RunFolder(folder, holds_run=False)
     if newest is None:
-        raise ConfigError(f"--resume is given, but there is no run {folder}. Leave it out")
+        raise ConfigError(
+            f"--resume is given, but there is no run {folder}. Leave it out",
+            parameter="resume",
+            value=True,
+        )
     # A run without a config stopped before its first step.
     return RunFolder(newest, holds_run=(newest / CONFIG).exists())
 

@@ -76,8 +76,9 @@ def train_teacher(options: TrainTeacherOptions) -> TrainTeacherResult:
     early = {epoch: workspace.teacher(f"{name}-epoch{epoch}") for epoch in options.early_epochs}
     if early and max(early) > settings.epochs:
         raise ConfigError(
-            f"--save-epochs is {options.save_epochs}, expected epochs up to the last, "
-            f"{settings.epochs}"
+            parameter="save_epochs",
+            value=options.save_epochs,
+            rule=f"epochs up to the last, {settings.epochs}",
         )
     if path.exists() and not options.overwrite:
         top1 = _require_same_teacher(path, about, early)

@@ -139,7 +139,9 @@ class Trainer:
         if settings.compile and settings.loss.needs_features:
             raise ConfigError(
                 "--compile is given with a --loss that needs the student's features, expected only "
-                "one of them: a compiled model does not return its features. Leave --compile out"
+                "one of them: a compiled model does not return its features. Leave --compile out",
+                parameter="compile",
+                value=True,
             )
         if self._loss.module is not None:
             self._trained.append(self._loss.module.to(self._device))

@@ -19,5 +19,5 @@ def test_a_machine_without_a_gpu_runs_on_its_cpu(device):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_cuda_is_refused_where_there_is_none():
-    with pytest.raises(ConfigError, match="--device is cuda"):
+    with pytest.raises(ConfigError, match="device=cuda"):
         resolve_device("cuda")

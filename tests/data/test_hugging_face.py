@@ -138,7 +138,7 @@ def test_the_column_of_labels_may_be_chosen(tmp_path):
         ["0", "1"],
         [1, 0, 1, 0, 1, 0],
     )
-    with pytest.raises(DatasetError, match=r"columns img, .*--label-key"):
+    with pytest.raises(DatasetError, match=r"columns img, .*label_key"):
         open_source(source)
 
 

@@ -295,11 +295,11 @@ def test_a_second_run_finds_everything_done(finished, caplog):
 
 def test_a_seed_is_refused_where_nothing_is_drawn(tmp_path):
     source = write_images(tmp_path / "one", count=4, classes=2, sides=(8, 8))
-    with pytest.raises(ConfigError, match=r"--seed is 3, but nothing is drawn from .*one"):
+    with pytest.raises(ConfigError, match=r"seed=3, but nothing is drawn from .*one"):
         packed(source, tmp_path / "w", val_fraction=0, seed=3)
     for split in ("train", "val"):
         write_images(tmp_path / "both" / split, count=4, classes=2, sides=(8, 8))
-    with pytest.raises(ConfigError, match=r"--seed is 3, but nothing is drawn from .*both"):
+    with pytest.raises(ConfigError, match=r"seed=3, but nothing is drawn from .*both"):
         packed(tmp_path / "both", tmp_path / "w", val_fraction=None, seed=3)
     assert not (tmp_path / "w").exists()
 
@@ -348,7 +348,7 @@ def test_other_images_are_refused_until_they_may_replace(finished, again, folder
 
 
 def test_one_split_without_a_share_is_asked_wrongly(folder, tmp_path):
-    with pytest.raises(ConfigError, match=f"{folder} has one split, expected --val-fraction"):
+    with pytest.raises(ConfigError, match=f"{folder} has one split, expected val_fraction"):
         packed(folder, tmp_path / "w", val_fraction=None)
     assert not (tmp_path / "w").exists()
 
@@ -356,7 +356,7 @@ def test_one_split_without_a_share_is_asked_wrongly(folder, tmp_path):
 def test_a_share_beside_an_evaluation_split_is_refused(tmp_path):
     write_grey(tmp_path / "images" / "train" / "a" / "0.png", 1)
     write_grey(tmp_path / "images" / "val" / "a" / "0.png", 2)
-    with pytest.raises(ConfigError, match=r"--val-fraction is 0\.1, but .*images has"):
+    with pytest.raises(ConfigError, match=r"val_fraction=0\.1, but .*images has"):
         packed(tmp_path / "images", tmp_path / "w", val_fraction=0.1)
 
 
@@ -459,7 +459,7 @@ def test_without_skipping_the_first_bad_image_in_order_stops_the_pack(with_bad_i
     folder, bad = with_bad_images
     with pytest.raises(
         DatasetError,
-        match=f"{next(iter(bad))} cannot be decoded: the file is .*--on-bad-image skip",
+        match=f"{next(iter(bad))} cannot be decoded: the file is .*on_bad_image skip",
     ):
         packed(folder, tmp_path / "w", num_workers=2)
     assert names(tmp_path / "w") == []
@@ -515,7 +515,7 @@ def test_more_evaluation_splits_than_one_are_told(tmp_path, caplog):
 
 def test_an_image_too_large_for_the_format_tells_the_remedy(tmp_path):
     write_grey(tmp_path / "images" / "a" / "0.png", 5, size=(1700, 1700))
-    with pytest.raises(DatasetError, match=r"takes 8,670,000 bytes, .*--max-resolution"):
+    with pytest.raises(DatasetError, match=r"takes 8,670,000 bytes, .*max_resolution"):
         packed(tmp_path / "images", tmp_path / "w", write_mode="raw")
     assert names(tmp_path / "w") == []
 

@@ -32,13 +32,11 @@ def test_memory_grows_with_samples_and_workers():
 
 def test_too_little_memory_names_the_number_of_workers_that_would_do():
     require_memory(PHOTOS, 8, PHOTOS.memory(8))
-    with pytest.raises(
-        DatasetError, match=r"with 8 workers takes about 3\.0 GB .*--num-workers 7$"
-    ):
+    with pytest.raises(DatasetError, match=r"with 8 workers takes about 3\.0 GB .*num_workers=7$"):
         require_memory(PHOTOS, 8, PHOTOS.memory(8) - 1)
-    with pytest.raises(DatasetError, match=r"the 1\.1 GB that are free.*--num-workers 3$"):
+    with pytest.raises(DatasetError, match=r"the 1\.1 GB that are free.*num_workers=3$"):
         require_memory(PHOTOS, 8, PHOTOS.memory(3))
-    with pytest.raises(DatasetError, match="--max-resolution"):
+    with pytest.raises(DatasetError, match="max_resolution"):
         require_memory(PHOTOS, 8, PHOTOS.memory(1) - 1)
 
 

@@ -409,16 +409,16 @@ def test_the_column_of_labels_may_be_chosen_and_that_of_images_have_any_name(tmp
         source = open_source(str(path), label_key=key)
         expected = list(zip((1, 2), labels, strict=True))
         assert (source.class_names, contents(source.splits["train"])) == (names[key], expected)
-    with pytest.raises(DatasetError, match=r"columns img, .*Choose one: --label-key fine_label"):
+    with pytest.raises(DatasetError, match=r"columns img, .*Choose one: label_key fine_label"):
         open_source(str(path))
-    with pytest.raises(ConfigError, match=r"--label-key is img, .* fine_label, coarse_label"):
+    with pytest.raises(ConfigError, match=r"label_key=img, .* fine_label, coarse_label"):
         open_source(str(path), label_key="img")
 
 
 def test_a_key_where_there_is_nothing_to_choose_is_refused(tmp_path):
     write_pngs(tmp_path / "ant", 1)
     for source in ("digits", str(tmp_path)):
-        with pytest.raises(ConfigError, match=f"--label-key is fine, but {source} has no columns"):
+        with pytest.raises(ConfigError, match=f"label_key=fine, but {source} has no columns"):
             open_source(source, label_key="fine")
 
 
@@ -475,9 +475,9 @@ def test_an_evaluation_source_that_does_not_fit_is_refused(tmp_path):
     numbered = write_parquet(tmp_path / "numbered.parquet", [(1, 0), (2, 1)])
     with pytest.raises(DatasetError, match=f"{numbered} has the class 0, expected one of the 1 "):
         open_source(a, val_source=str(numbered))
-    with pytest.raises(ConfigError, match=f"--val-source is {both}, which has a training split"):
+    with pytest.raises(ConfigError, match=f"val_source={both}, which has a training split"):
         open_source(a, val_source=both)
-    with pytest.raises(ConfigError, match=f"--val-source is {a}, but {both} has an evaluation"):
+    with pytest.raises(ConfigError, match=f"val_source={a}, but {both} has an evaluation"):
         open_source(both, val_source=a)
 
 
@@ -667,7 +667,7 @@ def test_a_share_of_zero_leaves_one_split():
 
 
 def test_a_share_too_small_for_one_image_is_refused():
-    with pytest.raises(ConfigError, match=r"--val-fraction is 0\.01, .* of 12"):
+    with pytest.raises(ConfigError, match=r"val_fraction=0\.01, .* of 12"):
         divide(np.arange(12) % 3, 0.01)
 
 

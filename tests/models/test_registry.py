@@ -98,7 +98,7 @@ def test_every_classifier_can_be_trained(name):
 def test_what_cannot_be_trained_is_refused_by_name(name, rule):
     if name.startswith("timm:"):
         pytest.importorskip("timm", reason="needs timm: pip install 'kdcache[timm]'")
-    with pytest.raises(ConfigError, match=f"--model is .?{name}.*{rule}"):
+    with pytest.raises(ConfigError, match=f"model=.?{name}.*{rule}"):
         require_trainable(name, option="--model")
 
 

@@ -131,7 +131,7 @@ def test_a_selection_is_sorted_unique_and_of_the_requested_number(
     least = np.minimum(sizes, minimum)
     total = max(1, int(np.floor(keep * len(data.labels) + 0.5)))
     if least.sum() > total:
-        with pytest.raises(ConfigError, match=rf"--min-per-class is {minimum}.* {least.sum()} sam"):
+        with pytest.raises(ConfigError, match=rf"min_per_class={minimum}.* {least.sum()} sam"):
             kept(data, method, keep=keep, balance=balance, min_per_class=minimum)
         return
     ids = kept(data, method, keep=keep, balance=balance, min_per_class=minimum)
@@ -418,18 +418,18 @@ def test_the_kind_of_number_does_not_matter(method, kind):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"keep": 1.5}, r"--keep is 1\.5, expected a number in \(0, 1\]"),
-        ({"keep": 0.0}, r"--keep is 0\.0"),
-        ({"keep": math.nan}, "--keep is nan"),
-        ({"method": "window", "start": -0.5}, r"--start is -0\.5, .* \[0, 0\.5\]"),
-        ({"method": "window", "start": None}, "--start is not given"),
-        ({"method": "stratified", "cut": 0.6}, r"--cut is 0\.6, .* \[0, 0\.5\]"),
-        ({"method": "beta", "peak": -0.1}, r"--peak is -0\.1"),
-        ({"method": "beta", "concentration": math.inf}, "--concentration is inf"),
-        ({"method": "medium", "start": 0.1}, r"--start is 0\.1, expected --method window"),
-        ({"method": "hard", "seed": 1}, "--seed is 1, expected --method random"),
-        ({"method": "random", "seed": -1}, "--seed is -1"),
-        ({"min_per_class": -1}, "--min-per-class is -1"),
+        ({"keep": 1.5}, r"keep=1\.5: expected a number in \(0, 1\]"),
+        ({"keep": 0.0}, r"keep=0\.0"),
+        ({"keep": math.nan}, "keep=nan"),
+        ({"method": "window", "start": -0.5}, r"start=-0\.5, .* \[0, 0\.5\]"),
+        ({"method": "window", "start": None}, "start is not given"),
+        ({"method": "stratified", "cut": 0.6}, r"cut=0\.6, .* \[0, 0\.5\]"),
+        ({"method": "beta", "peak": -0.1}, r"peak=-0\.1"),
+        ({"method": "beta", "concentration": math.inf}, "concentration=inf"),
+        ({"method": "medium", "start": 0.1}, r"start=0\.1: expected method window"),
+        ({"method": "hard", "seed": 1}, "seed=1: expected method random"),
+        ({"method": "random", "seed": -1}, "seed=-1"),
+        ({"min_per_class": -1}, "min_per_class=-1"),
     ],
     ids=str,
 )
@@ -462,7 +462,7 @@ def test_what_is_not_known_lists_what_is():
 
 
 def test_class_adaptive_needs_classes_and_answers():
-    with pytest.raises(ConfigError, match="--balance is none, expected proportional or class"):
+    with pytest.raises(ConfigError, match="balance=none: expected proportional or class"):
         kept(one_class([0, 0]), "class-adaptive", balance="none")
     with pytest.raises(ConfigError, match="correct is None"):
         kept(one_class([0, 0])._replace(correct=None), "class-adaptive")

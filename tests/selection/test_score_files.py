@@ -181,7 +181,7 @@ def test_an_array_of_objects_is_never_unpickled(tmp_path):
 
 
 def test_files_of_other_kinds_are_refused(tmp_path):
-    with pytest.raises(ConfigError, match=r"--scores is .*s\.txt, expected .*\.npy or NAME\.csv"):
+    with pytest.raises(ConfigError, match=r"scores=.*s\.txt: expected .*\.npy or NAME\.csv"):
         read(tmp_path / "s.txt")
     (tmp_path / "s.parquet").write_text("no parquet")
     with pytest.raises(ConfigError, match=r"s\.parquet is not readable as parquet"):
@@ -212,7 +212,7 @@ def test_an_export_says_what_is_kept(tmp_path):
         "1,1,1,false",
         "2,0,2,true",
     ]
-    with pytest.raises(ConfigError, match=r"--export is .*s\.json"):
+    with pytest.raises(ConfigError, match=r"export=.*s\.json"):
         write_scores(tmp_path / "s.json", scores, labels, kept, data_fingerprint=DATA)
 
 

@@ -180,7 +180,7 @@ def test_a_file_that_was_made_otherwise_is_refused_until_overwrite(
     out = tmp_path / "chosen.npz"
     run(workspace, out=out)
     before = state(out)
-    with pytest.raises(CacheMismatchError, match=rf"made otherwise: {named}\. .*--overwrite"):
+    with pytest.raises(CacheMismatchError, match=rf"made otherwise: {named}\. .*overwrite"):
         run(workspace, out=out, **options)
     assert state(out) == before
     run(workspace, out=out, overwrite=True, **options)
@@ -239,7 +239,7 @@ def test_a_store_is_found_by_the_name_of_its_teacher(workspace):
 def test_without_a_store_the_command_that_builds_one_is_named(workspace, tmp_path):
     with pytest.raises(ConfigError, match=r"no store was built yet.*kdcache build-logits"):
         run(tmp_path / "empty")
-    with pytest.raises(ConfigError, match=r"resnet50\.zarr does not exist.*--teacher resnet50"):
+    with pytest.raises(ConfigError, match=r"resnet50\.zarr does not exist.*teacher resnet50"):
         run(workspace, teacher="resnet50")
 
 
@@ -303,7 +303,7 @@ def test_scores_of_a_file_take_the_place_of_the_stores(workspace, tmp_path):
 
 
 def test_a_file_that_is_not_there_is_named(workspace, tmp_path):
-    with pytest.raises(ConfigError, match=r"--scores is .*gone\.csv, expected a file that exists"):
+    with pytest.raises(ConfigError, match=r"scores=.*gone\.csv: expected a file that exists"):
         run(workspace, scores=tmp_path / "gone.csv")
 
 
@@ -383,7 +383,7 @@ def test_scores_are_averaged_over_teachers(two_stores, tiny_store, tmp_path):
 
 
 def test_averages_over_other_data_or_the_same_teacher_are_refused(two_stores):
-    with pytest.raises(ConfigError, match="--average-with is projection, expected other teachers"):
+    with pytest.raises(ConfigError, match="average_with=projection: expected other teachers"):
         run(two_stores, average_with=("projection",))
     with pytest.raises(ConfigError, match=r"gone\.zarr does not exist"):
         run(two_stores, average_with=("gone",))
@@ -407,7 +407,7 @@ def test_exported_scores_select_the_same_samples_again(workspace, tmp_path):
 def test_what_is_at_export_is_kept_until_overwrite_and_before_any_work(workspace, tmp_path):
     out, export = tmp_path / "chosen.npz", tmp_path / "s.csv"
     export.write_text("mine")
-    with pytest.raises(ConfigError, match=r"--export is .*s\.csv, which exists.*--overwrite"):
+    with pytest.raises(ConfigError, match=r"export=.*s\.csv, which exists.*overwrite"):
         run(workspace, out=out, export=export)
     assert (export.read_text(), out.exists()) == ("mine", False)
     run(workspace, out=out, export=export, overwrite=True)
@@ -420,7 +420,7 @@ def test_the_scores_that_are_read_are_never_replaced(workspace, tmp_path):
     (tmp_path / "same.npy").symlink_to(scores)
     before = state(scores)
     for export in (scores, tmp_path / "same.npy"):
-        with pytest.raises(ConfigError, match=f"--export is {export}, the file of --scores"):
+        with pytest.raises(ConfigError, match=f"export={export}, the file of scores"):
             run(workspace, scores=scores, export=export, overwrite=True)
     assert state(scores) == before
     assert not (workspace / "subsets").exists()
@@ -497,7 +497,7 @@ def test_a_comparison_with_other_data_or_nothing_is_refused(workspace):
         run(workspace, compare="data")
     with pytest.raises(CacheMismatchError, match=r"large\.npz holds sample 72, .*below 72"):
         run(workspace, compare="large")
-    with pytest.raises(ConfigError, match="--subset is none-such"):
+    with pytest.raises(ConfigError, match="subset=none-such"):
         run(workspace, compare="none-such")
 
 
@@ -507,38 +507,38 @@ def test_a_comparison_with_other_data_or_nothing_is_refused(workspace):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"method": "window"}, r"--start is not given, expected a number in \[0, 0\.3\]"),
+        ({"method": "window"}, r"start is not given, expected a number in \[0, 0\.3\]"),
         (
             {"method": "window", "start": 0.31},
-            r"--start is 0\.31, .* \[0, 0\.3\], what --keep 0\.7",
+            r"start=0\.31, .* \[0, 0\.3\], what keep=0\.7",
         ),
-        ({"method": "window", "start": -0.1}, r"--start is -0\.1"),
-        ({"start": 0.1}, r"--start is 0\.1, expected --method window"),
-        ({"method": "stratified", "cut": 0.4}, r"--cut is 0\.4, .* \[0, 0\.3\]"),
-        ({"method": "beta", "cut": 0.1}, r"--cut is 0\.1, expected --method stratified"),
-        ({"method": "beta", "peak": 1.5}, r"--peak is 1\.5, .* \[0, 1\]"),
-        ({"method": "beta", "concentration": -1.0}, r"--concentration is -1\.0, .* at least 0"),
-        ({"peak": 0.5}, r"--peak is 0\.5, expected --method beta"),
-        ({"method": "class-adaptive", "balance": "none"}, "--balance is none, .* class-adaptive"),
-        ({"min_per_class": -1}, "--min-per-class is -1"),
-        ({"scores": Path("a.npy"), "score": "el2n"}, "--score is el2n, expected no --scores"),
-        ({"scores": Path("a.npy"), "average_with": ("r34",)}, "--average-with is r34"),
-        ({"method": "random", "score": "el2n"}, "--score is el2n, expected a --method that reads"),
-        ({"method": "class-adaptive", "scores": Path("a.npy")}, r"--scores is a\.npy, expected a"),
-        ({"method": "random", "average_with": ("r34",)}, "--average-with is r34, expected a"),
+        ({"method": "window", "start": -0.1}, r"start=-0\.1"),
+        ({"start": 0.1}, r"start=0\.1: expected method window"),
+        ({"method": "stratified", "cut": 0.4}, r"cut=0\.4, .* \[0, 0\.3\]"),
+        ({"method": "beta", "cut": 0.1}, r"cut=0\.1: expected method stratified"),
+        ({"method": "beta", "peak": 1.5}, r"peak=1\.5, .* \[0, 1\]"),
+        ({"method": "beta", "concentration": -1.0}, r"concentration=-1\.0, .* at least 0"),
+        ({"peak": 0.5}, r"peak=0\.5: expected method beta"),
+        ({"method": "class-adaptive", "balance": "none"}, "balance=none, .* class-adaptive"),
+        ({"min_per_class": -1}, "min_per_class=-1"),
+        ({"scores": Path("a.npy"), "score": "el2n"}, "score=el2n: expected no scores"),
+        ({"scores": Path("a.npy"), "average_with": ("r34",)}, "average_with=r34"),
+        ({"method": "random", "score": "el2n"}, "score=el2n: expected a method that reads"),
+        ({"method": "class-adaptive", "scores": Path("a.npy")}, r"scores=a\.npy: expected a"),
+        ({"method": "random", "average_with": ("r34",)}, "average_with=r34: expected a"),
         *(
-            ({"method": method, "seed": 3, **more}, "--seed is 3, expected --method random, strat")
+            ({"method": method, "seed": 3, **more}, "seed=3: expected method random, strat")
             for method, more in (
                 *(("easy", {}), ("hard", {}), ("medium", {}), ("window", {"start": 0.1})),
             )
         ),
-        ({"keep": 1.5}, r"--keep is 1\.5, expected a number in \(0, 1\]"),
-        ({"method": "beta", "concentration": np.inf}, "--concentration is inf, .* finite"),
-        ({"method": "beta", "concentration": np.nan}, "--concentration is nan, .* finite"),
-        ({"out": Path("mine")}, r"--out is mine, expected a file named NAME\.npz$"),
-        ({"out": Path("x.v1")}, r"--out is x\.v1, expected a file named NAME\.npz$"),
-        ({"export": Path("s.txt")}, r"--export is s\.txt, expected a file named NAME\.npy or NAM"),
-        ({"scores": Path("s.npz")}, r"--scores is s\.npz, expected a file named NAME\.npy or NAM"),
+        ({"keep": 1.5}, r"keep=1\.5: expected a number in \(0, 1\]"),
+        ({"method": "beta", "concentration": np.inf}, "concentration=inf, .* finite"),
+        ({"method": "beta", "concentration": np.nan}, "concentration=nan, .* finite"),
+        ({"out": Path("mine")}, r"out=mine: expected a file named NAME\.npz$"),
+        ({"out": Path("x.v1")}, r"out=x\.v1: expected a file named NAME\.npz$"),
+        ({"export": Path("s.txt")}, r"export=s\.txt: expected a file named NAME\.npy or NAM"),
+        ({"scores": Path("s.npz")}, r"scores=s\.npz: expected a file named NAME\.npy or NAM"),
     ],
     ids=str,
 )

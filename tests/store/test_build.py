@@ -257,7 +257,7 @@ def test_a_teacher_that_answers_nan_is_refused_and_the_sample_is_named(
 
 
 def test_logits_beyond_the_range_of_the_codec_are_refused(workspace):
-    with pytest.raises(TeacherError, match=r"view 0 of sample \d .*--codec float32"):
+    with pytest.raises(TeacherError, match=r"view 0 of sample \d .*codec float32"):
         build(workspace, "tests.store.teachers:huge", views=0, codec="dense")
     assert shards_of(workspace / "stores" / "huge.zarr") == 0
 
@@ -275,7 +275,7 @@ def test_a_workspace_without_data_names_the_command_that_packs_some(tmp_path):
 
 
 def test_a_teacher_that_does_not_exist_leaves_no_store(workspace):
-    with pytest.raises(ConfigError, match="--teacher is resnet9"):
+    with pytest.raises(ConfigError, match="teacher=resnet9"):
         build(workspace, "resnet9")
     assert not (workspace / "stores").exists()
 

@@ -90,7 +90,7 @@ def test_the_rows_of_a_subset_keep_their_own_labels_and_scores(workspace, tmp_pa
 def test_a_file_that_is_there_is_replaced_only_when_asked(tiny_store, tmp_path):
     out = tmp_path / "view.npz"
     out.write_bytes(b"mine")
-    with pytest.raises(ConfigError, match=r"view\.npz exists\. Use --overwrite"):
+    with pytest.raises(ConfigError, match=r"view\.npz exists\. Use overwrite"):
         exported(out, tiny_store.path)
     assert out.read_bytes() == b"mine"
     exported(out, tiny_store.path, overwrite=True)
@@ -107,7 +107,7 @@ def test_a_view_that_is_not_there_is_refused_and_nothing_is_written(tiny_store, 
 def test_a_damaged_shard_leaves_no_file(store_path, tmp_path):
     flip(store_path / "views/1/rows/c/8/0")
     for name in ("view.npz", "view.parquet"):
-        with pytest.raises(CacheCorruptError, match=r"views/1/rows/c/8/0 of .* --repair"):
+        with pytest.raises(CacheCorruptError, match=r"views/1/rows/c/8/0 of .* repair"):
             exported(tmp_path / name, store_path, view=1)
         assert not (tmp_path / name).exists()
     assert list(tmp_path.glob("*.partial")) == []

@@ -60,7 +60,7 @@ def test_features_change_nothing_else(workspace):
 def test_features_can_be_added_to_a_finished_store(workspace):
     path = Path(build(workspace, WITH_HEAD, views=1)["path"])
     before = snapshot(path)
-    with pytest.raises(CacheMismatchError, match=r"holds no features\. .*--features"):
+    with pytest.raises(CacheMismatchError, match=r"holds no features\. .*features"):
         LogitStore.open(path).features()
     result = build(workspace, WITH_HEAD, views=1, features=True)
     assert result["teacher_forwards"] == NUM_SAMPLES  # of the clean view alone

@@ -136,7 +136,7 @@ def test_ids_outside_a_subset_are_absent_from_its_views_alone(tmp_path):
 
 @pytest.mark.parametrize("view", [-1, 4, 100])
 def test_a_view_that_the_store_does_not_have_is_named(tiny_store, view):
-    with pytest.raises(CacheMismatchError, match=rf"view is {view}, .* 0 to 3\. .*--views {view}"):
+    with pytest.raises(CacheMismatchError, match=rf"view is {view}, .* 0 to 3\. .*views {view}"):
         tiny_store.logits([0], view)
 
 

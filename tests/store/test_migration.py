@@ -93,7 +93,7 @@ def test_fields_that_are_missing_or_unknown_are_named(store_path, change, odd, v
     about = json.loads((store_path / "zarr.json").read_text())
     change(about["attributes"]["kdcache"])
     (store_path / "zarr.json").write_text(json.dumps(about))
-    with pytest.raises(CacheCorruptError, match=f"missing or unknown fields: {odd}. .*--overwrite"):
+    with pytest.raises(CacheCorruptError, match=f"missing or unknown fields: {odd}. .*overwrite"):
         LogitStore.open(store_path)
 
 

@@ -14,7 +14,7 @@ from tests.store.conftest import change_manifest, snapshot
 
 def test_other_conditions_are_refused_unless_they_are_allowed(store_path, workspace):
     before = snapshot(store_path)
-    with pytest.raises(CacheMismatchError, match=r"batch_size is 4, found 8.*--allow-mixed"):
+    with pytest.raises(CacheMismatchError, match=r"batch_size is 4, found 8.*allow_mixed"):
         build(workspace, views=4, batch_size=4)
     assert snapshot(store_path) == before
     assert LogitStore.open(store_path).num_views == 3

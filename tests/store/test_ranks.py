@@ -79,7 +79,7 @@ def test_a_rank_that_dies_is_made_up_for_by_another_number_of_ranks(
 def test_a_rank_is_a_part_and_says_so_where_a_part_is_asked_for():
     ranked = {"RANK": "1", "WORLD_SIZE": "3"}
     assert Part.parse(None, ranked) == Part(1, 3, runs_concurrently=True)
-    with pytest.raises(ConfigError, match=r"--part is 1/2, but torchrun .* part 2/3"):
+    with pytest.raises(ConfigError, match=r"part=1/2, but torchrun .* part 2/3"):
         Part.parse("1/2", ranked)
 
 
@@ -88,5 +88,5 @@ def test_parts_do_not_replace_each_others_store(tiny_workspace, tmp_path):
     options = BuildLogitsOptions(
         teacher="tests.teachers:projection", workspace=workspace, part="2/2", overwrite=True
     )
-    with pytest.raises(ConfigError, match="--overwrite is given to part 2/2"):
+    with pytest.raises(ConfigError, match="overwrite is given to part 2/2"):
         build_logits(options)

@@ -128,7 +128,7 @@ def test_an_unknown_value_is_named(tmp_path, block, values):
         ("lr = -1.0", HEAD, ["--lr is -1.0", "b0"]),
         ('optimizer = "adam"', HEAD, ["adam", "adamw"]),
         ('method = "window"\nkeep = 0.5', HEAD, ["--start is not given", "window"]),
-        ("keep = 0.5", HEAD.replace("epochs = 6", "epochs = -6", 1), ["--epochs is -6"]),
+        ("keep = 0.5", HEAD.replace("epochs = 6", "epochs = -6", 1), ["epochs=-6"]),
         ("keep = 0.5", HEAD.replace("resnet20", "resnet21"), ["resnet21", "[teachers.big]"]),
     ],
 )
@@ -149,7 +149,7 @@ def test_a_source_that_is_not_there_is_named(tmp_path):
         study(StudyOptions("digits", source=("digits=/no/such",), **options))
     with pytest.raises(ConfigError, match=r"has no data set cifar"):
         study(StudyOptions("digits", source=("cifar=/no/such",), **options))
-    with pytest.raises(ConfigError, match=r"--block is third, expected one of teachers, first"):
+    with pytest.raises(ConfigError, match=r"block=third: expected one of teachers, first"):
         study(StudyOptions("digits", block=("third",), **options))
     with pytest.raises(ConfigError, match=r"GRID is digit, expected .*digits"):
         study(StudyOptions("digit", **options))

@@ -75,7 +75,7 @@ def test_a_table_has_mean_error_and_differences_of_the_same_seeds():
 )
 def test_an_arm_pools_only_students_that_differ_in_their_seed(setting, one, other):
     rows = [student(seed=0, **{setting: one}), student(seed=1, **{setting: other})]
-    with pytest.raises(ConfigError, match=rf"of {setting} .* in \(kd; keep 0.3\).* --where"):
+    with pytest.raises(ConfigError, match=rf"of {setting} .* in \(kd; keep 0.3\).* where"):
         table_of(rows, ["kd"], ["keep"])
 
 

@@ -212,7 +212,7 @@ def test_archs_go_to_the_files_that_do_not_say_what_they_are(tmp_path):
     assert found.name == "a+says+projection+b"
     for archs in ((), ("resnet8",), ("resnet8", "resnet20", "resnet8")):
         with pytest.raises(
-            ConfigError, match=rf"--arch is given {len(archs)} times, expected 2"
+            ConfigError, match=rf"arch is given {len(archs)} times, expected 2"
         ) as e:
             open_all(*specs, archs=archs)
         assert str(e.value).endswith(f"{specs[0]}, {specs[3]}")
@@ -227,12 +227,12 @@ def test_a_member_with_other_classes_is_refused_when_it_is_asked():
 
 
 def test_features_of_an_ensemble_are_refused():
-    with pytest.raises(ConfigError, match="--features is given with 2 teachers"):
+    with pytest.raises(ConfigError, match="features is given with 2 teachers"):
         BuildLogitsOptions(teacher=(PROJECTION, OTHER), features=True)
 
 
 def test_a_mean_of_one_teacher_is_asked_wrongly():
-    with pytest.raises(ConfigError, match="--ensemble is logits, expected several --teacher"):
+    with pytest.raises(ConfigError, match="ensemble=logits: expected several teacher"):
         BuildLogitsOptions(teacher=PROJECTION, ensemble="logits")
 
 

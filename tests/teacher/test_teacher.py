@@ -133,20 +133,20 @@ def test_a_folder_is_no_teacher(tmp_path):
 def test_arch_is_asked_for_where_the_file_does_not_say(tmp_path):
     path = tmp_path / "silent.safetensors"
     write_teacher(path, {})
-    with pytest.raises(ConfigError, match=r"--arch is missing, .*silent\.safetensors"):
+    with pytest.raises(ConfigError, match=r"arch is missing, .*silent\.safetensors"):
         open_it(path)
 
 
 def test_arch_is_refused_where_the_file_says_otherwise(tmp_path):
     path = tmp_path / "mine.safetensors"
     write_teacher(path, {"arch": "resnet8"})
-    with pytest.raises(ConfigError, match=r"--arch is resnet20, .* says that it is resnet8"):
+    with pytest.raises(ConfigError, match=r"arch=resnet20, .* says that it is resnet8"):
         open_it(path, arch="resnet20")
     assert open_it(path, arch="resnet8").arch == "resnet8"
 
 
 def test_arch_is_refused_for_a_callable(tmp_path):
-    with pytest.raises(ConfigError, match=r"--arch is resnet8, but tests\.teachers:projection"):
+    with pytest.raises(ConfigError, match=r"arch=resnet8, but tests\.teachers:projection"):
         open_it("tests.teachers:projection", tmp_path, arch="resnet8")
 
 

@@ -211,7 +211,7 @@ def test_another_crop_mode_is_said(caplog):
     ("spec", "match"),
     [
         ("timm:resnet18.no_such_tag", r"Invalid pretrained tag.*timm:resnet18\.a1_in1k"),
-        ("timm:resnet81", r"--teacher is timm:resnet81, expected .* timm:resnet18"),
+        ("timm:resnet81", r"teacher=timm:resnet81: expected .* timm:resnet18"),
         ("timm:zzz", "such as timm:resnet50"),
     ],
 )
@@ -266,7 +266,7 @@ def register(monkeypatch: pytest.MonkeyPatch, **about: object) -> None:
 def test_without_timm_the_command_that_installs_it_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
     remedy = r"timm is not installed\. Run: pip install 'kdcache\[timm\]'"
-    with pytest.raises(ConfigError, match=rf"--teacher is timm:resnet18, but {remedy}"):
+    with pytest.raises(ConfigError, match=rf"teacher=timm:resnet18, but {remedy}"):
         open_it("timm:resnet18", tmp_path)
     with pytest.raises(ConfigError, match=rf"model is timm:resnet18, but {remedy}"):
         make_model("timm:resnet18", num_classes=4, image_size=32)

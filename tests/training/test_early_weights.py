@@ -42,7 +42,7 @@ def test_they_are_those_of_a_run_that_ends_there(tiny_workspace, tmp_path):
         BuildLogitsOptions(teacher="mine-epoch2", views=0, device="cpu", workspace=whole)
     ).to_json()
     assert built["val_quality"]["top1"] == pytest.approx(about["top1"])
-    with pytest.raises(CacheMismatchError, match=r"mine-epoch3.* --overwrite"):
+    with pytest.raises(CacheMismatchError, match=r"mine-epoch3.* overwrite"):
         train_teacher(options(whole, save_epochs="1,3", name="mine"))
 
 
@@ -86,7 +86,5 @@ def test_a_run_that_lacks_one_is_begun_anew(tiny_workspace, tmp_path, monkeypatc
 
 def test_an_epoch_after_the_last_is_refused(tiny_workspace, tmp_path):
     workspace = copy_workspace(tiny_workspace, tmp_path / "workspace")
-    with pytest.raises(
-        ConfigError, match=r"--save-epochs is 2,4, expected epochs up to the last, 3"
-    ):
+    with pytest.raises(ConfigError, match=r"save_epochs=2,4: expected epochs up to the last, 3"):
         train_teacher(options(workspace, save_epochs="2,4"))

@@ -81,7 +81,7 @@ def test_a_file_of_another_program_needs_its_model_named(workspace, tmp_path):
     torch.manual_seed(0)
     path = tmp_path / "other.safetensors"
     save_file(make_model("resnet8", num_classes=4, image_size=32).state_dict(), path)
-    with pytest.raises(ConfigError, match=r"--model is missing.*other\.safetensors"):
+    with pytest.raises(ConfigError, match=r"model is missing.*other\.safetensors"):
         found(workspace, str(path))
     assert found(workspace, str(path), model="resnet8")["samples"] == 24
     with pytest.raises(WeightsError, match=r"other\.safetensors does not fit"):
@@ -91,7 +91,7 @@ def test_a_file_of_another_program_needs_its_model_named(workspace, tmp_path):
 
 
 def test_a_model_that_is_not_the_files_own_is_refused(workspace):
-    with pytest.raises(ConfigError, match=r"--model is resnet20, but .* says that it is resnet8"):
+    with pytest.raises(ConfigError, match=r"model=resnet20, but .* says that it is resnet8"):
         found(workspace, NAME, model="resnet20")
 
 
@@ -112,11 +112,9 @@ def test_what_is_not_there_is_named_with_what_is(workspace, tmp_path):
         found(workspace, str(tmp_path / "nothing.safetensors"))
     run_dir = copy_workspace(workspace / "runs" / NAME, tmp_path / "run")
     (run_dir / "ema.safetensors").unlink()
-    with pytest.raises(
-        ConfigError, match=r"--which is ema, but .*run has no ema.*best.safetensors"
-    ):
+    with pytest.raises(ConfigError, match=r"which=ema, but .*run has no ema.*best.safetensors"):
         found(workspace, str(run_dir), which="ema")
-    with pytest.raises(ConfigError, match="--which is best, expected a run"):
+    with pytest.raises(ConfigError, match="which=best: expected a run"):
         found(workspace, str(run_dir / "last.safetensors"), which="best")
 
 

@@ -181,7 +181,7 @@ def test_without_a_teacher_nothing_is_counted(parts, tmp_path):
 
 
 def test_a_loss_that_is_not_finite_ends_the_run(parts, tmp_path):
-    with pytest.raises(TrainingError, match=r"loss of step 2 is (nan|inf).*--lr than 1e\+30"):
+    with pytest.raises(TrainingError, match=r"loss of step 2 is (nan|inf).*lr than 1e\+30"):
         run(parts, tmp_path, lr=1e30)
     assert not (tmp_path / "resume.safetensors").exists()
 

@@ -93,7 +93,9 @@ def build_store(
     if options.overwrite and not part.is_whole:
         raise ConfigError(
             f"--overwrite is given to part {part.index + 1}/{part.count}, expected none: each part "
-            f"would delete the shards of the others. Remove {location} first"
+            f"would delete the shards of the others. Remove {location} first",
+            parameter="overwrite",
+            value=True,
         )
     lock = store_lock(location, workspace)
     with file_lock(lock, purpose="build-logits", shared=not part.is_whole):

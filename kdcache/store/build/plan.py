@@ -54,14 +54,18 @@ class Part:
             if text is not None:
                 raise ConfigError(
                     f"--part is {text}, but torchrun already makes this process part "
-                    f"{world.rank + 1}/{world.world_size}. Leave the option out"
+                    f"{world.rank + 1}/{world.world_size}. Leave the option out",
+                    parameter="part",
+                    value=text,
                 )
             return cls(world.rank, world.world_size, runs_concurrently=True)
         if text is None:
             return cls()
         match = re.fullmatch(r"(\d+)/(\d+)", text)
         if not match or not 1 <= int(match[1]) <= int(match[2]):
-            raise ConfigError(f"--part is {text!r}, expected one such as 2/4: the second of four")
+            raise ConfigError(
+                parameter="part", value=text, rule="one such as 2/4: the second of four"
+            )
         return cls(int(match[1]) - 1, int(match[2]))
 
 

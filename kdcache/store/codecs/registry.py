@@ -39,8 +39,12 @@ def codec_class(name: str) -> type[Codec]:
     found = CODECS.load(name)
     if not (isinstance(found, type) and issubclass(found, Codec)) or found.spelling() != name:
         raise ConfigError(
-            f"--codec is {name}, expected a subclass of kdcache.store.codecs.codec.Codec that is "
-            "defined in that module and leaves `name` out"
+            parameter="codec",
+            value=name,
+            rule=(
+                "a subclass of kdcache.store.codecs.codec.Codec that is defined in "
+                "that module and leaves `name` out"
+            ),
         )
     return found
 

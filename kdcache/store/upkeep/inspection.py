@@ -10,7 +10,7 @@ import zarr
 from zarr.core.group import GroupMetadata
 from zarr.core.metadata import ArrayV3Metadata
 
-from kdcache.errors import CacheCorruptError
+from kdcache.errors import CacheCorruptError, shell_line
 from kdcache.progress import progress_bar
 from kdcache.store.format.codec_file import CODECS_WITHOUT_SETTINGS, has_codec, read_decision
 from kdcache.store.format.layout import (
@@ -124,7 +124,7 @@ def _damaged_codec(group: zarr.Group, manifest: StoreManifest, keys: list[str]) 
         try:
             read_decision(group, manifest)
         except CacheCorruptError as error:
-            yield Damage(CODEC_KEY, str(error))
+            yield Damage(CODEC_KEY, shell_line(error))
             return
     elif any(expected_views(keys)):
         yield Damage(CODEC_KEY, "is missing")

@@ -55,10 +55,16 @@ def merge(options: MergeOptions) -> MergeResult:
     if _resolved(out) in [_resolved(parse_location(part)) for part in options.parts]:
         raise ConfigError(
             f"--out is {out}, which is one of the parts, expected another path: a part "
-            "that is replaced cannot be read"
+            "that is replaced cannot be read",
+            parameter="out",
+            value=out,
         )
     if exists(out) and not options.overwrite:
-        raise ConfigError(f"--out is {out}, which exists. Use --overwrite to replace it")
+        raise ConfigError(
+            f"--out is {out}, which exists. Use --overwrite to replace it",
+            parameter="out",
+            value=out,
+        )
     delete_store(out)
     zarr_store = open_zarr_store(out, read_only=False)
     markers = {f"views/{view}/complete" for group, _ in sources for view in existing_views(group)}

@@ -42,7 +42,7 @@ class Alpha:
         """Check both ends."""
         for value in (self.start, self.end):
             if not 0 <= value <= 1:
-                raise ConfigError(f"--alpha is {value}, expected a number in [0, 1]")
+                raise ConfigError(parameter="alpha", value=value, rule="a number in [0, 1]")
 
     @classmethod
     def parse(cls, text: str | float) -> Alpha:
@@ -90,5 +90,9 @@ class Alpha:
             case "cosine":
                 way = (1 - math.cos(math.pi * progress)) / 2
             case "auto":
-                raise ConfigError("--alpha is auto, expected the share that is kept to be known")
+                raise ConfigError(
+                    "--alpha is auto, expected the share that is kept to be known",
+                    parameter="alpha",
+                    value="auto",
+                )
         return (1 - way) * self.start + way * self.end

@@ -42,7 +42,7 @@ class Dist(Method):
         """Check the weights."""
         if min(self.beta, self.gamma) < 0 or not 0 < max(self.beta, self.gamma) < math.inf:
             raise ConfigError(
-                f"--loss is {self}, expected weights of at least 0 and one of them above"
+                parameter="loss", value=self, rule="weights of at least 0 and one of them above"
             )
 
     def __call__(

@@ -45,7 +45,7 @@ class Dkd(Method):
         """Check the weights."""
         if min(self.alpha, self.beta) < 0 or not 0 < max(self.alpha, self.beta) < math.inf:
             raise ConfigError(
-                f"--loss is {self}, expected weights of at least 0 and one of them above"
+                parameter="loss", value=self, rule="weights of at least 0 and one of them above"
             )
         if not 0 <= self.warm_up <= 1:
             raise ConfigError(f"warm_up of dkd is {self.warm_up}, expected a share in [0, 1]")

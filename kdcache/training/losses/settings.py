@@ -51,20 +51,26 @@ class LossSettings:
         """Check what stands beside what."""
         method = self.method
         if not 0 < self.temperature < math.inf:
-            raise ConfigError(f"--temperature is {self.temperature}, expected a number above 0")
+            raise ConfigError(
+                parameter="temperature", value=self.temperature, rule="a number above 0"
+            )
         if not 0 <= self.label_smoothing < 1:
             raise ConfigError(
-                f"--label-smoothing is {self.label_smoothing}, expected a number in [0, 1)"
+                parameter="label_smoothing", value=self.label_smoothing, rule="a number in [0, 1)"
             )
         if self.standardise and self.reshape:
             raise ConfigError(
                 "--reshape is given with --standardise, expected one of them: the second takes "
-                "away the deviation that the first sets"
+                "away the deviation that the first sets",
+                parameter="reshape",
+                value=True,
             )
         if self.standardise and not method.takes_standardised:
             raise ConfigError(
                 f"--standardise is given with --loss {method.name}, expected kd or dkd: "
-                "correlations leave the size of differences out already"
+                "correlations leave the size of differences out already",
+                parameter="standardise",
+                value=True,
             )
         if self.mixer is not None and not method.takes_mixed:
             raise ConfigError(
@@ -74,7 +80,9 @@ class LossSettings:
         if self.label_smoothing and self.has_no_labels:
             raise ConfigError(
                 f"--label-smoothing is {self.label_smoothing:g} with --alpha {self.alpha}, "
-                "expected an alpha below 1: the labels do not count"
+                "expected an alpha below 1: the labels do not count",
+                parameter="label_smoothing",
+                value=self.label_smoothing,
             )
 
     @classmethod
@@ -152,9 +160,13 @@ class LossSettings:
             return
         if codec.bound_to != self.temperature:
             raise ConfigError(
-                f"--temperature is {self.temperature:g}, expected {codec.bound_to:g}: the rows of "
-                f"{path} are {codec}, drawn for that temperature alone. Build a store with another "
-                "--codec for this one"
+                parameter="temperature",
+                value=f"{self.temperature:g}",
+                rule=(
+                    f"{codec.bound_to:g}: the rows of {path} are {codec}, drawn for "
+                    "that temperature alone"
+                ),
+                remedy="Build a store with another --codec for this one",
             )
         changes = [f"--{name}" for name in ("reshape", "standardise") if getattr(self, name)]
         if changes or not isinstance(self.method, Kd):

@@ -101,7 +101,9 @@ def require_loss(place: str, found: object, batch_size: int) -> Tensor:
         shown = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
         raise ConfigError(
             f"--loss {place} returned {shown}, expected a tensor of shape () or ({batch_size},): "
-            "one number, or one per sample"
+            "one number, or one per sample",
+            parameter="loss",
+            value=place,
         )
     return found.float()
 
@@ -116,7 +118,9 @@ def last_linear(model: nn.Module | None, place: str) -> nn.Linear:
     if not layers:
         raise ConfigError(
             f"--loss is {place}, which needs the student's features, expected a student with a "
-            "linear layer at its end. Choose another --model"
+            "linear layer at its end. Choose another --model",
+            parameter="loss",
+            value=place,
         )
     return layers[-1]
 

@@ -68,7 +68,7 @@ def test_what_cannot_be_read_is_refused_with_its_place(text, expected, character
     [(1.1, "1.1"), (-0.1, "-0.1"), (math.nan, "nan"), ("1.5", "1.5"), ("linear(0, 2)", "2.0")],
 )
 def test_a_weight_outside_0_and_1_is_refused(text, value):
-    with pytest.raises(ConfigError, match=rf"--alpha is {value}, expected a number in \[0, 1\]"):
+    with pytest.raises(ConfigError, match=rf"alpha={value}: expected a number in \[0, 1\]"):
         Alpha.parse(text)
 
 
@@ -119,5 +119,5 @@ def test_auto_is_the_rule_that_it_prints():
 
 
 def test_auto_has_no_weight_before_the_share_is_known():
-    with pytest.raises(ConfigError, match="--alpha is auto"):
+    with pytest.raises(ConfigError, match="alpha=auto"):
         Alpha("auto").at(0.0)

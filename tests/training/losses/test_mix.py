@@ -244,5 +244,5 @@ def test_with_both_kinds_about_half_of_the_batches_are_of_each():
 
 
 def test_with_neither_there_is_nothing_to_draw():
-    with pytest.raises(ConfigError, match="neither --mixup nor --cutmix"):
+    with pytest.raises(ConfigError, match="neither mixup nor cutmix"):
         Mixer(None, None, 0)
