@@ -28,7 +28,7 @@ from kdcache.options import (
 )
 from kdcache.processes import torchrun_world
 from kdcache.progress import logger, words_for_shell
-from kdcache.results import JSON, DoctorResult
+from kdcache.results import JSON
 
 # Threads of torch, of the reader and of other processes share the cores. By default a torch thread
 # that waits for its team spins and occupies a core that the others need: on a busy machine a
@@ -59,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if _prints_result(os.environ):
         content = result.to_json()
         sys.stdout.write((json.dumps(content) if output.json else _summary(content)) + "\n")
-    return 1 if isinstance(result, DoctorResult) and result.errors else 0
+    return 1 if result.is_failure else 0
 
 
 def _how_to_continue(options: CommonOptions) -> str:

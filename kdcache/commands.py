@@ -7,12 +7,23 @@ from dataclasses import field, fields, make_dataclass
 from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, NamedTuple, TypeVar
+from types import UnionType
+from typing import (
+    Annotated,
+    Any,
+    NamedTuple,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 from cyclopts import App, Parameter
 
 from kdcache import __version__
 from kdcache.errors import ConfigError
+from kdcache.library import field_docs
 from kdcache.options import (
     DEFAULT_WORKSPACE,
     WORKSPACE_VARIABLE,
@@ -81,24 +92,42 @@ def _as_words(options: type[CommonOptions]) -> type[CommonOptions]:
 
     The workspace comes first in a call from Python, but is never a positional word.
     """
-    workspace = (
-        "workspace",
-        Annotated[
-            Path,
-            Parameter(
-                env_var=WORKSPACE_VARIABLE, help="Folder for everything that kdcache writes."
-            ),
-        ],
-        field(default=DEFAULT_WORKSPACE, kw_only=True),
-    )
+    docs, hints = field_docs(options), get_type_hints(options, include_extras=True)
+    changed: list[tuple[str, Any, Any]] = []
+    for one in fields(options):
+        hint, default = hints[one.name], one.default
+        if one.name == "workspace":
+            hint = Annotated[Path, Parameter(env_var=WORKSPACE_VARIABLE)]
+            default = DEFAULT_WORKSPACE
+        elif (hint := _as_parsed(hint)) == hints[one.name]:
+            continue
+        is_option = one.kw_only or one.name == "workspace"
+        changed.append(
+            (
+                one.name,
+                Annotated[hint, Parameter(help=docs[one.name])],
+                field(default=default, kw_only=is_option),
+            )
+        )
     return make_dataclass(
         options.__name__,
-        [workspace],
+        changed,
         bases=(options, OutputOptions),
         namespace={"__doc__": options.__doc__, "__module__": options.__module__},
         frozen=True,
         kw_only=True,
     )
+
+
+def _as_parsed(hint: Any) -> Any:
+    """Return a type without the text that a call from Python may give instead of it."""
+    if get_origin(hint) is Annotated:
+        inner, *about = get_args(hint)
+        return Annotated[(_as_parsed(inner), *about)]
+    kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else ()
+    if Path in kinds or tuple[str, ...] in kinds:
+        return Union[tuple(kind for kind in kinds if kind is not str)]  # noqa: UP007  (a tuple)
+    return hint
 
 
 app = App(

@@ -13,11 +13,11 @@ from collections.abc import Callable
 from dataclasses import fields
 from importlib import import_module
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, ParamSpec, TypeVar, get_args, get_type_hints
 
-from typeguard import TypeCheckError, check_type
+from typeguard import CollectionCheckStrategy, TypeCheckError, check_type
 
-from kdcache.errors import ConfigError
+from kdcache.errors import ConfigError, in_python
 from kdcache.options import CommonOptions, default_workspace
 
 _P = ParamSpec("_P")
@@ -73,14 +73,12 @@ def _checked(options: type[CommonOptions], given: dict[str, Any]) -> dict[str, A
 def _checked_value(name: str, value: Any, hint: Any) -> Any:
     if isinstance(value, str) and Path in (hint, *get_args(hint)):
         value = Path(value)
-    elif hint == tuple[str, ...] and isinstance(value, str):
-        value = (value,)
-    elif get_origin(hint) is tuple and isinstance(value, list):
+    elif isinstance(value, list) and tuple[str, ...] in (hint, *get_args(hint)):
         value = tuple(value)
     # bool is an int for Python, but nobody means epochs=True.
     fits = not isinstance(value, bool) or hint is bool
     try:
-        check_type(value, hint)
+        check_type(value, hint, collection_check_strategy=CollectionCheckStrategy.ALL_ITEMS)
     except TypeCheckError:
         fits = False
     if not fits:
@@ -96,9 +94,9 @@ def _type_name(hint: Any) -> str:
 def _documentation(options: type[CommonOptions]) -> str:
     """Return the docstring: what the command does, and each argument."""
     docs = field_docs(options)
-    lines = [inspect.cleandoc(options.__doc__ or ""), "", "Args:"]
+    lines = [in_python(inspect.cleandoc(options.__doc__ or "")), "", "Args:"]
     for one in fields(options):
-        text = f"{one.name}: {docs[one.name]}"
+        text = f"{one.name}: {in_python(docs[one.name])}"
         lines += textwrap.wrap(text, 92, initial_indent="    ", subsequent_indent="        ")
     return "\n".join(lines)
 

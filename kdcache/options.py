@@ -54,9 +54,9 @@ def _require(name: str, value: float | None, holds: Callable[[float], bool], rul
         raise ConfigError(parameter=name, value=value, rule=rule)
 
 
-def require_suffix(name: str, path: Path | None, suffixes: Sequence[str]) -> None:
+def require_suffix(name: str, path: Path | str | None, suffixes: Sequence[str]) -> None:
     """Raise a ConfigError unless `path` is None or is named with one of the suffixes."""
-    if path is not None and path.suffix not in suffixes:
+    if path is not None and Path(path).suffix not in suffixes:
         raise ConfigError(
             parameter=name, value=path, rule=f"a file named NAME{' or NAME'.join(suffixes)}"
         )
@@ -72,12 +72,15 @@ def _require_non_negative(config: object, *names: str) -> None:
         _require(name, getattr(config, name), lambda value: value >= 0, "a number of at least 0")
 
 
+def as_names(value: tuple[str, ...] | str) -> tuple[str, ...]:
+    """Return the names of an option that may be given several times; Python may give one text."""
+    return (value,) if isinstance(value, str) else value
+
+
 def _as_tuples(config: object, *names: str) -> None:
-    """Replace a string by a tuple of one, for callers from Python."""
+    """Replace a text by a tuple of one."""
     for name in names:
-        value = getattr(config, name)
-        if isinstance(value, str):
-            object.__setattr__(config, name, (value,))
+        object.__setattr__(config, name, as_names(getattr(config, name)))
 
 
 def _require_unset(config: object, names: Sequence[str], use: str, *, unless: bool) -> None:
@@ -394,12 +397,12 @@ class TrainTeacherOptions(_ViewOptions, _LoopOptions):
 class BuildLogitsOptions(_ViewOptions):
     """Run the teacher once over all data and store its logits and scores."""
 
-    teacher: Annotated[tuple[str, ...], _EACH] = ()
+    teacher: Annotated[tuple[str, ...] | str, _EACH] = ()
     """A path, a name in the workspace's teachers/, a model of torchvision for its published weights
     (resnet50, or resnet50.IMAGENET1K_V1), timm:NAME, or module:callable. Repeat it for an ensemble.
     Default: the only file in teachers/."""
 
-    arch: Annotated[tuple[str, ...], _EACH] = ()
+    arch: Annotated[tuple[str, ...] | str, _EACH] = ()
     """Model of a teacher given by path, if the file does not name it: a classifier of torchvision,
     timm:NAME, or resnet8/20/32/56, wrn-16-2, wrn-40-2 or vgg8 (CIFAR families)."""
 
@@ -463,11 +466,11 @@ class VerifyOptions(_WorkspaceFirst):
     repair: Annotated[bool, _FLAG] = False
     """Rebuild damaged shards of the store with its teacher."""
 
-    teacher: Annotated[tuple[str, ...], _EACH] = ()
+    teacher: Annotated[tuple[str, ...] | str, _EACH] = ()
     """Run this teacher again on random rows, and compare. Repeat it for an ensemble, in the order
     of build-logits."""
 
-    arch: Annotated[tuple[str, ...], _EACH] = ()
+    arch: Annotated[tuple[str, ...] | str, _EACH] = ()
     """Model of a teacher given by path, if the file does not name it."""
 
     allow_mixed: Annotated[bool, _FLAG] = False
@@ -499,7 +502,7 @@ class VerifyOptions(_WorkspaceFirst):
 
 @dataclass(frozen=True, kw_only=True)
 class MergeOptions(CommonOptions):
-    """Merge the parts of a store that build-logits --part made."""
+    """Merge the parts of one store, each of them built with --part."""
 
     parts: Annotated[list[str], Parameter(negative="")] = field(kw_only=False)
     """Paths or URLs of stores built from the same data, teacher and options."""
@@ -519,7 +522,7 @@ class MergeOptions(CommonOptions):
 class ExportOptions(CommonOptions):
     """Write decoded logits, labels and scores to a Parquet or npz file."""
 
-    out: Path = field(kw_only=False)
+    out: Path | str = field(kw_only=False)
     """File to write: NAME.parquet or NAME.npz."""
 
     store: str | None = None
@@ -533,7 +536,7 @@ class ExportOptions(CommonOptions):
 
     def __post_init__(self) -> None:
         """Check every range."""
-        if self.out.suffix not in _EXPORTS:
+        if Path(self.out).suffix not in _EXPORTS:
             raise ConfigError(f"OUT is {self.out}, expected NAME{' or NAME'.join(_EXPORTS)}")
         _require_non_negative(self, "view")
 
@@ -633,7 +636,7 @@ class SelectOptions(PruningOptions, _WorkspaceFirst):
     ] = "cross_entropy"
     """Difficulty score; higher is harder. One of `kdcache.scores.registry`, or module:name."""
 
-    scores: Path | None = None
+    scores: Path | str | None = None
     """File with your own scores, higher is harder: a .npy by sample id, or a .csv or .parquet with
     a column `score` and a column `sample_id` or `file`."""
 
@@ -647,16 +650,16 @@ class SelectOptions(PruningOptions, _WorkspaceFirst):
     store: str | None = None
     """Path or URL of the store, instead of --teacher."""
 
-    average_with: Annotated[tuple[str, ...], Parameter(negative="")] = ()
+    average_with: Annotated[tuple[str, ...] | str, _EACH] = ()
     """Average in the scores of another teacher's store. Repeat it for several."""
 
     compare: str | None = None
     """Report the overlap with another subset (a name or path), per class."""
 
-    export: Path | None = None
+    export: Path | str | None = None
     """Also write the score of every sample and whether it is kept: .npy, .csv or .parquet."""
 
-    out: Path | None = None
+    out: Path | str | None = None
     """File to write, NAME.npz, instead of subsets/METHOD-KEEP....npz in the workspace."""
 
     overwrite: Annotated[bool, _FLAG] = False
@@ -794,7 +797,7 @@ class TrainOptions(_LoopOptions):
     pixels: Literal["check", "warn"] = "check"
     """If this machine decodes other pixels than the teacher saw: stop (check), or warn."""
 
-    out: Path | None = None
+    out: Path | str | None = None
     """Run folder, instead of a new runs/STUDENT-SUBSET-sSEED in the workspace. With --seeds: the
     parent of the run folders s0, s1, ..."""
 
@@ -865,15 +868,15 @@ class StudyOptions(CommonOptions):
     grid: str = field(kw_only=False)
     """Path of a TOML file with teachers and blocks of settings, or the bundled study digits."""
 
-    source: Annotated[tuple[str, ...], _EACH] = ()
+    source: Annotated[tuple[str, ...] | str, _EACH] = ()
     """NAME=SOURCE: images to pack for the grid's data set NAME. Default: NAME. Repeat it for
     several."""
 
-    results: Path | None = None
+    results: Path | str | None = None
     """Parquet file with one row per student; students in it are not trained again. Default:
     studies/GRID.parquet in the workspace."""
 
-    block: Annotated[tuple[str, ...], _EACH] = ()
+    block: Annotated[tuple[str, ...] | str, _EACH] = ()
     """Name of a block to run or show. Repeat it for several. Default: all."""
 
     jobs: int = 1
@@ -902,10 +905,10 @@ class StudyOptions(CommonOptions):
     """ROWS COLUMNS: print a table of accuracies over these settings instead. Join several by
     commas, such as method,kd."""
 
-    where: Annotated[tuple[str, ...], _EACH] = ()
+    where: Annotated[tuple[str, ...] | str, _EACH] = ()
     """SETTING=VALUE: show only these students. Repeat it for several."""
 
-    plot: Path | None = None
+    plot: Path | str | None = None
     """Also draw the table: NAME.png, NAME.pdf or NAME.svg; needs 'kdcache[plot]'."""
 
     def __post_init__(self) -> None:

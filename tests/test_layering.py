@@ -17,6 +17,7 @@ ROOT = Path(kdcache.__file__).parent
 PYPROJECT = Path(__file__).parents[1] / "pyproject.toml"
 STAGES = [
     "errors",
+    "results",
     "calls",
     "registry",
     "scores",
@@ -26,6 +27,7 @@ STAGES = [
     "locks",
     "identity",
     "options",
+    "library",
     "progress",
     "processes",
     "commands",
@@ -34,6 +36,7 @@ STAGES = [
     "cores",
     "memory",
     "compiled",
+    "selection.report",
     "selection.subset",  # a file of sample ids, which pack and build-logits read too
     "data",
     "reader",

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from kdcache.checkup.finding import Finding
 from kdcache.checkup.isolation import findings_of
 from kdcache.options import DoctorOptions
 from kdcache.progress import logger
-from kdcache.results import DoctorFinding, DoctorResult
+from kdcache.results import JSON, Result
 
 
 class Group(NamedTuple):
@@ -58,14 +60,40 @@ GROUPS = (
 )
 
 
+@dataclass(frozen=True, kw_only=True)
+class DoctorResult(Result):
+    """The findings of `doctor`."""
+
+    findings: tuple[Finding, ...]
+
+    @property
+    def errors(self) -> tuple[Finding, ...]:
+        """The findings that keep kdcache from working on this machine."""
+        return tuple(one for one in self.findings if one.level == "error")
+
+    @property
+    def is_failure(self) -> bool:
+        """True if there is an error."""
+        return bool(self.errors)
+
+    def to_json(self) -> dict[str, JSON]:
+        """Return `error`, `note` and `ok`, each with `found` and `remedy` by check."""
+        return {
+            level: {
+                one.check: {"found": one.found}
+                | ({} if one.remedy is None else {"remedy": one.remedy})
+                for one in self.findings
+                if one.level == level
+            }
+            for level in ("error", "note", "ok")
+        }
+
+
 def doctor(options: DoctorOptions) -> DoctorResult:
     """Do on a small scale what kdcache does, and report what fails."""
     workspace = Path(options.workspace).absolute()
-    findings: list[DoctorFinding] = []
+    findings: list[Finding] = []
     for group in GROUPS:
         logger.info("checking: %s", group.title)
-        findings += [
-            DoctorFinding(level=one.level, check=one.check, found=one.found, remedy=one.remedy)
-            for one in findings_of(group.function, workspace, group.title, group.remedy)
-        ]
+        findings += findings_of(group.function, workspace, group.title, group.remedy)
     return DoctorResult(findings=tuple(findings))

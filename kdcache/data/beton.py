@@ -16,7 +16,7 @@ from kdcache.data.ffcv_format import PAGE_SIZE_BYTES
 from kdcache.errors import DatasetError
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class Beton:
     """An open beton, whose tables were checked."""
 

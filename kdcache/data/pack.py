@@ -35,6 +35,7 @@ from kdcache.data.beton_manifest import (
 )
 from kdcache.data.beton_writer import write_beton
 from kdcache.data.images import store_image
+from kdcache.data.pack_result import PackResult
 from kdcache.data.policy import MAX_SMALL_IMAGE_SIZE
 from kdcache.data.repack import pack_subset
 from kdcache.data.resources import ResourceEstimate, require_resources
@@ -52,7 +53,6 @@ from kdcache.files import (
 from kdcache.identity import differences
 from kdcache.options import PackOptions
 from kdcache.progress import logger, progress_bar
-from kdcache.results import PackResult
 from kdcache.workspace import Workspace
 
 _TASK_BYTES = 4 << 20

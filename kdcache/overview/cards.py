@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from kdcache.errors import CacheCorruptError, ConfigError, WeightsError
 from kdcache.files import read_json
 from kdcache.options import ShowOptions
-from kdcache.results import ShowResult
+from kdcache.results import JSON, Result
 
 if TYPE_CHECKING:
     from kdcache.store.format.location import Location
@@ -37,6 +37,23 @@ class Card:
     """Of the full training data that it was made from; None where it does not say."""
     unfinished: str | None = None
     """What is missing, and the command that goes on; None where it is whole."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShowResult(Result):
+    """What a beton, teacher, store, subset or run says about itself."""
+
+    kind: Literal["beton", "teacher", "store", "subset", "run"]
+    path: str
+    facts: Mapping[str, JSON]
+    """The content of its manifest, and what was counted."""
+    unfinished: str | None
+    """What is missing and how to continue; None if it is whole."""
+
+    def to_json(self) -> dict[str, JSON]:
+        """Return the facts as keys of the object."""
+        content: dict[str, JSON] = {"kind": self.kind, "path": self.path, **self.facts}
+        return content if self.unfinished is None else content | {"unfinished": self.unfinished}
 
 
 def show(options: ShowOptions) -> ShowResult:

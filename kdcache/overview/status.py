@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from kdcache.errors import KDCacheError, shell_line
@@ -15,7 +16,7 @@ from kdcache.overview.cards import (
     subset_card,
     teacher_card,
 )
-from kdcache.results import StatusItem, StatusResult
+from kdcache.results import JSON, Result
 from kdcache.workspace import Workspace
 
 _WALK = (
@@ -27,6 +28,40 @@ _WALK = (
     ("runs/*/config.json", lambda path: run_card(path.parent)),
 )
 """Everything that a workspace holds, in the order of the walk."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StatusItem(Result):
+    """One thing that a workspace holds."""
+
+    name: str
+    """Path in the workspace."""
+    kind: str
+    about: str
+    """Description in one line."""
+    wrong: str | None
+    """Why it cannot be used: unfinished, stale or damaged; None if it can."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StatusResult(Result):
+    """What a workspace holds, and what to run next."""
+
+    workspace: Path
+    holds: tuple[StatusItem, ...]
+    next: str
+    """The next command, and why."""
+
+    def to_json(self) -> dict[str, JSON]:
+        """Return the JSON object, with the items by name."""
+        return {
+            "workspace": str(self.workspace),
+            "holds": {
+                item.name: {"kind": item.kind, "about": item.about, "wrong": item.wrong}
+                for item in self.holds
+            },
+            "next": self.next,
+        }
 
 
 def status(options: StatusOptions) -> StatusResult:

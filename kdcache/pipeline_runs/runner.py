@@ -17,9 +17,9 @@ from kdcache.locks import file_lock
 from kdcache.options import CommonOptions, PackOptions, RunOptions, TrainOptions
 from kdcache.pipeline_runs.pipeline import Step, find_pipeline, read_pipeline
 from kdcache.pipeline_runs.records import Records
+from kdcache.pipeline_runs.results import PipelineResult, StepResult
 from kdcache.pipeline_runs.signatures import inputs_of, signature
 from kdcache.progress import logger
-from kdcache.results import PipelineResult, StepResult
 from kdcache.workspace import Remembered, Workspace
 
 _NOT_A_DEPENDENCY = {field.name for field in fields(CommonOptions)} | {"num_workers", "overwrite"}

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from kdcache.results import SubsetComparison
+from kdcache.selection.report import SubsetComparison
 from kdcache.selection.subset import Subset
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -9,11 +10,24 @@ import numpy.typing as npt
 
 from kdcache.options import ScoreOptions
 from kdcache.progress import logger
-from kdcache.results import ScoreResult
+from kdcache.results import Result
 from kdcache.selection.stored_scores import compute_scores, load_scores, save_scores, score_file
 from kdcache.store.format.location import Location
 from kdcache.store.logit_store import LogitStore
 from kdcache.workspace import Workspace
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreResult(Result):
+    """A score, computed from a store's clean view."""
+
+    score: str
+    computed_from: str
+    """The teacher's pass, or the stored rows."""
+    samples: int
+    mean: float
+    path: Path | str
+    """The score file, or the store if it was built with this score."""
 
 
 def score(options: ScoreOptions) -> ScoreResult:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,7 +34,7 @@ def find_scores(
         return augmented_cross_entropy(store)
     if options.scores is not None:
         return read_scores(
-            options.scores,
+            Path(options.scores),
             store.manifest.samples,
             data_fingerprint=store.manifest.data_fingerprint,
             sample_names=lambda: _sample_names(workspace, store),
@@ -51,9 +52,10 @@ def scores_identity(
     if options.parity == "mdslr":
         return {"parity": "mdslr"}
     if options.scores is not None:
-        if not options.scores.is_file():
+        path = Path(options.scores)
+        if not path.is_file():
             raise ConfigError(parameter="scores", value=options.scores, rule="a file that exists")
-        return {"scores": options.scores.name, "scores_digest": sha256_of(options.scores)}
+        return {"scores": path.name, "scores_digest": sha256_of(path)}
     if options.average_with:
         others = _others(options, workspace, store)
         digests = [other.manifest.teacher_digest for other in others]

@@ -14,12 +14,12 @@ from kdcache.identity import differences
 from kdcache.options import SelectOptions
 from kdcache.progress import logger
 from kdcache.registry import user_code_digest
-from kdcache.results import SelectReport
 from kdcache.selection.compare import Comparison, compare
 from kdcache.selection.context import SampleData
 from kdcache.selection.mdslr import mdslr_quotas
 from kdcache.selection.methods import METHODS
 from kdcache.selection.pruning import keep_of_each, require_finite, select_ids
+from kdcache.selection.report import SelectReport
 from kdcache.selection.score_files import write_scores
 from kdcache.selection.score_source import find_scores, scores_identity
 from kdcache.selection.subset import Subset
@@ -64,7 +64,7 @@ def select_subset(options: SelectOptions) -> Subset:
         **scores_identity(options, workspace, store),
     }
     other = None if options.compare is None else _load_other(workspace, options.compare, store)
-    path = options.out or workspace.subset(subset_name(options))
+    path = Path(options.out or workspace.subset(subset_name(options)))
     by = f" by {options.scores or options.score}" if options.reads_scores else ""
     logger.info("%s of %s%s", options.method, store.path, by)
     scores: npt.NDArray[Any] | None = None
@@ -80,7 +80,7 @@ def select_subset(options: SelectOptions) -> Subset:
     _report(subset, comparison, store.labels, manifest.class_names)
     if options.export is not None:
         write_scores(
-            options.export,
+            Path(options.export),
             find_scores(options, workspace, store) if scores is None else scores,
             store.labels,
             subset.sample_ids,
@@ -104,7 +104,7 @@ def subset_name(options: SelectOptions) -> str:
     parts = [options.method.rpartition(":")[2], f"{options.keep:g}"]
     defaults = SelectOptions()
     if options.scores is not None:
-        parts.append(options.scores.stem)
+        parts.append(Path(options.scores).stem)
     elif options.score != defaults.score:
         parts.append(options.score.rpartition(":")[2])
     if options.balance != defaults.balance:
@@ -123,10 +123,10 @@ def subset_name(options: SelectOptions) -> str:
 
 def _require_free(options: SelectOptions) -> None:
     """Check, before any work, that --export replaces nothing that it may not."""
-    if options.export is None or not options.export.exists():
+    if options.export is None or not Path(options.export).exists():
         return
-    scores = options.scores
-    if scores is not None and scores.exists() and options.export.samefile(scores):
+    scores = None if options.scores is None else Path(options.scores)
+    if scores is not None and scores.exists() and scores.samefile(options.export):
         raise ConfigError(
             f"--export is {options.export}, the file of --scores, expected another: it would be "
             "replaced",

@@ -12,16 +12,16 @@ import numpy.typing as npt
 
 from kdcache.errors import CacheCorruptError, CacheMismatchError
 from kdcache.files import read_npz, replace_atomically
-from kdcache.results import SelectReport
+from kdcache.selection.report import SelectReport
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Subset:
     """Sample ids, sorted and unique, and how they were chosen."""
 
     sample_ids: npt.NDArray[np.int64]
     provenance: dict[str, Any] = field(default_factory=dict)
-    report: SelectReport | None = field(default=None, compare=False)
+    report: SelectReport | None = None
     """The figures of the call that selected it; None if it was read from a file."""
 
     def __post_init__(self) -> None:
@@ -34,8 +34,17 @@ class Subset:
         if ids[0] < 0 or (np.diff(ids) <= 0).any():
             raise ValueError("sample_ids are not sorted and unique from 0, expected np.unique(ids)")
 
+    def __eq__(self, other: object) -> bool:
+        """Return True if sample ids and provenance are equal; `report` does not count."""
+        if not isinstance(other, Subset):
+            return NotImplemented
+        same_ids = np.array_equal(self.sample_ids, other.sample_ids)
+        return same_ids and self.provenance == other.provenance
+
+    __hash__ = None  # type: ignore[assignment]  # the ids are an array
+
     def __len__(self) -> int:
-        """Return how many samples are kept."""
+        """Return the number of samples to keep."""
         return len(self.sample_ids)
 
     def save(self, path: Path | str) -> None:

@@ -11,7 +11,6 @@ import numpy.typing as npt
 import zarr
 
 from kdcache.errors import CacheCorruptError, CacheIncompleteError, CacheMismatchError
-from kdcache.results import BuildReport
 from kdcache.store.codecs.codec import Codec
 from kdcache.store.format.codec_file import CODECS_WITHOUT_SETTINGS, clean_codec, read_decision
 from kdcache.store.format.layout import (
@@ -38,6 +37,7 @@ from kdcache.store.format.location import (
 from kdcache.store.format.shards import read_rows, read_whole
 from kdcache.store.format.specs import is_encoded_with
 from kdcache.store.manifest import StoreManifest, digest_sample_ids
+from kdcache.store.report import BuildReport
 from kdcache.store.reshaping import reshaping_constants
 
 

@@ -16,7 +16,6 @@ from kdcache.errors import ConfigError
 from kdcache.files import read_json, sweep_partials, write_json
 from kdcache.options import StudyOptions
 from kdcache.progress import logger
-from kdcache.results import StudyResult
 from kdcache.store.build.plan import Part
 from kdcache.studies.cells import Cell
 from kdcache.studies.checking import check_cells, check_teachers
@@ -25,6 +24,7 @@ from kdcache.studies.needs import Need, Plan, in_order
 from kdcache.studies.plots import draw, require_matplotlib
 from kdcache.studies.processes import Ended
 from kdcache.studies.provenance import package_about, package_digest
+from kdcache.studies.report import StudyResult
 from kdcache.studies.results import Results
 from kdcache.studies.rows import (
     now,
@@ -52,14 +52,14 @@ def study(options: StudyOptions) -> StudyResult:
     grid = read_grid(find_grid(options.grid), tune_fraction=options.tune_fraction)
     chosen = grid.only(options.block)
     root = Path(options.workspace) / "studies"
-    results = Results(options.results or root / f"{grid.name}.parquet")
+    results = Results(Path(options.results) if options.results else root / f"{grid.name}.parquet")
     if options.table is not None:
         if options.plot is not None:
             require_matplotlib()
         table, shown = show_table(results, chosen, options)
         if options.plot is not None:
-            draw(table, options.plot, rows=options.table[0], columns=options.table[1])
-            shown = replace(shown, plot=options.plot.resolve())
+            draw(table, Path(options.plot), rows=options.table[0], columns=options.table[1])
+            shown = replace(shown, plot=Path(options.plot).resolve())
         return shown
     plan = Plan(
         root.resolve(),

@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 from kdcache.errors import ConfigError
 from kdcache.options import StudyOptions
 from kdcache.progress import logger
-from kdcache.results import ArmResult, StudyResult
 from kdcache.studies.cells import TYPES
 from kdcache.studies.grid import Grid
+from kdcache.studies.report import ArmResult, StudyResult
 from kdcache.studies.results import Results
 
 MIN_PAIRS = 2

@@ -17,8 +17,8 @@ from kdcache.models.registry import make_model
 from kdcache.models.weights import fill_model, load_weights
 from kdcache.options import EvaluateOptions
 from kdcache.progress import logger
-from kdcache.results import EvaluateResult
 from kdcache.training.evaluator import Evaluator
+from kdcache.training.results import EvaluateResult
 from kdcache.training.run import default_precision
 from kdcache.workspace import Workspace
 

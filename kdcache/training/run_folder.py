@@ -40,22 +40,23 @@ def run_folder(workspace: Workspace, name: str, options: TrainOptions) -> RunFol
     """
     begins_what_is_missing = options.seeds > 1
     if options.out is not None:
-        has_run = (options.out / CONFIG).exists()
+        out = Path(options.out)
+        has_run = (out / CONFIG).exists()
         has_run_to_resume = options.resume and has_run
         if options.resume and not has_run and not begins_what_is_missing:
             raise ConfigError(
-                f"--resume is given, but {options.out} holds no run. Leave it out",
+                f"--resume is given, but {out} holds no run. Leave it out",
                 parameter="resume",
                 value=True,
             )
-        if not has_run_to_resume and options.out.exists() and any(options.out.iterdir()):
+        if not has_run_to_resume and out.exists() and any(out.iterdir()):
             raise ConfigError(
-                f"--out is {options.out}, which exists and is not empty. Use --resume to continue "
+                f"--out is {out}, which exists and is not empty. Use --resume to continue "
                 "a run, or name another folder",
                 parameter="out",
-                value=options.out,
+                value=out,
             )
-        return RunFolder(options.out, has_run_to_resume)
+        return RunFolder(out, has_run_to_resume)
     number = 1
     folder = workspace.run(name)
     newest = None

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from kdcache.options import TrainOptions
 from kdcache.progress import logger
-from kdcache.results import RunResult, TrainResult
+from kdcache.training.results import RunResult, TrainResult
 
 
 def train_seeds(

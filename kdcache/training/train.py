@@ -14,7 +14,6 @@ from kdcache.loader.distill import DistillLoader
 from kdcache.loader.live import LiveLoader
 from kdcache.options import TrainOptions
 from kdcache.progress import logger
-from kdcache.results import RunResult, TrainResult
 from kdcache.selection.subset import Subset
 from kdcache.store.logit_store import LogitStore
 from kdcache.training.inputs import num_samples_before_pruning, open_data, open_store
@@ -22,6 +21,7 @@ from kdcache.training.live_teacher import open_live_teacher
 from kdcache.training.losses.alpha import AUTO_RULE
 from kdcache.training.losses.settings import LossSettings
 from kdcache.training.optim import default_batch_size
+from kdcache.training.results import RunResult, TrainResult
 from kdcache.training.run import loop_settings, require_model, run_training
 from kdcache.training.run_folder import run_folder, write_config
 from kdcache.training.seeds import train_seeds

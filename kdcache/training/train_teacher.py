@@ -17,11 +17,11 @@ from kdcache.models.registry import make_model
 from kdcache.models.weights import fill_model, load_weights, save_weights
 from kdcache.options import TrainTeacherOptions
 from kdcache.progress import logger
-from kdcache.results import TrainTeacherResult
 from kdcache.teacher.teacher import tensor_digest
 from kdcache.training.checkpoint import CHECKPOINT
 from kdcache.training.metrics import read_metrics
 from kdcache.training.optim import default_batch_size
+from kdcache.training.results import TrainTeacherResult
 from kdcache.training.run import loop_settings, require_model, run_training
 from kdcache.training.run_folder import as_json, has_same_config, write_config
 from kdcache.training.saving import early_weights

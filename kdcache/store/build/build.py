@@ -15,9 +15,8 @@ from kdcache.data.beton import Beton, open_beton
 from kdcache.data.policy import CENTER_CROP_RATIO
 from kdcache.errors import ConfigError
 from kdcache.locks import file_lock
-from kdcache.options import BuildLogitsOptions
+from kdcache.options import BuildLogitsOptions, as_names
 from kdcache.progress import logger
-from kdcache.results import BuildReport
 from kdcache.store.build.cost import format_duration
 from kdcache.store.build.opening import open_existing, open_writer, store_location, store_lock
 from kdcache.store.build.plan import Part
@@ -30,6 +29,7 @@ from kdcache.store.format.layout import FEATURES, has_array, is_complete
 from kdcache.store.format.location import size_bytes
 from kdcache.store.logit_store import LogitStore
 from kdcache.store.manifest import StoreManifest
+from kdcache.store.report import BuildReport
 from kdcache.teacher.ensemble import open_ensemble
 from kdcache.workspace import Workspace
 
@@ -80,8 +80,8 @@ def build_store(
     started = time.perf_counter()
     device = resolve_device(options.device)
     teacher = open_ensemble(
-        workspace.require_teachers(options.teacher),
-        archs=options.arch,
+        workspace.require_teachers(as_names(options.teacher)),
+        archs=as_names(options.arch),
         mode=options.ensemble,
         workspace=workspace,
         data=beton.manifest,

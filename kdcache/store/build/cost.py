@@ -14,8 +14,8 @@ import numpy as np
 from kdcache.data.beton import Beton
 from kdcache.data.views import Views
 from kdcache.reader.batches import PixelReader
-from kdcache.results import PassCost
 from kdcache.store.build.plan import Shard, view_groups
+from kdcache.store.report import PassCost
 
 TIMED_BATCHES = 2
 """Batches that are timed, after a first one in which threads start and code is compiled."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 from kdcache.data.check import check_beton
 from kdcache.errors import CacheCorruptError, ConfigError, DatasetError, KDCacheError
 from kdcache.options import VerifyOptions
 from kdcache.progress import logger
-from kdcache.results import VerifyResult
+from kdcache.results import Result
 from kdcache.store.format.layout import open_group
 from kdcache.store.format.location import Location, exists, open_zarr_store, parse_location
 from kdcache.store.upkeep.inspection import Damage, find_damage
@@ -17,6 +18,25 @@ from kdcache.workspace import Workspace
 
 MAX_LISTED = 10
 """Number of damaged keys that a message lists; it counts the others."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyResult(Result):
+    """What `verify` has read, repaired and compared."""
+
+    images: int
+    """Checked images of the splits and of the packed subsets."""
+    store: Path | str | None
+    """The checked store, if there is one."""
+    repaired: tuple[str, ...]
+    """Keys of the store that were built again."""
+    rows_compared: int | None
+    """Rows whose logits the teacher computed again, with `teacher`."""
+    largest_difference: float | None
+    """Largest difference of these logits, as a fraction of the row's range."""
+    bound: float | None
+    """Largest allowed difference."""
+    seconds: float
 
 
 def verify(options: VerifyOptions) -> VerifyResult:

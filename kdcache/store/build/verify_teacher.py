@@ -16,7 +16,7 @@ from kdcache.data.beton import Beton, open_beton
 from kdcache.errors import TeacherError
 from kdcache.identity import differences
 from kdcache.locks import file_lock
-from kdcache.options import BuildLogitsOptions, VerifyOptions
+from kdcache.options import BuildLogitsOptions, VerifyOptions, as_names
 from kdcache.store.build.build import build_store
 from kdcache.store.build.opening import store_lock
 from kdcache.store.build.target import machine_conditions
@@ -44,7 +44,7 @@ def repair_store(
     beton = open_beton(workspace.require_beton())
     with file_lock(store_lock(location, workspace), purpose="verify --repair"):
         group, manifest = open_group(open_zarr_store(location, read_only=False), path=str(location))
-        specs = options.teacher or tuple(manifest.teachers)
+        specs = as_names(options.teacher) or tuple(manifest.teachers)
         _require_same_teacher(specs, location, manifest, options, workspace, beton)
         features = has_array(group, FEATURES) or any(key.startswith(FEATURES) for key, _ in damaged)
         build = BuildLogitsOptions(
@@ -83,7 +83,7 @@ def compare_with_teacher(
     store = LogitStore.open(location)
     beton = open_beton(workspace.require_beton())
     about = store.manifest
-    teacher = _open_teachers(options.teacher, about, options, workspace, beton)
+    teacher = _open_teachers(as_names(options.teacher), about, options, workspace, beton)
     forward = teacher.forward(
         num_classes=about.classes,
         device=resolve_device(options.device),
@@ -99,7 +99,7 @@ def compare_with_teacher(
     )
     if found.num_mismatched:
         raise TeacherError(
-            f"{' + '.join(options.teacher)} gives other logits than {location} holds for "
+            f"{' + '.join(as_names(options.teacher))} gives other logits than {location} holds for "
             f"{found.num_mismatched:,} of {found.rows:,} rows; the largest difference is "
             f"{found.largest_difference:.3g} of the row's range, expected at most "
             f"{found.bound:.3g} at {about.precision}. The store was built by {about.teacher} "

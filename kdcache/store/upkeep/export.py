@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,22 @@ import pyarrow.parquet as pq
 from kdcache.errors import ConfigError
 from kdcache.files import replace_atomically
 from kdcache.options import ExportOptions
-from kdcache.results import ExportResult
+from kdcache.results import Result
 from kdcache.store.logit_store import LogitStore
 from kdcache.workspace import Workspace
 
 ROWS_PER_GROUP = 4096
 """Rows of a row group of the parquet file, which are in memory at a time."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportResult(Result):
+    """The file that `export` wrote."""
+
+    rows: int
+    classes: int
+    bytes: int
+    path: Path
 
 
 def export(options: ExportOptions) -> ExportResult:
@@ -34,20 +45,21 @@ def export(options: ExportOptions) -> ExportResult:
         CacheMismatchError: if the store has no such view.
     """
     store = LogitStore.open(Workspace(Path(options.workspace)).require_store(None, options.store))
-    if options.out.exists() and not options.overwrite:
-        raise ConfigError(f"{options.out} exists. Use --overwrite to replace it")
+    out = Path(options.out)
+    if out.exists() and not options.overwrite:
+        raise ConfigError(f"{out} exists. Use --overwrite to replace it")
     ids = store.sample_ids if options.view else np.arange(store.manifest.samples)
     store.logits(ids[:1], options.view)  # refuse a missing view before a file is created
     per_sample = {**store.scores, **store.stats}
     columns = {name: values[ids] for name, values in per_sample.items()}
-    with replace_atomically(options.out) as partial:
-        write = _write_parquet if options.out.suffix == ".parquet" else _write_npz
+    with replace_atomically(out) as partial:
+        write = _write_parquet if out.suffix == ".parquet" else _write_npz
         write(partial, store, options.view, ids, columns)
     return ExportResult(
         rows=len(ids),
         classes=store.manifest.classes,
-        bytes=options.out.stat().st_size,
-        path=options.out.resolve(),
+        bytes=out.stat().st_size,
+        path=out.resolve(),
     )
 
 

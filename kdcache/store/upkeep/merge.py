@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import zarr
 from kdcache.errors import CacheMismatchError, ConfigError
 from kdcache.options import MergeOptions
 from kdcache.progress import logger
-from kdcache.results import MergeResult
+from kdcache.results import Result
 from kdcache.store.format.layout import (
     existing_views,
     is_complete,
@@ -30,6 +31,19 @@ from kdcache.store.format.location import (
 )
 from kdcache.store.format.removal import delete_store
 from kdcache.store.manifest import CONDITIONS, IDENTITY, require_equal
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergeResult(Result):
+    """The store that `merge` wrote."""
+
+    parts: int
+    views: int
+    """Augmented views that have any shard."""
+    complete: int
+    """Complete views, the clean view among them."""
+    missing_shards: int
+    path: Path | str
 
 
 def merge(options: MergeOptions) -> MergeResult:

@@ -1,0 +1,178 @@
+"""The package as a library: its names, their signatures, and the errors of wrong calls."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import subprocess
+import sys
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import get_type_hints
+
+import pytest
+
+import kdcache as kd
+from kdcache.cli import main
+from kdcache.commands import COMMANDS
+from kdcache.errors import ConfigError, KDCacheError, in_python, shell_line
+from kdcache.results import Result
+
+FUNCTIONS = sorted(name.replace("-", "_") for name in COMMANDS)
+
+
+def test_every_public_name_loads_and_is_offered_by_tab_completion():
+    assert set(kd.__all__) <= set(dir(kd))
+    for name in kd.__all__:
+        assert getattr(kd, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'trian'"):
+        _ = kd.trian
+
+
+def test_every_command_is_a_function():
+    assert set(FUNCTIONS) <= set(kd.__all__)
+
+
+def test_no_module_hides_a_public_function():
+    modules = {path.stem for path in Path(kd.__file__).parent.iterdir()}
+    assert not modules & set(FUNCTIONS)
+
+
+def test_naming_a_function_loads_no_heavy_library():
+    code = (
+        "import sys, kdcache\n"
+        "kdcache.train, kdcache.build_logits, dir(kdcache), kdcache.errors\n"
+        "print(sorted({'torch', 'numpy', 'numba', 'zarr', 'pyarrow'} & sys.modules.keys()))"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout == "[]\n"
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_a_function_has_the_options_of_its_command(name):
+    options, _ = COMMANDS[name.replace("_", "-")]
+    signature = inspect.signature(getattr(kd, name))
+    assert list(signature.parameters) == list(inspect.signature(options).parameters)
+    for one in fields(options):
+        assert f"\n    {one.name}: " in inspect.getdoc(getattr(kd, name)) + "\n", one.name
+    mentioned = re.sub(r"kdcache [a-z-]+ --.*", "", inspect.getdoc(getattr(kd, name)))
+    assert not re.findall(r"(?<!\w)--[a-z]+", mentioned)
+
+
+def test_the_workspace_comes_first_unless_the_command_needs_a_subject():
+    first = {
+        name: next(iter(inspect.signature(getattr(kd, name)).parameters)) for name in FUNCTIONS
+    }
+    subjects = {
+        "pack": "source",
+        "show": "path",
+        "run": "pipeline",
+        "study": "grid",
+        "merge": "parts",
+        "export": "out",
+        "score": "name",
+    }
+    assert first == {name: subjects.get(name, "workspace") for name in FUNCTIONS}
+
+
+def subclasses(kind: type) -> list[type]:
+    return [kind, *(other for child in kind.__subclasses__() for other in subclasses(child))]
+
+
+def test_no_result_has_a_field_of_type_any():
+    for name in FUNCTIONS:
+        getattr(kd, name)
+    for kind in subclasses(Result):
+        assert is_dataclass(kind)
+        hints = [one.type for one in fields(kind)]
+        assert not [hint for hint in hints if "Any" in str(hint)], kind
+
+
+def test_a_wrong_value_is_named_in_the_words_of_the_caller(tmp_path, capsys):
+    with pytest.raises(ConfigError) as raised:
+        kd.select(tmp_path, keep=1.5)
+    error = raised.value
+    assert (error.parameter, error.value, error.rule) == ("keep", 1.5, "a number in (0, 1]")
+    assert str(error) == "keep=1.5: expected a number in (0, 1]"
+    assert main(["select", "--keep", "1.5", "--workspace", str(tmp_path)]) == 2
+    assert capsys.readouterr().err == "kdcache: --keep 1.5: expected a number in (0, 1]\n"
+
+
+def test_underscores_become_dashes_in_a_shell(tmp_path, capsys):
+    with pytest.raises(ConfigError, match=r"^min_per_class=-1: expected a number of at least 0$"):
+        kd.select(tmp_path, min_per_class=-1)
+    assert main(["select", "--min-per-class", "-1", "--workspace", str(tmp_path)]) == 2
+    assert "--min-per-class -1: expected" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "message"),
+    [
+        ("train", {"epochs": "3"}, r"^epochs=3: expected int"),
+        ("train", {"epochs": True}, r"^epochs=True: expected int"),
+        ("train", {"optimizer": "adam"}, r"^optimizer=adam: expected .*'sgd', 'adamw'"),
+        ("train", {"kd": 0}, r"^kd=0: expected bool"),
+        ("build_logits", {"teacher": 3}, r"^teacher=3: expected "),
+        ("select", {"average_with": ["a", 3]}, r"^average_with="),
+    ],
+)
+def test_a_value_of_another_type_is_refused_before_anything_runs(tmp_path, name, given, message):
+    with pytest.raises(ConfigError, match=message) as raised:
+        getattr(kd, name)(tmp_path / "none", **given)
+    assert [raised.value.parameter] == list(given)
+    assert not (tmp_path / "none").exists()
+
+
+def test_an_unknown_argument_names_the_function():
+    with pytest.raises(TypeError, match=r"kdcache\.train\(\): .*'epoch'"):
+        kd.train(epoch=3)
+
+
+def test_the_workspace_of_the_environment_is_the_default(tmp_path, monkeypatch):
+    monkeypatch.setenv("KDCACHE_WORKSPACE", str(tmp_path / "mine"))
+    data = kd.pack("digits")
+    assert data.train.path == tmp_path / "mine" / "train.beton"
+
+
+def test_the_pipeline_from_python(tmp_path):
+    data = kd.pack("digits", workspace=tmp_path)
+    assert (len(data.train), len(data.val or [])) == (1438, 359)
+    assert repr(data.train) == f"Beton('{tmp_path}/train.beton', samples=1438, classes=10)"
+    kd.train_teacher(str(tmp_path), model="resnet8", steps=4)
+    store = kd.build_logits(tmp_path, teacher="resnet8", views=1)
+    assert store.report is not None
+    assert store.report.teacher_forwards == 2 * 1438
+    assert "views=1" in repr(store)
+    assert kd.build_logits(tmp_path, teacher=["resnet8"], views=1).report.teacher_forwards == 0
+    subset = kd.select(tmp_path, keep=0.5, export=str(tmp_path / "scores.csv"))
+    assert subset.report is not None
+    assert len(subset) == subset.report.kept == 719
+    assert (tmp_path / "scores.csv").exists()
+    assert kd.Subset.load(subset.report.path) == subset
+    result = kd.train(tmp_path, model="resnet8", epochs=1, seeds=2)
+    assert [run.teacher_forwards for run in result.runs] == [0, 0]
+    assert result.top1 == sum(run.top1 for run in result.runs) / 2
+    assert result.top1_std is not None
+    assert kd.evaluate(tmp_path).top1 == result.runs[-1].top1
+    assert kd.verify(tmp_path).images == 1438 + 359
+    assert kd.show(store.path).kind == "store"
+    assert set(get_type_hints(kd.train)) == set()  # types come from the signature
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("--keep 0.7 leaves", "keep=0.7 leaves"),
+        ("leave --min-per-class out", "leave min_per_class out"),
+        ("given with --no-kd", "given with kd=False"),
+        ("--device is cuda, but", "device=cuda, but"),
+        ("--model is missing, expected", "model is missing, expected"),
+        ("Run kdcache train --epochs 3; or --steps 3", "Run kdcache train --epochs 3; or steps=3"),
+        ("pip install --force-reinstall torch", "pip install --force-reinstall torch"),
+        ("a--b", "a--b"),
+    ],
+)
+def test_a_text_in_the_words_of_python(text, expected):
+    assert in_python(text) == expected
+    assert str(KDCacheError(text)) == expected
+    assert shell_line(KDCacheError(text)) == text
