@@ -1,1 +1,1 @@
-"""What there is: the card of a file, and the state of a workspace."""
+"""`kdcache show` describes one file; `kdcache` alone describes a workspace."""

@@ -1,7 +1,7 @@
-"""`kdcache show`: what a beton, teacher, store, subset or run says of itself.
+"""`kdcache show`: the card of a beton, teacher, store, subset or run.
 
-Manifests alone are read, and neither torch nor ffcv: a card is there at once, whatever the size of
-what it speaks of. `kdcache verify` reads the bytes.
+A card is made from manifests alone, and neither torch nor ffcv is loaded, so it takes no longer for
+large files. `kdcache verify` reads the data themselves.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ Kind = Literal["beton", "teacher", "store", "subset", "run"]
 
 @dataclass(frozen=True)
 class Card:
-    """One thing of a workspace."""
+    """The description of one file or folder of a workspace."""
 
     kind: Kind
     path: str
     summary: str
-    """One line."""
+    """The description in one line."""
     facts: Mapping[str, Any]
-    """JSON content, in the order to show."""
+    """JSON content, in the order in which it is shown."""
     data_fingerprint: str | None
-    """Of the full training data that it was made from; None where it does not say."""
+    """Fingerprint of the full training data that it was made from; None if it is not recorded."""
     unfinished: str | None = None
-    """What is missing, and the command that goes on; None where it is whole."""
+    """What is missing, and the command that continues; None if it is complete."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,24 +73,24 @@ def card_of(given: Path | str) -> Card:
 
     location = parse_location(given)
     if isinstance(location, Path):
-        for is_it, make in _KINDS:
-            if is_it(location):
-                return make(location)
+        for matches, make_card in _KINDS:
+            if matches(location):
+                return make_card(location)
         if not location.exists():
             raise ConfigError(
                 f"{given} does not exist, expected a beton, teacher, store, subset or run. "
-                "kdcache alone lists what a workspace holds"
+                "Run kdcache without a command to list what a workspace holds"
             )
     if exists(location):
         return store_card(location)
     raise ConfigError(
-        f"{given} is none of ours, expected SPLIT.beton, a .safetensors file, a logit store, a "
-        "subset's .npz or a run's folder"
+        f"{given} is not a file of kdcache, expected SPLIT.beton, a .safetensors file, a logit "
+        "store, a subset's .npz or a run folder"
     )
 
 
 def beton_card(path: Path) -> Card:
-    """Return what a beton's manifest says."""
+    """Return the card of a beton, from its manifest."""
     from kdcache.data.beton_manifest import BetonManifest
 
     about = BetonManifest.load(path)
@@ -113,7 +113,7 @@ def beton_card(path: Path) -> Card:
 
 
 def teacher_card(path: Path) -> Card:
-    """Return what a weights file says of itself; any safetensors file has at least tensors."""
+    """Return the card of a weights file; other programs' files have only a tensor count."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -126,13 +126,13 @@ def teacher_card(path: Path) -> Card:
         ) from error
     facts = dict(about) | {"tensors": len(shapes), "bytes": path.stat().st_size}
     top1 = about.get("top1")
-    said = f"{about.get('arch', 'no word of its model')}"
-    summary = said if top1 is None else f"{said}, top-1 {top1:.2f} %"
+    model = f"{about.get('arch', 'model not recorded')}"
+    summary = model if top1 is None else f"{model}, top-1 {top1:.2f} %"
     return Card("teacher", str(path), summary, facts, about.get("data_fingerprint"))
 
 
 def store_card(location: Location) -> Card:
-    """Return what a store's manifest says, and which of its views are whole."""
+    """Return the card of a store, from its manifest and the views that are complete."""
     from kdcache.store.format.codec_file import read_decision
     from kdcache.store.format.layout import FEATURES, existing_views, is_complete, open_group
     from kdcache.store.format.location import open_zarr_store, size_bytes
@@ -164,9 +164,9 @@ def store_card(location: Location) -> Card:
     }
     unfinished = None
     if missing or not views:
-        whole = len(views) - len(missing)
+        complete = len(views) - len(missing)
         unfinished = (
-            f"{whole} of {len(views)} views are whole. "
+            f"{complete} of {len(views)} views are complete. "
             "Run kdcache build-logits again with the same arguments; it continues"
         )
     summary = (
@@ -177,7 +177,7 @@ def store_card(location: Location) -> Card:
 
 
 def subset_card(path: Path) -> Card:
-    """Return how many samples a subset keeps, and how they were chosen."""
+    """Return the card of a subset: how many samples it keeps, and how they were chosen."""
     from kdcache.selection.subset import Subset
 
     subset = Subset.load(path)
@@ -189,7 +189,7 @@ def subset_card(path: Path) -> Card:
 
 
 def run_card(path: Path) -> Card:
-    """Return what a run was started with, and how far it is."""
+    """Return the card of a run: its configuration, progress and accuracies."""
     content = read_json(path / "config.json")
     config = content["config"]
     lines = _metrics(path)
@@ -204,15 +204,15 @@ def run_card(path: Path) -> Card:
     }
     unfinished = None
     if done < epochs:
-        goes_on = f"train with the same arguments and --resume --out {path}"
+        command = f"train with the same arguments and --resume --out {path}"
         if "samples" not in config:
-            goes_on = "train-teacher again with the same arguments; it continues"
-        unfinished = f"{done} of {epochs} epochs are done. Run kdcache {goes_on}"
-    reached = f", top-1 {top1[-1]:.2f} %" if top1 else ""
+            command = "train-teacher again with the same arguments; it continues"
+        unfinished = f"{done} of {epochs} epochs are done. Run kdcache {command}"
+    accuracy = f", top-1 {top1[-1]:.2f} %" if top1 else ""
     kind = "" if config.get("kd", True) else ", no KD"
     on = f"{config['samples']:,} samples{kind}" if "samples" in config else "all data, a teacher"
     model = config.get("model", config.get("arch"))
-    summary = f"{model} on {on}, {done} of {epochs} epochs{reached}"
+    summary = f"{model} on {on}, {done} of {epochs} epochs{accuracy}"
     return Card("run", str(path), summary, facts, config["data_fingerprint"], unfinished)
 
 

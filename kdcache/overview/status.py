@@ -1,4 +1,4 @@
-"""`kdcache` alone: what the workspace holds, what of it is stale, and what to run next."""
+"""`kdcache` alone: what the workspace holds, which parts are stale, and what to run next."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from kdcache.overview.cards import (
 from kdcache.results import JSON, Result
 from kdcache.workspace import Workspace
 
-_WALK = (
+_CARDS = (
     ("*.beton", beton_card),
     ("teachers/*.safetensors", teacher_card),
     ("stores/*.zarr", store_card),
@@ -27,7 +27,7 @@ _WALK = (
     ("subsets/*.beton", beton_card),
     ("runs/*/config.json", lambda path: run_card(path.parent)),
 )
-"""Everything that a workspace holds, in the order of the walk."""
+"""(pattern, function that makes the card), in the order in which the files are made."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,17 +76,17 @@ def status(options: StatusOptions) -> StatusResult:
 
 
 def find_items(workspace: Workspace) -> Iterator[StatusItem]:
-    """Yield everything in a workspace, judged."""
+    """Yield everything in a workspace with its state."""
     data: str | None = None
-    """Fingerprint of the training data."""
+    """Fingerprint of train.beton's data."""
     teachers: dict[str, str] = {}
-    """Name -> digest, of those that say it."""
-    for pattern, make in _WALK:
+    """Name -> digest, for teachers that record one."""
+    for pattern, make_card in _CARDS:
         for path in sorted(workspace.root.glob(pattern)):
-            named = path.parent if path.name == "config.json" else path
-            name = str(named.relative_to(workspace.root))
+            shown = path.parent if path.name == "config.json" else path
+            name = str(shown.relative_to(workspace.root))
             try:
-                card = make(path)
+                card = make_card(path)
             except (KDCacheError, OSError, KeyError, ValueError) as error:
                 yield StatusItem(
                     name=name, kind="damaged", about="", wrong=f"damaged: {shell_line(error)}"
@@ -96,19 +96,20 @@ def find_items(workspace: Workspace) -> Iterator[StatusItem]:
                 data = card.data_fingerprint
             if card.kind == "teacher" and "digest" in card.facts:
                 teachers[path.stem] = card.facts["digest"]
-            is_split = pattern == "*.beton"  # the evaluation split is other data, and says no whose
+            # The evaluation split has other data, and does not record the training data.
+            is_split = pattern == "*.beton"
             wrong = _unfinished(card) or (None if is_split else _stale(card, data, teachers))
             yield StatusItem(name=name, kind=card.kind, about=card.summary, wrong=wrong)
 
 
 def _outside(workspace: Workspace) -> Iterator[StatusItem]:
-    """Yield what was made last and lies elsewhere; a URL is not asked."""
+    """Yield the latest store and subset if they lie elsewhere; URLs are not contacted."""
     root = workspace.root.resolve()
     for kind in ("store", "subset"):
         path = workspace.recall(kind)
         if path is not None and not (isinstance(path, Path) and path.is_relative_to(root)):
             gone = isinstance(path, Path) and not path.exists()
-            wrong = "damaged: it does not exist any more" if gone else None
+            wrong = "damaged: it no longer exists" if gone else None
             yield StatusItem(
                 name=str(path),
                 kind=kind,
@@ -122,25 +123,25 @@ def _unfinished(card: Card) -> str | None:
 
 
 def _stale(card: Card, data: str | None, teachers: dict[str, str]) -> str | None:
-    """Return why a thing does not belong to the others, or None."""
+    """Return why a card's data or teacher do not match the workspace's, or None."""
     found = card.data_fingerprint
     if data is not None and found is not None and found != data:
         return (
-            f"stale: made from other data (fingerprint {found[:12]}) than train.beton holds "
-            f"({data[:12]})"
+            f"stale: made from data with the fingerprint {found[:12]}, expected that of "
+            f"train.beton, {data[:12]}"
         )
     teacher, then = card.facts.get("teacher"), card.facts.get("teacher_digest")
     now = teachers.get(teacher) if teacher else None
     if now is not None and then is not None and now != then:
         return (
-            f"stale: teachers/{teacher}.safetensors was trained again since (sha256 {then[:12]} "
-            f"then, {now[:12]} now)"
+            f"stale: teachers/{teacher}.safetensors was trained again since then (its sha256 was "
+            f"{then[:12]} and is now {now[:12]})"
         )
     return None
 
 
 def next_step(items: list[StatusItem], workspace: Workspace) -> str:
-    """Return the command that takes the walk on, and why."""
+    """Return the command to run next, and why."""
 
     def usable(kind: str) -> list[StatusItem]:
         return [item for item in items if item.kind == kind and item.wrong is None]
@@ -149,35 +150,35 @@ def next_step(items: list[StatusItem], workspace: Workspace) -> str:
         found = (item for item in items if item.kind == kind and item.wrong)
         return [item for item in found if str(item.wrong).startswith("unfinished")]
 
-    begun_runs = unfinished("run")
-    teachers_begun = [item for item in begun_runs if _is_of_teacher(item)]
-    students = [item for item in usable("run") if not _is_of_teacher(item)]
+    unfinished_runs = unfinished("run")
+    unfinished_teachers = [item for item in unfinished_runs if _is_teacher_run(item)]
+    students = [item for item in usable("run") if not _is_teacher_run(item)]
     if not workspace.beton("train").exists():
-        return "kdcache pack SOURCE: nothing is packed yet; digits needs no file"
+        return "kdcache pack SOURCE: nothing is packed yet; the source digits needs no download"
     if not usable("store"):
-        if begun := unfinished("store"):
-            return f"kdcache build-logits, with the arguments that {begun[0].name} was begun with"
+        if stores := unfinished("store"):
+            return f"kdcache build-logits, with the same arguments: {stores[0].name} is unfinished"
         if teachers := usable("teacher"):
             name = Path(teachers[0].name).stem
             return f"kdcache build-logits --teacher {name}: there is a teacher and no store"
-        if teachers_begun:
-            name = teachers_begun[0].name
-            return f"kdcache train-teacher, with the arguments that {name} was begun with"
+        if unfinished_teachers:
+            name = unfinished_teachers[0].name
+            return f"kdcache train-teacher, with the same arguments: {name} is unfinished"
         return (
             "kdcache train-teacher --model resnet50, or kdcache build-logits with a teacher of "
-            "your own: there is none here"
+            "your own: the workspace has no teacher"
         )
     if not usable("subset") and not students:
-        return "kdcache select --method medium --keep 0.7: nothing is selected"
-    if begun := [item for item in begun_runs if item not in teachers_begun]:
+        return "kdcache select --method medium --keep 0.7: nothing is selected yet"
+    if runs := [item for item in unfinished_runs if item not in unfinished_teachers]:
         return (
-            f"kdcache train --resume --out {workspace.root / begun[0].name}, with the arguments "
-            "that it was begun with"
+            f"kdcache train --resume --out {workspace.root / runs[0].name}, with the same "
+            "arguments: this run is unfinished"
         )
     if not students:
-        return "kdcache train: a store and a subset are there"
+        return "kdcache train: the store and the subset are ready"
     return "kdcache train with another subset, student or seed, or kdcache evaluate"
 
 
-def _is_of_teacher(item: StatusItem) -> bool:
+def _is_teacher_run(item: StatusItem) -> bool:
     return item.name.startswith("runs/teacher-")

@@ -1,4 +1,4 @@
-"""A workspace that the whole walk went through."""
+"""A workspace in which every command has run."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from tests.workspaces import copy_workspace
 
 
 @pytest.fixture(scope="session")
-def walked(tiny_workspace: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def full_workspace(tiny_workspace: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A teacher, a store of 2 views, a subset of 50 and a run of 2 epochs. Read only."""
-    workspace = tmp_path_factory.mktemp("walked") / "workspace"
+    workspace = tmp_path_factory.mktemp("full") / "workspace"
     copy_workspace(tiny_workspace, workspace)
     for leftover in ("stores", "subsets", "runs"):  # of other tests
         shutil.rmtree(workspace / leftover, ignore_errors=True)
@@ -40,6 +40,6 @@ def walked(tiny_workspace: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 
 @pytest.fixture
-def workspace(walked: Path, tmp_path: Path) -> Path:
-    """A copy of `walked`, to write to."""
-    return copy_workspace(walked, tmp_path / "workspace")
+def workspace(full_workspace: Path, tmp_path: Path) -> Path:
+    """A copy of `full_workspace`, to write to."""
+    return copy_workspace(full_workspace, tmp_path / "workspace")

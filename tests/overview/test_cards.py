@@ -23,29 +23,31 @@ def card(path: Path | str) -> dict:
     return show(ShowOptions(str(path))).to_json()
 
 
-def test_a_beton_says_what_its_manifest_holds(walked):
-    found = card(walked / "train.beton")
-    about = BetonManifest.load(walked / "train.beton").to_json()
+def test_the_card_of_a_beton_has_the_fields_of_its_manifest(full_workspace):
+    found = card(full_workspace / "train.beton")
+    about = BetonManifest.load(full_workspace / "train.beton").to_json()
     assert (found["kind"], found["samples"], found["classes"]) == ("beton", 72, 4)
-    assert found["bytes"] == (walked / "train.beton").stat().st_size
+    assert found["bytes"] == (full_workspace / "train.beton").stat().st_size
     for name in ("policy", "image_size", "mean", "std", "fingerprint", "made_from", "class_names"):
         assert found[name] == about[name]
 
 
-def test_a_teacher_says_how_good_it_is_and_what_it_was_trained_on(walked):
-    found = card(walked / "teachers/resnet8.safetensors")
+def test_the_card_of_a_teacher_has_its_accuracy_and_its_data(full_workspace):
+    found = card(full_workspace / "teachers/resnet8.safetensors")
     assert (found["kind"], found["arch"], found["epochs"]) == ("teacher", "resnet8", 1)
     assert 0 <= found["top1"] <= 100
-    assert found["data_fingerprint"] == BetonManifest.load(walked / "train.beton").fingerprint
+    assert (
+        found["data_fingerprint"] == BetonManifest.load(full_workspace / "train.beton").fingerprint
+    )
 
 
-def test_weights_of_another_program_have_at_least_tensors(tmp_path):
+def test_weights_of_another_program_have_a_tensor_count(tmp_path):
     save_file({"a": np.zeros(3), "b": np.ones((2, 2))}, tmp_path / "other.safetensors")
     assert card(tmp_path / "other.safetensors")["tensors"] == 2
 
 
-def test_a_store_says_what_it_holds(walked):
-    path = walked / "stores/resnet8.zarr"
+def test_the_card_of_a_store_has_its_contents(full_workspace):
+    path = full_workspace / "stores/resnet8.zarr"
     found = card(path)
     about = LogitStore.open(path).manifest
     assert (found["kind"], found["views"], found["rows"], found["samples"]) == ("store", 2, 72, 72)
@@ -56,19 +58,21 @@ def test_a_store_says_what_it_holds(walked):
     assert "unfinished" not in found
 
 
-def test_a_store_that_is_being_built_says_which_views_are_whole(workspace):
+def test_the_card_of_an_unfinished_store_counts_complete_views(workspace):
     path = workspace / "stores/resnet8.zarr"
     (path / complete_key(2)).unlink()
-    assert card(path)["unfinished"].startswith("2 of 3 views are whole. Run kdcache build-logits")
+    assert card(path)["unfinished"].startswith(
+        "2 of 3 views are complete. Run kdcache build-logits"
+    )
 
 
-def test_a_subset_says_how_it_was_chosen(walked):
-    found = card(walked / "subsets/medium-0.7.npz")
+def test_the_card_of_a_subset_says_how_it_was_selected(full_workspace):
+    found = card(full_workspace / "subsets/medium-0.7.npz")
     chosen = (found["kind"], found["kept"], found["method"], found["keep"], found["score"])
     assert chosen == ("subset", 50, "medium", 0.7, "cross_entropy")
 
 
-def test_a_run_says_how_far_it_is(workspace):
+def test_the_card_of_a_run_has_its_progress(workspace):
     (run,) = (workspace / "runs").glob("resnet8-medium*")
     found = card(run)
     lines = metrics(run)
@@ -86,34 +90,36 @@ def test_a_run_says_how_far_it_is(workspace):
         card(run)
 
 
-def test_what_is_not_there_or_not_ours_is_refused(tmp_path):
+def test_a_missing_or_unknown_file_is_an_error(tmp_path):
     with pytest.raises(ConfigError, match=r"nothing\.zarr does not exist"):
         card(tmp_path / "nothing.zarr")
     (tmp_path / "notes.txt").write_text("milk")
-    with pytest.raises(ConfigError, match=r"notes\.txt is none of ours"):
+    with pytest.raises(ConfigError, match=r"notes\.txt is not a file of kdcache"):
         card(tmp_path / "notes.txt")
-    with pytest.raises(ConfigError, match=r"memory://nowhere/a\.zarr is none of ours"):
+    with pytest.raises(ConfigError, match=r"memory://nowhere/a\.zarr is not a file of kdcache"):
         card("memory://nowhere/a.zarr")
 
 
 @pytest.mark.parametrize("name", ["t.safetensors", "s.npz"])
-def test_a_damaged_file_is_named(tmp_path, name):
+def test_the_error_of_a_damaged_file_names_it(tmp_path, name):
     (tmp_path / name).write_bytes(b"\0" * 40)
     with pytest.raises((WeightsError, CacheCorruptError), match=name) as caught:
         card(tmp_path / name)
     assert isinstance(caught.value, KDCacheError)
 
 
-def test_cards_and_the_state_of_a_workspace_need_no_torch(walked):
+def test_show_and_status_do_not_import_torch_or_ffcv(full_workspace):
     code = (
         "import sys; from kdcache.cli import main;"
-        f"main(['--workspace', {str(walked)!r}]);"
-        f"[main(['show', str(path)]) for path in {[str(p) for p in things(walked)]}];"
+        f"main(['--workspace', {str(full_workspace)!r}]);"
+        f"[main(['show', str(path)]) for path in {[str(p) for p in things(full_workspace)]}];"
         "sys.exit(bool({'torch', 'ffcv'} & sys.modules.keys()))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.count("\nkind ") + done.stdout.startswith("kind ") == len(things(walked))
+    assert done.stdout.count("\nkind ") + done.stdout.startswith("kind ") == len(
+        things(full_workspace)
+    )
 
 
 def things(workspace: Path) -> list[Path]:

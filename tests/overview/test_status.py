@@ -1,4 +1,4 @@
-"""`kdcache` alone: what there is, what is stale, and what comes next."""
+"""`kdcache` alone: what the workspace holds, what is stale, and what to run next."""
 
 from __future__ import annotations
 
@@ -37,26 +37,26 @@ def run_of(workspace: Path) -> Path:
     return run
 
 
-def test_everything_is_listed_in_the_order_of_the_walk(walked):
-    found = state(walked)
+def test_everything_is_listed_in_the_order_in_which_it_is_made(full_workspace):
+    found = state(full_workspace)
     assert list(found["holds"]) == [
         "train.beton",
         "val.beton",
         "teachers/resnet8.safetensors",
         "stores/resnet8.zarr",
         "subsets/medium-0.7.npz",
-        f"runs/{run_of(walked).name}",
+        f"runs/{run_of(full_workspace).name}",
         "runs/teacher-resnet8",
     ]
     assert [about["kind"] for about in found["holds"].values()] == [
         *("beton", "beton", "teacher", "store", "subset", "run", "run")
     ]
-    assert wrong(walked) == {}
+    assert wrong(full_workspace) == {}
     assert found["holds"]["train.beton"]["about"].startswith("72 images of 4 classes")
-    assert found["workspace"] == str(walked.resolve())
+    assert found["workspace"] == str(full_workspace.resolve())
 
 
-def test_the_next_step_is_the_first_that_is_missing(workspace):
+def test_the_next_command_makes_the_first_missing_thing(workspace):
     assert state(workspace)["next"].startswith("kdcache train with another subset")
     shutil.rmtree(workspace / "runs")
     assert state(workspace)["next"].startswith("kdcache train: ")
@@ -72,18 +72,18 @@ def test_the_next_step_is_the_first_that_is_missing(workspace):
     assert state(workspace / "none")["holds"] == {}
 
 
-def test_what_was_begun_comes_first(workspace):
+def test_an_unfinished_store_or_run_is_continued_first(workspace):
     metrics = run_of(workspace) / "metrics.jsonl"
     metrics.write_text(metrics.read_text().splitlines(keepends=True)[0])
-    goes_on = f"kdcache train --resume --out {run_of(workspace)}, with the arguments that"
-    assert state(workspace)["next"].startswith(goes_on)
+    expected = f"kdcache train --resume --out {run_of(workspace)}, with the same arguments"
+    assert state(workspace)["next"].startswith(expected)
     assert wrong(workspace)[f"runs/{run_of(workspace).name}"].startswith("unfinished: 1 of 2 epoch")
     (workspace / "stores/resnet8.zarr" / complete_key(0)).unlink()
-    assert "stores/resnet8.zarr was begun with" in state(workspace)["next"]
+    assert "stores/resnet8.zarr is unfinished" in state(workspace)["next"]
     assert wrong(workspace)["stores/resnet8.zarr"].startswith("unfinished: 2 of 3 views")
 
 
-def test_all_that_came_from_other_data_is_stale(workspace):
+def test_everything_made_from_other_data_is_stale(workspace):
     about = read_json(workspace / "train.json")
     write_json(workspace / "train.json", about | {"fingerprint": "f" * 64})
     found = wrong(workspace)
@@ -95,12 +95,14 @@ def test_all_that_came_from_other_data_is_stale(workspace):
         "runs/teacher-resnet8",
     }
     was, now = about["fingerprint"][:12], "f" * 12
-    said = f"stale: made from other data (fingerprint {was}) than train.beton holds ({now})"
-    assert set(found.values()) == {said}
+    expected = (
+        f"stale: made from data with the fingerprint {was}, expected that of train.beton, {now}"
+    )
+    assert set(found.values()) == {expected}
     assert state(workspace)["next"].startswith("kdcache train-teacher")
 
 
-def test_what_an_older_teacher_said_is_stale(workspace):
+def test_what_a_replaced_teacher_computed_is_stale(workspace):
     train_teacher(
         TrainTeacherOptions(
             workspace=workspace, model="resnet8", epochs=1, seed=1, num_workers=1, overwrite=True
@@ -116,7 +118,7 @@ def test_what_an_older_teacher_said_is_stale(workspace):
     assert wrong(workspace) == {}
 
 
-def test_damage_is_named_and_hides_nothing_else(workspace):
+def test_damaged_files_are_reported_beside_all_others(workspace):
     (workspace / "subsets/medium-0.7.npz").write_bytes(b"PK")
     path = workspace / "stores/resnet8.zarr/zarr.json"
     path.write_text(json.dumps(read_json(path) | {"attributes": {}}))
@@ -126,7 +128,7 @@ def test_damage_is_named_and_hides_nothing_else(workspace):
     assert len(state(workspace)["holds"]) == 7
 
 
-def test_what_lies_elsewhere_is_listed_too(workspace, tmp_path):
+def test_a_store_and_subset_outside_the_workspace_are_listed(workspace, tmp_path):
     subset = Subset.load(workspace / "subsets/medium-0.7.npz")
     elsewhere = tmp_path / "mine.npz"
     subset.save(elsewhere)
@@ -137,17 +139,17 @@ def test_what_lies_elsewhere_is_listed_too(workspace, tmp_path):
     assert (found[str(elsewhere)]["kind"], found[url]["kind"]) == ("subset", "store")
     assert (found[str(elsewhere)]["wrong"], found[url]["wrong"]) == (None, None)
     elsewhere.unlink()
-    assert wrong(workspace) == {str(elsewhere): "damaged: it does not exist any more"}
+    assert wrong(workspace) == {str(elsewhere): "damaged: it no longer exists"}
 
 
-def test_the_run_of_a_teacher_is_no_student(workspace):
+def test_a_teacher_run_does_not_count_as_a_student(workspace):
     shutil.rmtree(run_of(workspace))
     assert state(workspace)["next"].startswith("kdcache train: ")
     shutil.rmtree(workspace / "subsets")
     assert state(workspace)["next"].startswith("kdcache select")
 
 
-def test_a_teacher_that_was_begun_goes_on_as_one(workspace):
+def test_an_unfinished_teacher_is_continued_by_train_teacher(workspace):
     shutil.rmtree(run_of(workspace))
     shutil.rmtree(workspace / "stores")
     shutil.rmtree(workspace / "teachers")
@@ -155,5 +157,5 @@ def test_a_teacher_that_was_begun_goes_on_as_one(workspace):
     (workspace / "runs/teacher-resnet8/metrics.jsonl").write_text("")
     name = "runs/teacher-resnet8"
     assert "Run kdcache train-teacher again with the same arguments" in wrong(workspace)[name]
-    expected = f"kdcache train-teacher, with the arguments that {name} was begun with"
+    expected = f"kdcache train-teacher, with the same arguments: {name} is unfinished"
     assert state(workspace)["next"] == expected
