@@ -1,1 +1,1 @@
-"""`kdcache doctor`: does this machine run kdcache; each group of checks is a file here."""
+"""`kdcache doctor` checks whether this machine can run kdcache. Each group of checks is a file."""

@@ -1,4 +1,4 @@
-"""A JPEG is packed and read back through FFCV's libraries, as training does it."""
+"""Check that FFCV's libraries decode a packed JPEG as Pillow does."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ SIDE = 96
 """Height and width in pixels: large enough to be stored as JPEG."""
 
 MAX_MEAN_DIFFERENCE = 4.0
-"""Mean over pixels, in levels of 255, that two decoders may differ on a smooth image."""
+"""Largest mean difference between two decoders on a smooth image, in levels of [0, 255]."""
 
 
 def check_decoder(_workspace: Path) -> Iterator[Finding]:
-    """Compare the pixels of the clean view with those that Pillow decodes."""
+    """Pack two JPEGs, read their clean views, and compare the pixels with Pillow's."""
     with tempfile.TemporaryDirectory(prefix="kdcache-doctor-") as folder:
         source, workspace = Path(folder, "source"), Path(folder, "workspace")
         for name, image in (("a", _gradient()), ("b", _gradient().transpose(1, 0, 2))):
@@ -46,16 +46,19 @@ def check_decoder(_workspace: Path) -> Iterator[Finding]:
         )
     difference = float(np.abs(decoded.astype(float) - expected).mean())
     if difference > MAX_MEAN_DIFFERENCE:
-        found = f"FFCV's pixels differ from Pillow's by {difference:.1f} levels in the mean"
+        found = (
+            f"FFCV's pixels differ from Pillow's by {difference:.1f} levels on average, expected "
+            f"at most {MAX_MEAN_DIFFERENCE:.0f}"
+        )
         remedy = "pip install --force-reinstall --no-cache-dir --no-binary ffcv ffcv"
         yield error("decoder", found, remedy)
     else:
-        found = f"FFCV {version('ffcv')} decoded 2 JPEGs, {difference:.1f} levels from Pillow"
+        found = f"FFCV {version('ffcv')} decoded 2 JPEGs within {difference:.1f} levels of Pillow"
         yield ok("decoder", found)
 
 
 def _gradient() -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
-    """Return (S, S, 3): a colour that changes slowly, and differently in both directions."""
+    """Return a smooth colour gradient, (S, S, 3) uint8, that is not symmetric."""
     rising = np.linspace(0, 255, SIDE)
     rows, columns = np.meshgrid(rising, rising, indexing="ij")
     return np.stack([rows, columns, 255 - rows], axis=-1).astype(np.uint8)

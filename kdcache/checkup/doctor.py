@@ -1,4 +1,4 @@
-"""`kdcache doctor`: every group of checks, each in a process of its own."""
+"""`kdcache doctor`: run every group of checks, each in its own process."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Group(NamedTuple):
     function: str
     """`module:name` of `function(workspace) -> Iterator[Finding]`."""
     remedy: str
-    """Where the process breaks down in a way that no check foresees."""
+    """What to do if the process itself fails, in a way that no check expects."""
 
 
 _REINSTALL = "pip install --force-reinstall --no-cache-dir"

@@ -1,4 +1,4 @@
-"""What a check found, and what to do about it."""
+"""The result of a check: what it found, and what to do about it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 Level = Literal["error", "note", "ok"]
-"""error: the walk on the digits, or training on the GPU that is there, would fail."""
+"""error: the digits example of the README, or training on this machine's GPU, would fail."""
 
 
 @dataclass(frozen=True)
@@ -15,15 +15,15 @@ class Finding:
 
     level: Level
     check: str
-    """What was checked, such as "open files"."""
+    """Name of the check, such as "open files"."""
     found: str
-    """Values in one line."""
+    """The values that were found, in one line."""
     remedy: str | None = None
-    """What to do, in lower case; None where nothing is to be done."""
+    """What to do, in lower case; None if there is nothing to do."""
 
     @property
     def about(self) -> dict[str, str]:
-        """What it says beside level and check, as JSON content."""
+        """`found` and, if there is one, `remedy`, as JSON content."""
         remedy = {} if self.remedy is None else {"remedy": self.remedy}
         return {"found": self.found} | remedy
 
@@ -34,16 +34,16 @@ def ok(check: str, found: str) -> Finding:
 
 
 def note(check: str, found: str, remedy: str) -> Finding:
-    """Return a finding that slows kdcache down or will limit larger work."""
+    """Return a finding about something that slows kdcache down or limits larger data sets."""
     return Finding("note", check, found, remedy)
 
 
 def error(check: str, found: str, remedy: str) -> Finding:
-    """Return a finding that keeps kdcache from working."""
+    """Return a finding about something that makes kdcache fail."""
     return Finding("error", check, found, remedy)
 
 
 def reason(exception: BaseException) -> str:
-    """Return an exception as one line: its first line that says something, and its type."""
+    """Return an exception as one line: its type and the first non-empty line of its message."""
     lines = [line.strip() for line in str(exception).splitlines() if line.strip()]
     return f"{type(exception).__name__}: {lines[0]}" if lines else type(exception).__name__

@@ -1,4 +1,4 @@
-"""The other packages of the walk do what it asks of them: digits, a store's arrays, weights."""
+"""Check the other packages: scikit-learn's digits, zarr arrays, and safetensors files."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from kdcache.checkup.finding import Finding, error, ok, reason
 
 
 def check_packages(_workspace: Path) -> Iterator[Finding]:
-    """Try each package; one that fails does not hide another."""
+    """Try each package; a failure of one does not hide that of another."""
     steps: tuple[tuple[str, str, Callable[[Path], None]], ...] = (
         ("digits", "scikit-learn", _digits),
         ("store", "zarr", _store),
@@ -40,15 +40,15 @@ def _store(folder: Path) -> None:
 
     from kdcache.store.format.location import open_zarr_store
 
-    place = open_zarr_store(folder / "store.zarr", read_only=False)
+    store = open_zarr_store(folder / "store.zarr", read_only=False)
     rows = np.arange(24, dtype=np.float16).reshape(6, 4)
     array = zarr.create_array(
-        place, shape=rows.shape, chunks=(2, 4), dtype=rows.dtype, compressors=[Crc32cCodec()]
+        store, shape=rows.shape, chunks=(2, 4), dtype=rows.dtype, compressors=[Crc32cCodec()]
     )
     array[:] = rows
     found = zarr.open_array(open_zarr_store(folder / "store.zarr", read_only=True), mode="r")[:]
     if not np.array_equal(found, rows):
-        raise OSError("other rows are read than were written")
+        raise OSError("the rows read differ from those written")
 
 
 def _weights(folder: Path) -> None:
@@ -59,4 +59,4 @@ def _weights(folder: Path) -> None:
     path = folder / "weights.safetensors"
     save_weights(path, {"weight": torch.arange(6.0)}, {"arch": "doctor"})
     if load_weights(path)[0]["weight"].tolist() != [0, 1, 2, 3, 4, 5]:
-        raise OSError("other weights are read than were written")
+        raise OSError("the weights read differ from those written")

@@ -1,4 +1,4 @@
-"""torch with what it has to fit: torchvision, the CUDA driver, and the cores."""
+"""Check that torch works, and that torchvision and the CUDA driver match it."""
 
 from __future__ import annotations
 
@@ -15,17 +15,19 @@ from kdcache.checkup.finding import Finding, error, note, ok, reason
 
 _DEVICES = Path("/dev")
 _NO_DEVICE = 100
-"""CUDA_ERROR_NO_DEVICE: the driver works, and sees no GPU."""
+"""CUDA_ERROR_NO_DEVICE: the driver works, but finds no GPU."""
 
-_MATCHING = "install a pair that fits: pip install --upgrade --force-reinstall torch torchvision"
+_INSTALL_PAIR = (
+    "install matching versions: pip install --upgrade --force-reinstall torch torchvision"
+)
 
 
 def check_torch(_workspace: Path) -> Iterator[Finding]:
-    """Run a step of training on the processor, an operation of torchvision's, and the GPU."""
+    """Compute a gradient on the CPU, run an operation of torchvision, and compute on each GPU."""
     weight = torch.ones(4, 4, requires_grad=True)
     (torch.full((4, 4), 2.0) @ weight).sum().backward()
     if weight.grad is None or weight.grad.unique().tolist() != [8.0]:
-        yield error("torch", f"{torch.__version__} computes a wrong gradient", _MATCHING)
+        yield error("torch", f"{torch.__version__} computes a wrong gradient", _INSTALL_PAIR)
     else:
         yield ok("torch", f"{torch.__version__} with {torch.get_num_threads()} threads")
     yield check_torchvision()
@@ -33,7 +35,7 @@ def check_torch(_workspace: Path) -> Iterator[Finding]:
 
 
 def check_torchvision() -> Finding:
-    """Run a compiled operation of torchvision's, which is built for one version of torch."""
+    """Run a compiled operation of torchvision, which is built for one version of torch."""
     try:
         import torchvision
 
@@ -42,24 +44,24 @@ def check_torchvision() -> Finding:
         kept = torchvision.ops.nms(boxes, torch.tensor([0.5, 0.9]), 0.5).tolist()
     except Exception as failure:  # noqa: BLE001  (a broken library raises almost anything)
         found = f"torchvision does not work with torch {torch.__version__}: {reason(failure)}"
-        return error("torchvision", found, _MATCHING)
+        return error("torchvision", found, _INSTALL_PAIR)
     if kept != [1]:
-        return error("torchvision", f"{found} computes wrongly", _MATCHING)
+        return error("torchvision", f"{found}: nms kept {kept}, expected [1]", _INSTALL_PAIR)
     needed = [Requirement(line) for line in requires("torchvision") or []]
     for requirement in needed:
-        # The public version: torch 2.11.0+cu130 is a 2.11.0.
+        # The local part of a version does not count: torch 2.11.0+cu130 satisfies torch==2.11.0.
         if requirement.name == "torch" and not requirement.specifier.contains(
             Version(version("torch")).public, prereleases=True
         ):
-            return error("torchvision", f"{found}, but it needs {requirement}", _MATCHING)
+            return error("torchvision", f"{found}, but it needs {requirement}", _INSTALL_PAIR)
     return ok("torchvision", found)
 
 
 def check_gpu(devices: Path = _DEVICES) -> Finding:
-    """Compute on every GPU; without one, say why.
+    """Compute on every GPU; without one, report why.
 
     Args:
-        devices: folder of device files, where the driver's are.
+        devices: folder that holds the driver's device files.
     """
     if not torch.cuda.is_available():
         return _without_cuda(devices)
@@ -69,12 +71,12 @@ def check_gpu(devices: Path = _DEVICES) -> Finding:
         try:
             ones = torch.ones(64, 64, device=torch.device("cuda", index))
             computed = float((ones @ ones).sum())
-        except RuntimeError as failure:  # such as a GPU that this torch has no kernels for
+        except RuntimeError as failure:  # for example, this torch has no kernels for the GPU
             found = f"{name} cannot compute with torch {torch.__version__}: {reason(failure)}"
             remedy = "install a torch for this GPU: https://pytorch.org/get-started/locally"
             return error("GPU", found, remedy)
         if computed != 64**3:
-            remedy = "look at the GPU's state: nvidia-smi -q"
+            remedy = "check the GPU's state: nvidia-smi -q"
             return error("GPU", f"{name} computed {computed}, expected {64**3}", remedy)
         free, total = torch.cuda.mem_get_info(index)
         names.append(f"{name} ({free / 1e9:,.1f} of {total / 1e9:,.1f} GB free)")
@@ -89,19 +91,19 @@ def _without_cuda(devices: Path) -> Finding:
         try:
             torch.cuda.init()
             why = "torch.cuda.is_available() is false"
-        except Exception as failure:  # noqa: BLE001  (this is what is asked for)
+        except Exception as failure:  # noqa: BLE001  (the message is the result)
             why = reason(failure)
         remedy = (
             "update the NVIDIA driver, or install a torch for an older CUDA: "
             "https://pytorch.org/get-started/locally"
         )
     if _driver_sees_gpu() or (any(devices.glob("nvidia[0-9]*")) and _driver_sees_gpu() is None):
-        return error("GPU", f"there is one, but it cannot be used: {why}", remedy)
-    return note("GPU", "none: models run on the processor", "for large data sets, use a GPU")
+        return error("GPU", f"this machine has one, but torch cannot use it: {why}", remedy)
+    return note("GPU", "none: models run on the CPU", "use a GPU for large data sets")
 
 
 def _driver_sees_gpu() -> bool | None:
-    """Ask the CUDA driver; None where its library is not installed."""
+    """Return whether the CUDA driver finds a GPU; None if its library is not installed."""
     try:
         driver = ctypes.CDLL("libcuda.so.1")
     except OSError:

@@ -1,4 +1,4 @@
-"""What kdcache does in its folders: write, flush, rename, lock and map files."""
+"""Check that files of the workspace can be written, flushed, renamed, locked and mapped."""
 
 from __future__ import annotations
 
@@ -16,23 +16,28 @@ from kdcache.files import sync_directory
 from kdcache.locks import file_lock
 
 MIN_FREE_BYTES = 1 << 30
-"""The walk on the digits was measured to write 0.5 GB, with a resnet50 as the teacher."""
+"""The digits example writes 0.5 GB with resnet50 as the teacher (measured)."""
 
 _CONTENT = bytes(range(256)) * 4096
 _ELSEWHERE = "choose a folder on another disk: --workspace FOLDER"
 
 
 def check_workspace(workspace: Path) -> Iterator[Finding]:
-    """Work in a folder inside the workspace, or where it would be made; nothing is left there."""
+    """Try each operation in a temporary folder in the workspace, which is removed afterwards.
+
+    If the workspace does not exist, the nearest existing parent folder is tested.
+    """
     yield _check_temporary_files()
-    place = workspace
-    while not os.path.lexists(place):
-        place = place.parent
+    folder = workspace
+    while not os.path.lexists(folder):
+        folder = folder.parent
     try:
-        scratch = Path(tempfile.mkdtemp(prefix=".kdcache-doctor-", dir=place))
+        scratch = Path(tempfile.mkdtemp(prefix=".kdcache-doctor-", dir=folder))
     except OSError as failure:
-        remedy = "choose a folder that you may write to: --workspace FOLDER"
-        yield error("workspace", f"no folder can be made in {place}: {reason(failure)}", remedy)
+        remedy = "choose a writable folder: --workspace FOLDER"
+        yield error(
+            "workspace", f"a folder cannot be created in {folder}: {reason(failure)}", remedy
+        )
         return
     try:
         failed = list(_failures(scratch))
@@ -40,12 +45,12 @@ def check_workspace(workspace: Path) -> Iterator[Finding]:
         shutil.rmtree(scratch, ignore_errors=True)
     yield from failed
     if not failed:
-        yield ok("workspace", f"files can be written, flushed, renamed, locked, mapped in {place}")
-    yield _check_space(place)
+        yield ok("workspace", f"files can be written, flushed, renamed, locked, mapped in {folder}")
+    yield _check_space(folder)
 
 
 def _failures(scratch: Path) -> Iterator[Finding]:
-    """Try each operation, and yield those that fail; one that fails does not hide another."""
+    """Try each operation and yield the failures; one failure does not hide another."""
     steps: tuple[tuple[str, Callable[[Path], None]], ...] = (
         ("written and flushed", _write),
         ("renamed", _rename),
@@ -57,7 +62,7 @@ def _failures(scratch: Path) -> Iterator[Finding]:
         try:
             operation(scratch)
         except (OSError, KDCacheError) as failure:
-            found = f"in {scratch.parent} no file can be {name}: {reason(failure)}"
+            found = f"a file in {scratch.parent} cannot be {name}: {reason(failure)}"
             yield error(f"workspace: {name}", found, _ELSEWHERE)
 
 
@@ -67,7 +72,7 @@ def _write(scratch: Path) -> None:
         file.flush()
         os.fsync(file.fileno())
     if (scratch / "written").read_bytes() != _CONTENT:
-        raise OSError("other bytes are read than were written")
+        raise OSError("the bytes read differ from those written")
 
 
 def _rename(scratch: Path) -> None:
@@ -76,7 +81,7 @@ def _rename(scratch: Path) -> None:
         (scratch / "partial").write_bytes(content)
         (scratch / "partial").replace(path)
     if path.read_bytes() != b"new":
-        raise OSError("the old file is still there")
+        raise OSError("the old file was not replaced")
 
 
 def _lock(scratch: Path) -> None:
@@ -85,24 +90,24 @@ def _lock(scratch: Path) -> None:
         try:
             with file_lock(path, purpose="check"):
                 pass
-        except KDCacheError:  # held, as it should be
+        except KDCacheError:  # the lock is held, as it should be
             return
-    raise OSError("one lock was given twice at the same time")
+    raise OSError("two holders got the same lock")
 
 
 def _map(scratch: Path) -> None:
     (scratch / "mapped").write_bytes(_CONTENT)
     if not np.array_equal(np.memmap(scratch / "mapped", np.uint8, "r")[:256], np.arange(256)):
-        raise OSError("other bytes are mapped than were written")
+        raise OSError("the mapped bytes differ from those written")
 
 
-def _check_space(place: Path) -> Finding:
-    free = shutil.disk_usage(place).free
-    found = f"{free / 1e9:,.1f} GB free in {place}"
+def _check_space(folder: Path) -> Finding:
+    free = shutil.disk_usage(folder).free
+    found = f"{free / 1e9:,.1f} GB free in {folder}"
     if free >= MIN_FREE_BYTES:
         return ok("disk", found)
-    found = f"{found}, the walk on the digits may take {MIN_FREE_BYTES / 1e9:,.1f} GB"
-    return error("disk", found, f"make room, or {_ELSEWHERE}")
+    found = f"{found}, expected at least {MIN_FREE_BYTES / 1e9:,.1f} GB, for the digits example"
+    return error("disk", found, f"free some space, or {_ELSEWHERE}")
 
 
 def _check_temporary_files() -> Finding:
@@ -111,6 +116,6 @@ def _check_temporary_files() -> Finding:
             file.write(_CONTENT)
             file.flush()
     except OSError as failure:
-        found = f"no temporary file can be written: {reason(failure)}"
-        return error("temporary files", found, "name a folder that you may write to: TMPDIR=FOLDER")
+        found = f"a temporary file cannot be written: {reason(failure)}"
+        return error("temporary files", found, "set TMPDIR to a writable folder: TMPDIR=FOLDER")
     return ok("temporary files", f"can be written in {tempfile.gettempdir()}")

@@ -26,7 +26,7 @@ def doctor(tmp_path, *options: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_a_machine_that_cannot_train_ends_with_status_1_and_its_findings(tmp_path):
+def test_doctor_exits_with_1_and_its_findings_if_training_would_fail(tmp_path):
     done = doctor(tmp_path, "--json")
     assert done.returncode == 1
     result = json.loads(done.stdout)
@@ -42,7 +42,7 @@ def test_a_machine_that_cannot_train_ends_with_status_1_and_its_findings(tmp_pat
     assert done.stderr.splitlines() == [f"checking: {group.title}" for group in GROUPS]
 
 
-def test_for_people_it_is_one_line_for_each_finding_errors_first(tmp_path):
+def test_the_text_output_has_one_line_per_finding_errors_first(tmp_path):
     done = doctor(tmp_path, "--quiet")
     assert (done.returncode, done.stderr) == (1, "")
     levels = [line.split()[0] for line in done.stdout.splitlines()]

@@ -1,4 +1,4 @@
-"""A group of checks that crashes, hangs or babbles is told of in one line."""
+"""A group of checks that crashes, hangs or prints is reported in one line."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from kdcache.checkup.isolation import findings_of
 BEFORE = ok("before", "it works")
 
 
-def babbles(workspace: Path) -> Iterator[Finding]:
+def prints_much(workspace: Path) -> Iterator[Finding]:
     print('{"level": "ok"}')  # noqa: T201
     os.write(1, b"of a C library\n")
     yield ok("workspace", str(workspace))
@@ -42,12 +42,12 @@ def found(function: object, *, timeout: float = 200) -> list[Finding]:
     return list(findings_of(name, Path("/w"), "title", "do this", timeout=timeout))
 
 
-def test_only_findings_come_back(capfd):
-    assert found(babbles) == [ok("workspace", "/w")]
+def test_other_output_of_a_check_is_dropped(capfd):
+    assert found(prints_much) == [ok("workspace", "/w")]
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_crash_is_an_error_with_its_last_words_and_keeps_what_came_before(capfd):
+def test_a_crash_is_an_error_and_earlier_findings_are_kept(capfd):
     before, crash = found(aborts)
     assert before == BEFORE
     assert (crash.level, crash.check, crash.remedy) == ("error", "title", "do this")
@@ -69,11 +69,11 @@ def test_a_module_that_cannot_be_loaded_is_an_error():
     assert "ModuleNotFoundError: No module named 'kdcache.checkup.nothing'" in fault.found
 
 
-def test_what_does_not_answer_is_an_error():
+def test_a_check_that_exceeds_the_timeout_is_an_error():
     assert found(hangs, timeout=1)[-1].found == "no answer after 1 seconds"
 
 
-def test_where_no_process_can_be_started_it_is_an_error(monkeypatch):
+def test_a_process_that_cannot_be_started_is_an_error(monkeypatch):
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
-    (fault,) = found(babbles)
+    (fault,) = found(prints_much)
     assert "no process can be started: FileNotFoundError" in fault.found

@@ -49,7 +49,7 @@ def test_torch_that_cannot_be_loaded_is_an_error(tmp_path):
     assert found["torch"].found.endswith("ImportError: libcudart.so.13: cannot open")
 
 
-def test_torch_and_torchvision_that_fit_are_well(tmp_path):
+def test_matching_torch_and_torchvision_are_ok(tmp_path):
     found = check("torch", tmp_path)
     assert (found["torch"].level, found["torchvision"].level) == ("ok", "ok")
     assert found["GPU"].level == ("ok" if torch.cuda.is_available() else "note")
@@ -62,7 +62,7 @@ def test_torch_and_torchvision_that_fit_are_well(tmp_path):
         "__version__ = '0.1'",  # without what it is to hold
     ],
 )
-def test_torchvision_that_does_not_work_is_an_error(tmp_path, code):
+def test_a_broken_torchvision_is_an_error(tmp_path, code):
     broken = package(tmp_path, "torchvision", code)
     found = check("torch", tmp_path, environment=broken)
     assert found["torch"].level == "ok"
@@ -114,7 +114,7 @@ def test_a_gpu_without_a_driver_is_an_error(tmp_path, device, level):
     assert check_gpu(tmp_path).level == level
 
 
-def test_a_compiler_that_works_keeps_what_it_compiled(tmp_path):
+def test_a_working_compiler_caches_its_functions(tmp_path):
     found = check("compiler", tmp_path, environment={"XDG_CACHE_HOME": str(tmp_path)})
     assert {finding.level for finding in found.values()} == {"ok"}
     assert str(tmp_path) in found["compiled functions"].found
@@ -128,13 +128,13 @@ def test_a_compiler_that_works_keeps_what_it_compiled(tmp_path):
         ("NUMBA_THREADING_LAYER", "none of them", "none of them"),
     ],
 )
-def test_a_compiler_that_does_not_work_is_an_error(tmp_path, variable, value, words):
+def test_a_broken_compiler_is_an_error(tmp_path, variable, value, words):
     found = check("compiler", tmp_path, environment={variable: value})["compiler"]
     assert found.level == "error"
     assert words in found.found
 
 
-def test_without_a_folder_for_compiled_functions_it_is_a_note(tmp_path):
+def test_a_missing_cache_folder_for_numba_is_a_note(tmp_path):
     (tmp_path / "file").write_text("")
     environment = {"XDG_CACHE_HOME": str(tmp_path / "file"), "HOME": str(tmp_path / "file")}
     # numba would also keep them beside the sources.
@@ -146,7 +146,7 @@ def test_without_a_folder_for_compiled_functions_it_is_a_note(tmp_path):
     assert "XDG_CACHE_HOME" in found["compiled functions"].remedy
 
 
-def test_a_jpeg_is_decoded_as_pillow_does(tmp_path):
+def test_ffcv_decodes_a_jpeg_as_pillow_does(tmp_path):
     found = check("decoder", tmp_path)
     assert [(finding.check, finding.level) for finding in found.values()] == [("decoder", "ok")]
 
@@ -156,7 +156,7 @@ def test_a_jpeg_is_decoded_as_pillow_does(tmp_path):
     [({"CRASH": "1"}, "signal 6"), ({"SAYS_SO": "1"}, "cannot be decoded"), ({}, "differ")],
     ids=str,
 )
-def test_a_decoder_that_crashes_fails_or_lies_is_an_error(tmp_path, case, words):
+def test_a_decoder_that_crashes_fails_or_returns_wrong_pixels_is_an_error(tmp_path, case, words):
     preloaded = {"LD_PRELOAD": str(library(tmp_path, DECODER))}
     found = check("decoder", tmp_path, environment=preloaded | case)["decoder"]
     assert found.level == "error"
@@ -164,7 +164,7 @@ def test_a_decoder_that_crashes_fails_or_lies_is_an_error(tmp_path, case, words)
     assert found.remedy
 
 
-def test_ffcv_whose_library_is_damaged_is_an_error(tmp_path):
+def test_a_damaged_library_of_ffcv_is_an_error(tmp_path):
     spec = importlib.util.find_spec("ffcv")
     assert spec is not None
     assert spec.origin is not None
@@ -195,7 +195,7 @@ def test_an_incomplete_scikit_learn_is_an_error(tmp_path):
 
 
 @pytest.mark.parametrize(("name", "finding"), [("zarr", "store"), ("safetensors", "weights")])
-def test_a_package_that_does_not_work_hides_no_other(tmp_path, name, finding):
+def test_a_broken_package_does_not_hide_the_others(tmp_path, name, finding):
     broken = package(tmp_path, name, "raise OSError('damaged')")
     found = check("packages", tmp_path, environment=broken)
     assert {name for name, one in found.items() if one.level == "error"} == {finding}

@@ -1,4 +1,4 @@
-"""Cores, memory, shared memory and open files, each really short in turn."""
+"""Cores, memory, shared memory and open files, each made scarce in turn."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from kdcache.cores import cores_of_affinity
 from tests.checkup.processes import check
 
 
-def test_this_machine_is_well(tmp_path):
+def test_this_machine_has_no_errors(tmp_path):
     found = check("machine", tmp_path)
     assert {finding.level for finding in found.values()} <= {"ok", "note"}
     assert found.keys() == {"system", "cores", "memory", "shared memory", "open files"}
@@ -26,7 +26,7 @@ def test_this_machine_is_well(tmp_path):
 @pytest.mark.parametrize(
     ("most", "level"), [(5000, "ok"), (4000, "note"), (64, "note"), (48, "error")]
 )
-def test_files_are_opened_until_the_limit(tmp_path, most, level):
+def test_the_number_of_open_files_is_compared_with_the_limit(tmp_path, most, level):
     (_, allowed) = resource.getrlimit(resource.RLIMIT_NOFILE)
     if most > allowed:
         pytest.skip(f"needs {most} open files, {allowed} are allowed")
@@ -39,7 +39,7 @@ def test_files_are_opened_until_the_limit(tmp_path, most, level):
         assert most - 20 < opened < most
 
 
-def test_cores_are_told_by_affinity_and_control_group(tmp_path, monkeypatch):
+def test_cores_are_limited_by_affinity_and_control_group(tmp_path, monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     alone = check_cores(mount=tmp_path, membership=tmp_path / "none")
     assert alone.level == "ok"
@@ -48,7 +48,7 @@ def test_cores_are_told_by_affinity_and_control_group(tmp_path, monkeypatch):
     limited = check_cores(mount=tmp_path, membership=tmp_path / "none")
     assert limited.found.startswith("1 (")
     assert "control group 0.5" in limited.found
-    assert (limited.level, limited.remedy[:21]) == ("note", "say OMP_NUM_THREADS=1")
+    assert (limited.level, limited.remedy[:21]) == ("note", "set OMP_NUM_THREADS=1")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     assert check_cores(mount=tmp_path, membership=tmp_path / "none").level == "ok"
 
@@ -79,7 +79,7 @@ def test_no_shared_memory_is_an_error(tmp_path):
 @pytest.mark.parametrize(
     ("options", "word"), [("ro", "read-only"), ("size=4k", "4,096 bytes free")], ids=str
 )
-def test_shared_memory_that_cannot_be_used_is_an_error(tmp_path, options, word):
+def test_unusable_shared_memory_is_an_error(tmp_path, options, word):
     mounts = [f"mount -t tmpfs -o {options} tmpfs /dev/shm"]
     found = check("machine", tmp_path, mounts=mounts)["shared memory"]
     assert found.level == "error"

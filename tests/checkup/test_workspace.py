@@ -1,4 +1,4 @@
-"""Each operation on files really fails in turn: by mounts, and by calls that say no."""
+"""Each file operation fails in turn, by mounts and by system calls that return errors."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def refusing(tmp_path_factory):
 
 
 @pytest.mark.parametrize("folder", ["", "new/and/deep"])
-def test_a_workspace_that_works_is_left_as_it_was(tmp_path, refusing, folder):
+def test_a_usable_workspace_is_ok_and_unchanged(tmp_path, refusing, folder):
     found = check("workspace", tmp_path / folder, environment={"LD_PRELOAD": refusing})
     assert {finding.level for finding in found.values()} == {"ok"}
     assert found.keys() == {"temporary files", "workspace", "disk"}
@@ -67,11 +67,11 @@ def test_a_workspace_that_works_is_left_as_it_was(tmp_path, refusing, folder):
         ("fsync of a folder", "flushed with its folder", "Invalid argument"),
         ("rename", "renamed", "Operation not permitted"),
         ("flock", "locked", "No locks available"),
-        ("flock that does nothing", "locked", "one lock was given twice"),
+        ("flock that does nothing", "locked", "two holders got the same lock"),
         ("mmap", "mapped into memory", "No such device"),
     ],
 )
-def test_an_operation_that_fails_is_an_error_and_hides_no_other(
+def test_a_failing_operation_is_an_error_and_does_not_hide_others(
     tmp_path, refusing, broken, name, words
 ):
     environment = {"LD_PRELOAD": refusing, "BROKEN": broken}
@@ -92,7 +92,7 @@ def test_an_operation_that_fails_is_an_error_and_hides_no_other(
         ("size=8m", "disk", "0.0 GB free"),
     ],
 )
-def test_a_disk_that_is_read_only_or_full_is_an_error(tmp_path, options, check_name, words):
+def test_a_read_only_or_full_disk_is_an_error(tmp_path, options, check_name, words):
     mounts = [f"mount -t tmpfs -o {options} tmpfs {tmp_path}"]
     found = check("workspace", tmp_path, mounts=mounts)[check_name]
     assert found.level == "error"
@@ -107,7 +107,7 @@ def test_a_workspace_that_is_a_file_is_an_error(tmp_path):
     assert "Not a directory" in found.found
 
 
-def test_no_room_for_temporary_files_is_an_error(tmp_path):
+def test_a_full_disk_for_temporary_files_is_an_error(tmp_path):
     (tmp_path / "full").mkdir()
     mounts = [f"mount -t tmpfs -o size=64k tmpfs {tmp_path}/full"]
     environment = {"TMPDIR": str(tmp_path / "full")}
