@@ -1,1 +1,1 @@
-"""Studies: many students over a grid of settings, trained in the background, with honest tables."""
+"""Studies: train a grid of students in background processes, and tabulate the results."""

@@ -1,7 +1,7 @@
-"""A cell: one student with all its settings, and its identity.
+"""A cell of a grid: one student with all its settings, and its identity.
 
-Settings that a cell does not use are None, so that equal students are one cell, wherever they stand
-in the grid.
+A setting that a cell does not use is None. So two combinations that train the same student are one
+cell.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from kdcache.selection.methods import METHODS, owners_of_options
 from kdcache.studies.training_length import TrainingLength
 
 LIVE = "live"
-"""As `views`: the teacher answers in each step."""
+"""Value of `views` for a live teacher, which runs in each training step."""
 
 TYPES: dict[str, tuple[type, ...]] = {
     "data": (str,),
@@ -40,7 +40,7 @@ TYPES: dict[str, tuple[type, ...]] = {
     "evaluations": (int,),
     "seed": (int,),
 }
-"""Settings of every cell -> the types of their values."""
+"""Setting -> the types that its value may have."""
 
 DEFAULTS: dict[str, Any] = {
     "label_noise": 0.0,
@@ -60,28 +60,35 @@ DEFAULTS: dict[str, Any] = {
 }
 
 SELECT_OPTIONS = ("score", "balance", "min_per_class", "start", "cut", "peak", "concentration")
-"""Options of `kdcache select` that a grid may list too."""
+"""Options of `kdcache select` that a grid may set."""
 
-_OF_METHOD = {
+_METHOD_OF_OPTION = {
     option: method for method, options in owners_of_options().items() for option in options
 }
 
-_OF_KD = ("loss", "alpha", "temperature", "views", "reshape", "teacher", "standardise", "pixels")
+_KD_SETTINGS = (
+    "loss",
+    "alpha",
+    "temperature",
+    "views",
+    "reshape",
+    "teacher",
+    "standardise",
+    "pixels",
+)
 
-_SET_BY_THE_RUNNER = frozenset(
+_RUNNER_OPTIONS = frozenset(
     {"workspace", "json", "quiet", "subset", "store", "model", "live_teacher", "arch", "seeds"}
     | {"out", "resume", "epochs", "steps", "eval_every", "num_workers", "tensorboard", "device"}
 )
 
 TRAIN_OPTIONS = tuple(
-    field.name
-    for field in fields(TrainOptions)
-    if field.name not in _SET_BY_THE_RUNNER | TYPES.keys()
+    field.name for field in fields(TrainOptions) if field.name not in _RUNNER_OPTIONS | TYPES.keys()
 )
-"""Options of `kdcache train` that a grid may list by their names, beside the settings."""
+"""Options of `kdcache train` that a grid may set, beside those in `TYPES`."""
 
 SETTINGS = (*TYPES, *SELECT_OPTIONS, *TRAIN_OPTIONS)
-"""Every name that a grid may give values to."""
+"""Every name that a grid may set."""
 
 
 @dataclass(frozen=True)
@@ -89,9 +96,9 @@ class Cell:
     """One student.
 
     Attributes:
-        settings: every setting; None for what the cell does not use.
+        settings: setting -> value; None for a setting that the cell does not use.
         teachers: the definition of each teacher that the settings name, as JSON content.
-        block: name of the first block that holds the cell.
+        block: name of the first block that contains the cell.
     """
 
     settings: Mapping[str, Any]
@@ -100,10 +107,10 @@ class Cell:
 
     @property
     def id(self) -> str:
-        """16 hex digits of a digest of the settings.
+        """The first 16 hex digits of the sha256 of the settings.
 
-        A teacher counts by its definition and not by its name. A setting that is None does not
-        count, so that settings that are added later leave the id as it is.
+        A teacher enters by its definition, not by its name. Settings that are None are left out, so
+        a later version can add settings without changing the ids of existing cells.
         """
         content = {name: value for name, value in self.settings.items() if value is not None}
         for role in ("teacher", "score_teacher"):
@@ -114,7 +121,7 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """What messages call the cell."""
+        """The name of the cell in messages."""
         shown = self.settings
         words = [shown["data"], shown["method"]]
         words += [f"keep {shown['keep']:g}"] if shown["keep"] < 1 else []
@@ -128,23 +135,23 @@ class Cell:
 
     @property
     def is_tuning(self) -> bool:
-        """Whether it is evaluated on a part of the training set, to choose settings."""
+        """True if it is evaluated on a part of the training set, to choose settings."""
         return self.settings["tune_fraction"] is not None
 
 
 def make_cell(
     given: Mapping[str, Any], teachers: Mapping[str, Mapping[str, Any]], *, block: str
 ) -> Cell:
-    """Return the cell with some settings, the others at their defaults.
+    """Return a cell; settings that are not given get their defaults.
 
     Args:
-        given: values by the names of SETTINGS.
-        teachers: definition of every teacher of the grid, by name.
-        block: that the cell is in.
+        given: setting -> value; the names are those of SETTINGS.
+        teachers: name -> definition, for every teacher of the grid.
+        block: name of the block that contains the cell.
 
     Raises:
-        ConfigError: if a value is of a wrong type or unknown, or the cell lacks its data or
-            teacher; names it.
+        ConfigError: if a setting is unknown, has the wrong type or is out of range, or if the data
+            or a teacher is missing.
     """
     settings: dict[str, Any] = dict.fromkeys(SETTINGS) | DEFAULTS | dict(given)
     for name, value in settings.items():
@@ -162,20 +169,22 @@ def make_cell(
     reads_scores = settings["method"] != "all" and pruning.reads_scores
     is_selected_with = dict.fromkeys(SELECT_OPTIONS, settings["method"] != "all")
     is_selected_with["score"] = reads_scores
-    is_selected_with |= {name: settings["method"] == of for name, of in _OF_METHOD.items()}
+    is_selected_with |= {
+        name: settings["method"] == method for name, method in _METHOD_OF_OPTION.items()
+    }
     if reads_scores and settings["score"] is None:
         settings["score"] = SelectOptions().score
     settings["score_teacher"] = settings["score_teacher"] or settings["teacher"]
     unused = [name for name, is_used in is_selected_with.items() if not is_used]
-    unused += [] if settings["kd"] else _OF_KD
-    # Every selection but `class-adaptive` and `random` orders by a teacher's answers; the first
-    # needs whether they are right.
-    unused += [] if settings["method"] not in ("all", "random") else ["score_teacher"]
+    unused += [] if settings["kd"] else _KD_SETTINGS
+    # `random` is the only method that reads nothing from a store: `class-adaptive` reads which
+    # predictions are correct, and all other methods read scores.
+    unused += ["score_teacher"] if settings["method"] in ("all", "random") else []
     for name in unused:
         settings[name] = None
     for role in ("teacher", "score_teacher"):
-        needs = settings["kd"] if role == "teacher" else role not in unused
-        if needs and settings[role] not in teachers:
+        is_needed = settings["kd"] if role == "teacher" else role not in unused
+        if is_needed and settings[role] not in teachers:
             raise ConfigError(
                 f"{role} is {settings[role] or 'not given'}, expected one of the grid's teachers: "
                 f"{', '.join(teachers) or 'none is defined'}. Define it with [teachers.NAME]"
@@ -189,7 +198,7 @@ def make_cell(
 
 def _require_type(name: str, value: Any) -> None:
     if name not in SETTINGS:
-        raise ConfigError(f"{name} = {value!r} is no setting, expected one of {known_settings()}")
+        raise ConfigError(f"{name} is not a setting, expected one of {known_settings()}")
     if value is None or name not in TYPES:
         return
     kinds = TYPES[name]
@@ -202,18 +211,18 @@ def _require_type(name: str, value: Any) -> None:
 def _require_range(settings: Mapping[str, Any]) -> None:
     rules: dict[str, tuple[bool, str]] = {
         "keep": (0 < settings["keep"] <= 1, "a number in (0, 1]"),
-        "label_noise": (0 <= settings["label_noise"] < 1, "a share in [0, 1)"),
+        "label_noise": (0 <= settings["label_noise"] < 1, "a fraction in [0, 1)"),
         "batch_size": (settings["batch_size"] > 0, "a number above 0"),
         "evaluations": (settings["evaluations"] > 0, "a number above 0"),
-        "seed": (settings["seed"] >= 0, "a number of at least 0"),
+        "seed": (settings["seed"] >= 0, "a number >= 0"),
         "views": (
             settings["views"] == LIVE
             or (isinstance(settings["views"], int) and settings["views"] >= 0),
-            f"a number of at least 0, or {LIVE!r}",
+            f"a number >= 0, or {LIVE!r}",
         ),
         "tune_fraction": (
             settings["tune_fraction"] is None or 0 < settings["tune_fraction"] < 1,
-            "a share in (0, 1)",
+            "a fraction in (0, 1)",
         ),
     }
     for name, (holds, rule) in rules.items():
@@ -222,5 +231,5 @@ def _require_range(settings: Mapping[str, Any]) -> None:
 
 
 def known_settings() -> str:
-    """Return the names of all settings, for messages."""
+    """Return the names of all settings, for error messages."""
     return ", ".join(SETTINGS)

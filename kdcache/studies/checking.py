@@ -1,4 +1,4 @@
-"""Checks of every value of a grid, before anything runs: as the commands themselves check them."""
+"""Check every value of a grid before anything runs, with the checks of the commands."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from kdcache.pipeline_runs.pipeline import command_words
 from kdcache.studies.cells import Cell
 from kdcache.studies.needs import Plan
 
-_SAMPLES = 1_000
-"""Of a check: how many a cell keeps is not known before its data are packed."""
+_ASSUMED_SAMPLES = 1_000
+"""Number of kept samples that the checks assume; the real one is known when the data are packed."""
 
 
 def check_teachers(teachers: Mapping[str, Mapping[str, Any]]) -> None:
     """Check the definition of every teacher of a grid.
 
     Raises:
-        ConfigError: if a model or an option is unknown or outside its range; names it.
+        ConfigError: if a model or an option is unknown, or a value is out of range.
     """
     from kdcache.models.registry import require_trainable
 
@@ -31,7 +31,7 @@ def check_teachers(teachers: Mapping[str, Mapping[str, Any]]) -> None:
         where = f"[teachers.{name}]"
         reserved = ("workspace", "json", "quiet", "name", "save_epochs", "overwrite", "num_workers")
         if refused := [key for key in reserved if key in options]:
-            raise ConfigError(f"{where} has {refused[0]}, which the study sets. Leave it out")
+            raise ConfigError(f"{where} sets {refused[0]}, which the study sets itself. Remove it")
         _parsed(["train-teacher", *command_words(options, "train-teacher")], where)
         try:
             require_trainable(definition["model"], option="model")
@@ -43,8 +43,8 @@ def check_cells(cells: Sequence[Cell], plan: Plan) -> None:
     """Check the settings of every cell.
 
     Raises:
-        ConfigError: if a value is unknown or outside its range, or values mean nothing together;
-            names them and the block.
+        ConfigError: if a value is unknown or out of range, or values do not fit together. The
+            message names the block.
     """
     from kdcache.models.registry import require_trainable
     from kdcache.training.losses.settings import LossSettings
@@ -53,7 +53,7 @@ def check_cells(cells: Sequence[Cell], plan: Plan) -> None:
     for cell in cells:
         settings = dict(cell.settings) | {"seed": 0}
         one = Cell(settings, cell.teachers, cell.block)
-        commands = [plan.train_words(one, samples=_SAMPLES)]
+        commands = [plan.train_words(one, samples=_ASSUMED_SAMPLES)]
         if settings["method"] != "all":
             commands.append(plan.select_words(settings))
         for words in commands:
@@ -75,5 +75,5 @@ def _parsed(words: Sequence[str], where: str) -> CommonOptions:
         line = parse(words)
     except (CycloptsError, ConfigError) as error:
         raise ConfigError(f"{where}: {shell_line(error)}") from error
-    assert line is not None  # noqa: S101  (no --help among the words)
+    assert line is not None  # noqa: S101  (the words do not contain --help)
     return line.options

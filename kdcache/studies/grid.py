@@ -1,4 +1,4 @@
-"""A grid: a TOML file of teachers and blocks, and the ordered list of cells that it stands for.
+"""Read a grid, a TOML file of teachers and blocks, into an ordered list of cells.
 
 tune_fraction = 0.1             # optional: for blocks with `tuning = true`
 
@@ -6,24 +6,24 @@ tune_fraction = 0.1             # optional: for blocks with `tuning = true`
 model = "resnet20"
 epochs = 30
 
-[teachers.early]                # the weights of another teacher after one of its epochs
+[teachers.early]                # the weights of another teacher after an earlier epoch
 of = "big"
 epoch = 5
 
-[defaults]                      # of every block
+[defaults]                      # settings of every block
 data = "cifar100"
 teacher = "big"
 
-[[block]]                       # the product of its lists, in order of priority
+[[block]]                       # the Cartesian product of its lists
 name = "random and medium"
-priority = 1
+priority = 1                    # blocks with smaller numbers run first
 method = ["random", "medium"]
 keep = [0.1, 0.3]
 kd = [false, true]
-seeds = 5                       # short for seed = [0, 1, 2, 3, 4]
+seeds = 5                       # the same as seed = [0, 1, 2, 3, 4]
 exclude = [{ method = "medium", keep = 0.1 }]
 
-[[block]]                       # makes teachers and their stores, and trains no student
+[[block]]                       # makes teachers and their stores, but trains no students
 name = "teachers"
 priority = 0
 make = ["big", "early"]
@@ -42,8 +42,8 @@ from kdcache.errors import ConfigError, shell_line
 from kdcache.pipeline_runs.pipeline import bundled_pipelines
 from kdcache.studies.cells import SETTINGS, Cell, known_settings, make_cell
 
-_TOP = frozenset({"tune_fraction", "teachers", "defaults", "block"})
-_OF_BLOCK = frozenset({"name", "priority", "include", "exclude", "make", "tuning", "seeds"})
+_TOP_LEVEL_KEYS = frozenset({"tune_fraction", "teachers", "defaults", "block"})
+_BLOCK_KEYS = frozenset({"name", "priority", "include", "exclude", "make", "tuning", "seeds"})
 
 
 @dataclass(frozen=True)
@@ -51,11 +51,12 @@ class Block:
     """A named part of a grid.
 
     Attributes:
-        name: different for each block.
-        priority: blocks of a smaller one run first.
-        make: names of teachers to make, for data of the block, without any student.
-        data: names of the data sets that `make` is for.
-        tune_fraction: of a block that chooses settings; its teachers are trained without that part.
+        name: unique in the grid.
+        priority: blocks with smaller numbers run first.
+        make: names of teachers to make; a block that makes teachers has no cells.
+        data: names of the data sets that `make` applies to.
+        tune_fraction: fraction of the training set held out to choose settings; the block's
+            teachers are trained without it. None: nothing is held out.
         cells: in the order of the product.
     """
 
@@ -69,13 +70,13 @@ class Block:
 
 @dataclass(frozen=True)
 class Grid:
-    """What a TOML file says.
+    """The content of a TOML file.
 
     Attributes:
-        name: of the file.
-        teachers: definition of each teacher by name, as JSON content: `model` and options, and
-            `epoch` for the weights after one of its epochs.
-        blocks: by priority, and of one priority in the order of the file.
+        name: the file's name without its suffix.
+        teachers: name -> definition as JSON content: `model`, options of `kdcache train-teacher`,
+            and `epoch` if the weights after an earlier epoch are meant.
+        blocks: sorted by priority, then in the order of the file.
     """
 
     name: str
@@ -86,21 +87,21 @@ class Grid:
     def cells(self) -> list[Cell]:
         """Every cell once, in the order in which they run.
 
-        Blocks of one priority take turns: all their cells of the first seed, then of the next, so
-        that what is there at any time compares whole arms.
+        Blocks of equal priority run seed by seed: the cells of the first seed, then those of the
+        next. So an interrupted study has all arms with about equally many seeds.
         """
         cells: dict[str, Cell] = {}
         for _, blocks in itertools.groupby(self.blocks, key=lambda block: block.priority):
-            several = [cell for block in blocks for cell in block.cells]
-            for cell in sorted(several, key=lambda cell: int(cell.settings["seed"])):
+            together = [cell for block in blocks for cell in block.cells]
+            for cell in sorted(together, key=lambda cell: int(cell.settings["seed"])):
                 cells.setdefault(cell.id, cell)
         return list(cells.values())
 
     def only(self, names: Sequence[str]) -> Grid:
-        """Return the grid with some of its blocks; all where no name is given.
+        """Return the grid with the named blocks only; without names, with all blocks.
 
         Raises:
-            ConfigError: if there is no such block.
+            ConfigError: if a block does not exist.
         """
         known = [block.name for block in self.blocks]
         if unknown := [name for name in names if name not in known]:
@@ -112,39 +113,45 @@ class Grid:
 
 
 def find_grid(name: str) -> Path:
-    """Return the file of one of our grids by its name, or the path that was given.
+    """Return the path of a grid.
+
+    Args:
+        name: a path that ends with .toml, or the name of a bundled grid.
 
     Raises:
-        ConfigError: if there is none; lists ours.
+        ConfigError: if it does not exist.
     """
     given = Path(name)
     if given.suffix == ".toml":
         if not given.is_file():
-            raise ConfigError(f"GRID is {name}, expected a TOML file. {given} does not exist")
+            raise ConfigError(f"GRID is {name}, expected a TOML file that exists")
         return given
-    ours = {path.stem: path for path in sorted((bundled_pipelines() / "studies").glob("*.toml"))}
-    if name not in ours:
+    bundled = {path.stem: path for path in sorted((bundled_pipelines() / "studies").glob("*.toml"))}
+    if name not in bundled:
         raise ConfigError(
-            f"GRID is {name}, expected the path of a TOML file or one of ours: {', '.join(ours)}"
+            f"GRID is {name}, expected the path of a TOML file or a bundled grid: "
+            f"{', '.join(bundled)}"
         )
-    return ours[name]
+    return bundled[name]
 
 
 def read_grid(path: Path, *, tune_fraction: float | None = None) -> Grid:
     """Read a grid and check every value in it.
 
     Args:
-        path: of the TOML file.
-        tune_fraction: where it is given, every cell is a tuning cell on this share.
+        path: the TOML file.
+        tune_fraction: if given, every cell is a tuning cell that holds out this fraction of the
+            training set.
 
     Raises:
-        ConfigError: if a value is unknown or outside its range; names it and its place.
+        ConfigError: if a value is unknown or out of range. The message names the value and its
+            block or table.
     """
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not readable as TOML: {error}") from error
-    _require_keys(f"{path}", content, _TOP)
+    _require_keys(f"{path}", content, _TOP_LEVEL_KEYS)
     teachers = _teachers(path, content.get("teachers", {}))
     defaults = _table(content.get("defaults", {}), f"[defaults] of {path}")
     tables = content.get("block", [])
@@ -153,21 +160,21 @@ def read_grid(path: Path, *, tune_fraction: float | None = None) -> Grid:
     blocks: list[Block] = []
     for number, table in enumerate(tables, 1):
         where = f"block {table.get('name', number)!r} of {path}"
-        _require_keys(where, table, _OF_BLOCK | set(SETTINGS))
+        _require_keys(where, table, _BLOCK_KEYS | set(SETTINGS))
         fraction = tune_fraction
         if table.get("tuning", False) and fraction is None:
             fraction = content.get("tune_fraction")
             if fraction is None:
                 raise ConfigError(
-                    f"{where} has tuning = true, expected a share of the training set to choose "
-                    "settings on. Set tune_fraction = 0.1, or give --tune-fraction 0.1"
+                    f"{where} has tuning = true, expected the fraction of the training set to hold "
+                    "out. Set tune_fraction = 0.1 in the file, or pass --tune-fraction 0.1"
                 )
         try:
             block = _block(table, defaults, teachers, fraction)
         except ConfigError as error:
             raise ConfigError(f"{where}: {shell_line(error)}") from error
         if block.name in [other.name for other in blocks]:
-            raise ConfigError(f"{where} has the name of another block, expected its own")
+            raise ConfigError(f"{where} has the same name as another block, expected unique names")
         blocks.append(block)
     blocks.sort(key=lambda block: block.priority)
     return Grid(path.stem, teachers, tuple(blocks))
@@ -187,14 +194,14 @@ def _teachers(path: Path, tables: Mapping[str, Any]) -> dict[str, dict[str, Any]
         base = teachers.get(about["of"])
         if base is None or "epoch" in base:
             raise ConfigError(
-                f"of = {about['of']!r} in {where} is no teacher, expected one that is defined "
-                "above and trained whole"
+                f"of is {about['of']!r} in {where}, expected a teacher that is defined above and "
+                "has no epoch of its own"
             )
         epoch, last = about.get("epoch"), base.get("epochs", 0)
         if not isinstance(epoch, int) or not 0 < epoch < last:
             raise ConfigError(
-                f"epoch is {epoch!r} in {where}, expected one before the last of "
-                f"{about['of']}, which has epochs = {last}"
+                f"epoch is {epoch!r} in {where}, expected a number in [1, {last}): "
+                f"{about['of']} has epochs = {last}"
             )
         teachers[name] = base | {"epoch": epoch}
     return teachers
@@ -214,7 +221,9 @@ def _block(
         given["seed"] = list(range(seeds))
     name, priority = table.get("name"), table.get("priority")
     if not isinstance(name, str) or not isinstance(priority, int):
-        raise ConfigError(f"name is {name!r} and priority {priority!r}, expected a text and number")
+        raise ConfigError(
+            f"name is {name!r} and priority {priority!r}, expected a string and an integer"
+        )
     values = {
         key: value if isinstance(value, list) else [value]
         for key, value in given.items()
@@ -222,7 +231,7 @@ def _block(
     }
     if tune_fraction is not None:
         values["tune_fraction"] = [tune_fraction]
-    if empty := [key for key, several in values.items() if not several]:
+    if empty := [key for key, choices in values.items() if not choices]:
         raise ConfigError(f"{empty[0]} is [], expected at least one value")
     make = tuple(given.get("make", ()))
     if unknown := [teacher for teacher in make if teacher not in teachers]:
@@ -235,9 +244,9 @@ def _block(
     exclude = _conditions("exclude", given)
     cells: dict[str, Cell] = {}
     for chosen in combinations:
-        if include and not any(_agrees(chosen, condition) for condition in include):
+        if include and not any(_matches(chosen, condition) for condition in include):
             continue
-        if any(_agrees(chosen, condition) for condition in exclude):
+        if any(_matches(chosen, condition) for condition in exclude):
             continue
         cell = make_cell(chosen, teachers, block=name)
         cells.setdefault(cell.id, cell)
@@ -260,8 +269,8 @@ def _conditions(name: str, given: Mapping[str, Any]) -> list[dict[str, Any]]:
     return conditions
 
 
-def _agrees(chosen: Mapping[str, Any], condition: Mapping[str, Any]) -> bool:
-    """Whether a combination has one of the values of every key of a condition."""
+def _matches(chosen: Mapping[str, Any], condition: Mapping[str, Any]) -> bool:
+    """Return whether a combination has, for every key of a condition, one of its values."""
     return all(
         chosen.get(key) in (value if isinstance(value, list) else [value])
         for key, value in condition.items()
@@ -278,4 +287,4 @@ def _require_keys(where: str, table: Mapping[str, Any], known: frozenset[str] | 
     if unknown := sorted(table.keys() - known):
         names = ", ".join(sorted(known - set(SETTINGS))) or "none"
         settings = f", or a setting: {known_settings()}" if known & set(SETTINGS) else ""
-        raise ConfigError(f"{unknown[0]} is no key of {where}, expected {names}{settings}")
+        raise ConfigError(f"{unknown[0]} is not a key of {where}, expected {names}{settings}")

@@ -1,14 +1,14 @@
-"""What cells need: packed data, teachers, stores and subsets, each made once, in an order.
+"""What cells need before they can train: packed data, teachers, stores and subsets.
 
-Everything lies below studies/ in the workspace. Each data set, with its planted label noise or its
-tuning part, is a kdcache workspace of its own there:
+Each of these is made once. All files are below studies/ in the workspace, where each data set, and
+each variant of it with label noise or a tuning split, has its own kdcache workspace:
 
 studies/
-  GRID.parquet                 results, unless --results says otherwise
-  data/NAME/                   images with planted label noise, or the tuning part
+  GRID.parquet                 results, unless --results names another file
+  data/NAME/                   images with label noise, or with a tuning split
   NAME/                        workspace: betons, teachers, stores, subsets
   NAME/runs/CELL-PACKAGE/      run folder of a cell
-  logs/                        messages of every process
+  logs/                        stdout and stderr of every process
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ _THREADS = "--num-workers=1"
 
 @dataclass(frozen=True)
 class Need:
-    """Something that cells need, made by a process of its own.
+    """Something that cells need; one process makes it.
 
     Attributes:
-        key: different for each; names its lock and its messages.
-        what: what messages call it.
-        command: of the process.
-        is_made: whether it is there, whole.
-        after: keys of the needs that come before.
+        key: unique; names its lock and log files.
+        what: its name in messages.
+        command: returns the command line that makes it.
+        is_made: returns whether it exists and is complete.
+        after: keys of the needs that must be made before.
     """
 
     key: str
@@ -51,13 +51,13 @@ class Need:
 
 
 class Plan:
-    """Where everything of a study lies, and the commands that make it.
+    """Where the files of a study are, and the commands that make them.
 
     Args:
-        root: the folder of all studies in a workspace.
-        sources: what `kdcache pack` reads for each name of a data set.
-        teachers: definition of each teacher of the grid.
-        num_views: V of every store from which a cell learns.
+        root: the folder studies/ of the workspace.
+        sources: name of a data set -> the source that `kdcache pack` reads.
+        teachers: name -> definition of each teacher of the grid.
+        num_views: number V of augmented views of every store.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class Plan:
         return Workspace(self.root / _variant(settings))
 
     def needs_of_cell(self, cell: Cell) -> list[Need]:
-        """Return everything that a cell needs, each after what it needs itself."""
+        """Return everything that a cell needs, in an order in which it can be made."""
         settings = cell.settings
         needs = self.needs_of_data(settings)
         if settings["kd"]:
@@ -86,12 +86,14 @@ class Plan:
                 settings, settings["teacher"], with_store=settings["views"] != LIVE
             )
         if settings["method"] != "all":
-            needs += self.needs_of_teacher(settings, self._selected_by(settings), with_store=True)
+            needs += self.needs_of_teacher(
+                settings, self._selection_teacher(settings), with_store=True
+            )
             needs.append(self._subset(settings))
         return list({need.key: need for need in needs}.values())
 
     def needs_of_data(self, settings: Mapping[str, Any]) -> list[Need]:
-        """Return how the images of a cell are packed."""
+        """Return the needs that make the packed images of a cell."""
         name = _variant(settings)
         source = self._sources[settings["data"]]
         workspace = self.workspace(settings)
@@ -128,7 +130,7 @@ class Plan:
     def needs_of_teacher(
         self, settings: Mapping[str, Any], teacher: str, *, with_store: bool
     ) -> list[Need]:
-        """Return how a teacher is trained, and its store built."""
+        """Return the needs that make a teacher, its data before it, and its store after it."""
         workspace = self.workspace(settings)
         before = self.needs_of_data(settings)
         definition = dict(self._teachers[teacher])
@@ -149,7 +151,7 @@ class Plan:
             words = ["train-teacher", f"--model={definition['model']}", f"--name={base}", _THREADS]
             words += command_words(options, "train-teacher")
             words += [f"--save-epochs={','.join(map(str, early))}"] if early else []
-            # The teacher is there, but not all of its early weights: the same training makes them.
+            # If the teacher exists but some early weights do not, train it again to make them.
             words += ["--overwrite"] if files[0].exists() else []
             return _kdcache(workspace, words)
 
@@ -181,15 +183,15 @@ class Plan:
         return needs
 
     def teacher_file(self, settings: Mapping[str, Any], teacher: str) -> Path:
-        """Return the weights of a teacher for a cell's data."""
+        """Return the weights file of a teacher on a cell's data."""
         return self.workspace(settings).teacher(self._teacher_name(teacher))
 
     def store(self, settings: Mapping[str, Any], teacher: str) -> Path:
-        """Return the store of a teacher for a cell's data."""
+        """Return the store of a teacher on a cell's data."""
         return self.workspace(settings).store(self._teacher_name(teacher))
 
     def subset(self, settings: Mapping[str, Any]) -> Path | None:
-        """Return the file with the sample ids that a cell keeps; None for all."""
+        """Return the subset file of a cell; None if it keeps all samples."""
         if settings["method"] == "all":
             return None
         words = [settings["method"], f"{settings['keep']:g}"]
@@ -203,16 +205,16 @@ class Plan:
         return self.workspace(settings).subset("-".join(words))
 
     def run_folder(self, cell: Cell, package: str) -> Path:
-        """Return the run folder of a cell; of each package its own, which goes on with its own."""
+        """Return the run folder of a cell; a version of the package resumes its own runs only."""
         return self.workspace(cell.settings).run(f"{cell.id}-{package[:8]}")
 
     def train_command(self, cell: Cell, folder: Path, *, samples: int) -> list[str]:
-        """Return the command that trains a cell, from its beginning or from where it stopped.
+        """Return the command that trains a cell; it resumes a run that was interrupted.
 
         Args:
-            cell: to train.
+            cell: the student.
             folder: its run folder.
-            samples: that the cell keeps.
+            samples: number of samples that the cell keeps.
         """
         return [
             *_kdcache(self.workspace(cell.settings), self.train_words(cell, samples=samples)),
@@ -221,7 +223,7 @@ class Plan:
         ]
 
     def train_words(self, cell: Cell, *, samples: int) -> list[str]:
-        """Return the words of `kdcache train` that say what a cell is."""
+        """Return the words of `kdcache train` for a cell, without those for its workspace."""
         settings = cell.settings
         subset = self.subset(settings)
         words = ["train", f"--subset={subset or 'full'}", f"--model={settings['student']}"]
@@ -246,9 +248,9 @@ class Plan:
 
     def _subset(self, settings: Mapping[str, Any]) -> Need:
         path = self.subset(settings)
-        assert path is not None  # noqa: S101  (of a cell that selects)
+        assert path is not None  # noqa: S101  (the cell selects)
         workspace = self.workspace(settings)
-        by = self._selected_by(settings)
+        by = self._selection_teacher(settings)
         select = _kdcache(workspace, self.select_words(settings))
         store = self.needs_of_teacher(settings, by, with_store=True)[-1]
         return Need(
@@ -260,16 +262,16 @@ class Plan:
         )
 
     def select_words(self, settings: Mapping[str, Any]) -> list[str]:
-        """Return the words of `kdcache select` that make a cell's subset."""
-        store = self.store(settings, self._selected_by(settings))
+        """Return the words of `kdcache select` for a cell's subset."""
+        store = self.store(settings, self._selection_teacher(settings))
         words = ["select", f"--method={settings['method']}", f"--keep={settings['keep']}"]
         words += [f"--store={store}", f"--out={self.subset(settings)}"]
         words += [f"--seed={settings['seed']}"] if _draws(settings["method"]) else []
         others = {name: settings[name] for name in SELECT_OPTIONS if settings[name] is not None}
         return [*words, *command_words(others, "select")]
 
-    def _selected_by(self, settings: Mapping[str, Any]) -> str:
-        """Return the teacher whose store a selection reads; of random draws, its labels alone."""
+    def _selection_teacher(self, settings: Mapping[str, Any]) -> str:
+        """Return the teacher whose store a selection reads; `random` reads only labels from it."""
         return settings["score_teacher"] or next(iter(self._teachers))
 
     def _teacher_name(self, teacher: str) -> str:
@@ -285,7 +287,7 @@ class Plan:
 
 
 def in_order(needs: Iterable[Need]) -> dict[str, Need]:
-    """Return needs by key, each once, in the order in which they were first met."""
+    """Return needs by key, without duplicates, in the order of their first occurrence."""
     ordered: dict[str, Need] = {}
     for need in needs:
         ordered.setdefault(need.key, need)

@@ -1,4 +1,4 @@
-"""A figure of a table: a line for each row, with intervals of one standard error."""
+"""Draw a table of a study: one line per row, with error bars of one standard error."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def require_matplotlib() -> None:
     """Check that figures can be drawn.
 
     Raises:
-        ConfigError: if matplotlib is missing; names the command that installs it.
+        ConfigError: if matplotlib is not installed.
     """
     if find_spec("matplotlib") is None:
         raise ConfigError(
@@ -26,16 +26,16 @@ def require_matplotlib() -> None:
 
 
 def draw(table: Table, path: Path, *, rows: str, columns: str) -> None:
-    """Draw a table.
+    """Draw a table and write the figure to a file.
 
     Args:
-        table: to draw.
-        path: of the figure; its suffix decides the format.
-        rows: name of what the lines are.
-        columns: name of what stands below.
+        table: the table.
+        path: file of the figure; its suffix decides the format.
+        rows: title of the legend.
+        columns: label of the x axis.
 
     Raises:
-        ConfigError: if matplotlib is missing.
+        ConfigError: if matplotlib is not installed.
     """
     require_matplotlib()
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -45,10 +45,10 @@ def draw(table: Table, path: Path, *, rows: str, columns: str) -> None:
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     for row in table.rows:
-        summaries = [(place, table.summary(row, name)) for place, name in enumerate(table.columns)]
-        shown = [(place, summary) for place, summary in summaries if summary is not None]
+        summaries = [(x, table.summary(row, name)) for x, name in enumerate(table.columns)]
+        shown = [(x, summary) for x, summary in summaries if summary is not None]
         axes.errorbar(
-            [place for place, _ in shown],
+            [x for x, _ in shown],
             [summary.mean for _, summary in shown],
             yerr=[summary.standard_error or 0 for _, summary in shown],
             marker="o",

@@ -1,7 +1,7 @@
-"""Processes of a study: each one thread, killed without harm, measured when it ends.
+"""Processes of a study: each uses one thread, may be killed at any time, and is measured.
 
-A process holds the lock of what it makes, together with the runner. So where the runner alone is
-killed, the next runner does not start the same work beside a process that is still at it.
+A process inherits the lock of its work from the runner. So if only the runner is killed, the next
+runner does not start work that a process is still doing.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _ONE_THREAD = {
 
 
 class Claim:
-    """A lock on one piece of work; None of `take` where another process is at it."""
+    """A lock on one piece of work. It is released when all processes that hold it have ended."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -38,7 +38,7 @@ class Claim:
 
     @classmethod
     def take(cls, path: Path) -> Claim | None:
-        """Lock, or return None at once where another process holds the lock."""
+        """Take the lock, or return None at once if another process holds it."""
         claim = cls(path)
         try:
             claim.descriptor = claim._held.enter_context(file_lock(path, purpose="part of a study"))
@@ -47,28 +47,28 @@ class Claim:
         return claim
 
     def release(self) -> None:
-        """Give the lock up."""
+        """Release the lock in this process."""
         self._held.close()
 
 
 @dataclass(frozen=True)
-class Ended:
-    """How a process came to its end."""
+class ProcessResult:
+    """The result of a process."""
 
     status: int
-    """0: done; negative: killed by this signal."""
+    """Exit status; 0 means success, and -N that signal N killed the process."""
     output: str
-    """What it wrote to stdout."""
+    """The text of stdout."""
     error: str | None
-    """Its last message, in one line; None where it is done."""
+    """The last line of stderr; None after success."""
     processor_seconds: float
     wall_seconds: float
     was_alone: bool
-    """Whether nothing else took noteworthy processor time meanwhile."""
+    """True if other processes used almost no processor time meanwhile; see `BusySeconds`."""
 
     @property
     def is_disk_full(self) -> bool:
-        """Whether the disk, not the work, was at fault."""
+        """True if the process failed because the disk is full."""
         return self.error is not None and "No space left on device" in self.error
 
 
@@ -77,10 +77,10 @@ class Child:
     """A running process.
 
     Attributes:
-        command: its words.
-        logs: folder that receives `NAME.out` and `NAME.err`.
-        name: of these files.
-        claim: on its work, held until it has ended and was recorded.
+        command: its command line.
+        logs: folder of its output, `NAME.out` and `NAME.err`.
+        name: NAME of these files.
+        claim: the lock of its work, held until the result is recorded.
     """
 
     command: Sequence[str]
@@ -92,20 +92,20 @@ class Child:
     _busy: BusySeconds = field(init=False)
 
     def __post_init__(self) -> None:
-        """Start it."""
+        """Start the process."""
         self.logs.mkdir(parents=True, exist_ok=True)
         self._busy = BusySeconds.now()
         self._started = time.perf_counter()
         with self._out.open("wb") as out, self._err.open("wb") as err:
             self._process = self._start(out, err)
 
-    def poll(self) -> Ended | None:
-        """Return how it ended; None while it runs."""
+    def poll(self) -> ProcessResult | None:
+        """Return the result; None while the process runs."""
         pid, status, usage = os.wait4(self._process.pid, os.WNOHANG)
-        return None if pid == 0 else self._ended(status, usage.ru_utime + usage.ru_stime)
+        return None if pid == 0 else self._result(status, usage.ru_utime + usage.ru_stime)
 
     def stop(self) -> None:
-        """Kill it and wait for its end; what it makes goes on from its last checkpoint."""
+        """Kill the process and wait for its end; its work resumes at the last checkpoint."""
         self._process.send_signal(signal.SIGKILL)
         _, status, _ = os.wait4(self._process.pid, 0)
         self._process.returncode = os.waitstatus_to_exitcode(status)
@@ -121,11 +121,13 @@ class Child:
             pass_fds=(self.claim.descriptor,),
         )
 
-    def _ended(self, wait_status: int, processor_seconds: float) -> Ended:
+    def _result(self, wait_status: int, processor_seconds: float) -> ProcessResult:
         wall = time.perf_counter() - self._started
         status = os.waitstatus_to_exitcode(wait_status)
-        self._process.returncode = status  # Popen has not waited for it itself
-        return Ended(
+        self._process.returncode = (
+            status  # os.wait4 has reaped the process, so Popen does not know its status
+        )
+        return ProcessResult(
             status=status,
             output=self._out.read_text(encoding="utf-8", errors="replace"),
             error=self._error(status),
@@ -142,8 +144,10 @@ class Child:
         if status < 0:
             return f"it was killed by {signal.Signals(-status).name}"
         lines = self._err.read_text(encoding="utf-8", errors="replace").splitlines()
-        said = [line.strip() for line in lines if line.strip()]
-        return said[-1].removeprefix("kdcache: ") if said else f"it ended with status {status}"
+        messages = [line.strip() for line in lines if line.strip()]
+        return (
+            messages[-1].removeprefix("kdcache: ") if messages else f"it ended with status {status}"
+        )
 
     @property
     def _out(self) -> Path:

@@ -1,4 +1,4 @@
-"""Where a row comes from: the package, its formats, the machine, and whether it was alone."""
+"""The origin of a row: the package, its formats, the machine, and the machine's other load."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from kdcache import __version__
 
 _PACKAGE = Path(__file__).parents[1]
 
-MAX_FOREIGN_SHARE = 0.05
-"""Of one core: where other processes took more, a wall time tells of them too, and is not kept."""
+MAX_OTHER_LOAD = 0.05
+"""Largest load by other processes, in cores, at which a wall time is recorded."""
 
 
 @lru_cache
@@ -32,28 +32,28 @@ def package_digest() -> str:
 
 @lru_cache
 def wheel_digest() -> str | None:
-    """Return the sha256 of the wheel that was installed, where pip noted it."""
+    """Return the sha256 of the installed wheel, if pip recorded it."""
     try:
-        noted = distribution("kdcache").read_text("direct_url.json")
+        recorded = distribution("kdcache").read_text("direct_url.json")
     except PackageNotFoundError:
         return None
-    if noted is None:
+    if recorded is None:
         return None
-    archive = json.loads(noted).get("archive_info", {})
+    archive = json.loads(recorded).get("archive_info", {})
     found: str | None = archive.get("hashes", {}).get("sha256")
     return found
 
 
 @lru_cache
 def checkout_commit() -> str | None:
-    """Return the commit of the checkout that the package runs from, `-dirty` if it was changed."""
+    """Return the commit of the checkout that the package runs from, with `-dirty` if modified."""
     if not (_PACKAGE.parent / ".git").exists():
         return None
 
     def git(*words: str) -> str | None:
         command = ["git", "-C", str(_PACKAGE.parent), *words]
         try:
-            done = subprocess.run(  # noqa: S603  (the words stand above)
+            done = subprocess.run(  # noqa: S603  (the arguments are constants)
                 command, capture_output=True, text=True, check=False
             )
         except OSError:
@@ -67,7 +67,7 @@ def checkout_commit() -> str | None:
 
 
 def package_about() -> dict[str, str | None]:
-    """Return what a row says of the package: version, digests, formats."""
+    """Return the columns of a row that describe the package: version, digests and formats."""
     from kdcache.data.beton_manifest import FORMAT_VERSION as BETON_VERSION
     from kdcache.store.manifest import FORMAT_VERSION as STORE_VERSION
 
@@ -81,7 +81,7 @@ def package_about() -> dict[str, str | None]:
 
 @lru_cache
 def processor() -> str:
-    """Return the processor's model, as the kernel calls it."""
+    """Return the processor's model and number of cores, from the kernel."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -91,14 +91,14 @@ def processor() -> str:
 
 
 class BusySeconds(NamedTuple):
-    """Processor seconds that the whole machine has spent since it started, and the time of day."""
+    """Processor seconds that the whole machine has used since it started."""
 
     busy: float | None
-    """None where the kernel does not tell."""
+    """None if the kernel does not report it."""
 
     @classmethod
     def now(cls) -> BusySeconds:
-        """Look at the kernel's counters."""
+        """Read the kernel's counters."""
         try:
             first = Path("/proc/stat").read_text(encoding="utf-8").splitlines()[0]
         except OSError:
@@ -108,14 +108,14 @@ class BusySeconds(NamedTuple):
         return cls(ticks / os.sysconf("SC_CLK_TCK"))
 
     def was_alone(self, *, since: BusySeconds, own_seconds: float, wall_seconds: float) -> bool:
-        """Return whether other processes took no more than MAX_FOREIGN_SHARE of a core.
+        """Return whether other processes used at most MAX_OTHER_LOAD of a core.
 
         Args:
-            since: of the beginning.
-            own_seconds: processor seconds of the process in question.
-            wall_seconds: from the beginning to now.
+            since: the counters at the start of the measured process.
+            own_seconds: processor seconds of the measured process.
+            wall_seconds: wall time since the start.
         """
         if self.busy is None or since.busy is None:
             return False
-        foreign = self.busy - since.busy - own_seconds
-        return foreign <= MAX_FOREIGN_SHARE * wall_seconds
+        others = self.busy - since.busy - own_seconds
+        return others <= MAX_OTHER_LOAD * wall_seconds

@@ -1,7 +1,7 @@
-"""The results: one Parquet file, one row per student, replaced whole after each of them.
+"""The results: a Parquet file with one row per student or teacher.
 
-Several processes may add rows to one file: each reads it, adds its row and replaces it under a lock
-beside it, so none is lost.
+Several processes may add rows to one file. Each takes a lock, reads the file, adds its row and
+replaces the file, so no row is lost.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from kdcache.files import replace_atomically
 from kdcache.locks import file_lock
 
 COLUMNS: dict[str, str] = {
-    # which student, and whether it is there
+    # identity and status
     "cell": "string",
     "kind": "string",  # student, or teacher
     "status": "string",  # ok, or failed
     "error": "string",
     "block": "string",
-    # its settings
+    # settings
     "data": "string",
     "label_noise": "double",
     "tune_fraction": "double",
@@ -39,12 +39,12 @@ COLUMNS: dict[str, str] = {
     "score_teacher": "string",
     "score_teacher_settings": "string",  # JSON
     "recipe": "string",
-    "arm": "string",  # what recipes make equal: epochs, steps, or longer
+    "arm": "string",  # what the recipe keeps equal: epochs, steps, or longer
     "batch_size": "int64",
     "evaluations": "int64",
     "seed": "int64",
     "options": "string",  # JSON: other options of `kdcache select` and `kdcache train`
-    # what it came to
+    # outcome
     "top1_last": "double",
     "top1_best": "double",
     "top5_last": "double",
@@ -52,9 +52,9 @@ COLUMNS: dict[str, str] = {
     "steps": "int64",
     "student_forwards": "int64",
     "teacher_forwards": "int64",
-    "processor_seconds": "double",  # null where the run was continued
-    "wall_seconds": "double",  # null where anything else ran, too
-    # where it comes from
+    "processor_seconds": "double",  # null if the run was resumed
+    "wall_seconds": "double",  # null if the run was resumed or other processes ran
+    # origin
     "data_digest": "string",
     "subset_digest": "string",
     "teacher_digest": "string",
@@ -68,24 +68,24 @@ COLUMNS: dict[str, str] = {
     "torch": "string",
     "date": "string",  # UTC
 }
-"""Every column -> its Arrow type, in order."""
+"""Column -> Arrow type, in the order of the file."""
 
 
 class Results:
     """The rows of a results file.
 
     Args:
-        path: of the Parquet file, which need not exist.
+        path: the Parquet file; it need not exist yet.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def rows(self) -> list[dict[str, Any]]:
-        """Return every row as it is in the file now; columns that it lacks are None.
+        """Read every row; columns that the file lacks are None.
 
         Raises:
-            CacheCorruptError: if the file is no table of results.
+            CacheCorruptError: if the file is not a results file.
         """
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -104,10 +104,10 @@ class Results:
         return [dict.fromkeys(COLUMNS) | row for row in rows]
 
     def add(self, row: Mapping[str, Any]) -> None:
-        """Add a row, and replace an earlier one of the same cell, unless that one has succeeded.
+        """Add a row. It replaces a failed row of the same cell; a row with status ok stays.
 
         Raises:
-            OSError: if the file cannot be written, such as on a full disk; it is as it was.
+            OSError: if the file cannot be written. The existing file is unchanged.
         """
         import pyarrow as pa
         import pyarrow.parquet as pq

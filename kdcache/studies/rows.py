@@ -1,4 +1,4 @@
-"""The row of a cell or a teacher, from its settings and what its run folder says."""
+"""Make the row of a cell or teacher from its settings and its run folder."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from typing import Any
 
 from kdcache.files import read_json
 from kdcache.studies.cells import SELECT_OPTIONS, TRAIN_OPTIONS, Cell
-from kdcache.studies.processes import Ended
+from kdcache.studies.processes import ProcessResult
 from kdcache.studies.provenance import checkout_commit, package_about, processor
 from kdcache.studies.training_length import TrainingLength
 
-_AS_THEY_ARE = (
+_TYPED_SETTINGS = (
     *("data", "label_noise", "tune_fraction", "student", "method", "keep", "kd", "loss"),
     *("temperature", "reshape", "recipe", "batch_size", "evaluations", "seed"),
 )
-"""Settings that are columns of their own type."""
+"""Settings whose column has the type of the setting; others are stored as text."""
 
 
 def row_of_cell(cell: Cell, *, commit: str | None) -> dict[str, Any]:
-    """Return the settings of a cell and where its row comes from, without any outcome."""
+    """Return the row of a cell without its outcome: settings and origin."""
     settings = cell.settings
     others = {
         name: settings[name]
@@ -34,7 +34,7 @@ def row_of_cell(cell: Cell, *, commit: str | None) -> dict[str, Any]:
     texts = {
         name: None if settings[name] is None else str(settings[name]) for name in ("alpha", "views")
     }
-    numbers = {name: settings[name] for name in _AS_THEY_ARE}
+    typed = {name: settings[name] for name in _TYPED_SETTINGS}
     teachers = {role: settings[role] for role in ("teacher", "score_teacher")}
     definitions = {
         f"{role}_settings": name and json.dumps(cell.teachers[name], sort_keys=True)
@@ -44,7 +44,7 @@ def row_of_cell(cell: Cell, *, commit: str | None) -> dict[str, Any]:
         "cell": cell.id,
         "kind": "student",
         "block": cell.block,
-        **numbers,
+        **typed,
         **texts,
         **teachers,
         **definitions,
@@ -62,14 +62,14 @@ def row_of_teacher(
     block: str,
     commit: str | None,
 ) -> dict[str, Any]:
-    """Return the row of a teacher that a block makes.
+    """Return the row of a teacher that a block makes, without its outcome.
 
     Args:
-        settings: of its data: `data`, `label_noise` and `tune_fraction`.
+        settings: the settings of its data: `data`, `label_noise` and `tune_fraction`.
         teacher: its name in the grid.
         definition: its model, options and epoch.
-        block: that makes it.
-        commit: of the package.
+        block: name of the block.
+        commit: commit of the package; None: that of the checkout, if there is one.
     """
     about = {name: settings.get(name) for name in ("data", "label_noise", "tune_fraction")}
     text = json.dumps(definition, sort_keys=True)
@@ -86,7 +86,7 @@ def row_of_teacher(
 
 
 def outcome_of_teacher(weights: Path) -> dict[str, Any]:
-    """Return what a teacher came to, from what its file says."""
+    """Return the outcome of a teacher, from the metadata of its weights file."""
     from kdcache.models.weights import load_weights
 
     _, about = load_weights(weights)
@@ -98,16 +98,16 @@ def outcome_of_teacher(weights: Path) -> dict[str, Any]:
     }
 
 
-def outcome_of_cell(ended: Ended, folder: Path) -> dict[str, Any]:
-    """Return what a trained student came to.
+def outcome_of_cell(ended: ProcessResult, folder: Path) -> dict[str, Any]:
+    """Return the outcome of a trained student.
 
     Args:
-        ended: its process, which printed the result as JSON.
+        ended: the result of its process, which printed JSON as its last line.
         folder: its run folder.
     """
     result = json.loads(ended.output.strip().splitlines()[-1])
     config = read_json(folder / "config.json")["config"]
-    is_whole = result["resumed_from_epoch"] == 0
+    is_one_run = result["resumed_from_epoch"] == 0
     return {
         "status": "ok",
         "top1_last": result["top1"],
@@ -115,8 +115,8 @@ def outcome_of_cell(ended: Ended, folder: Path) -> dict[str, Any]:
         "top5_last": result["top5"],
         **{name: result[name] for name in ("samples", "steps")},
         **{name: result[name] for name in ("student_forwards", "teacher_forwards")},
-        "processor_seconds": ended.processor_seconds if is_whole else None,
-        "wall_seconds": ended.wall_seconds if is_whole and ended.was_alone else None,
+        "processor_seconds": ended.processor_seconds if is_one_run else None,
+        "wall_seconds": ended.wall_seconds if is_one_run and ended.was_alone else None,
         "data_digest": config["data_fingerprint"],
         "subset_digest": config["sample_ids_digest"],
         "teacher_digest": config["teacher_digest"],
@@ -125,7 +125,7 @@ def outcome_of_cell(ended: Ended, folder: Path) -> dict[str, Any]:
 
 
 def now() -> dict[str, str]:
-    """Return the date of a row that is complete now."""
+    """Return the column `date` with the current time, in UTC."""
     return {"date": datetime.now(UTC).isoformat(timespec="seconds")}
 
 

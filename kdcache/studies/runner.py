@@ -1,8 +1,8 @@
-"""The runner: makes what cells need, once, and trains cell by cell, several at a time.
+"""Run the work of a study: make what cells need, then train the cells, several at a time.
 
-Work is a list in order of priority. Whenever there is room, the first piece starts that is not
-made, whose needs are there, and that no other process is at. So parts of a study and several
-runners on one workspace share what they need, and wait for each other only where they must.
+Work is a list in order of priority. Whenever a process may start, the runner takes the first piece
+that is not done, whose needs are made, and whose lock is free. So several runners may share one
+workspace; a runner waits only for what another one is making.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 from kdcache.errors import TrainingError
 from kdcache.progress import logger
-from kdcache.studies.processes import Child, Claim, Ended
+from kdcache.studies.processes import Child, Claim, ProcessResult
 
 _POLL_SECONDS = 0.1
 
@@ -25,13 +25,13 @@ class Work:
     """A need, a teacher's row, or a cell.
 
     Attributes:
-        key: different for each; names its lock and its messages.
-        what: what messages call it.
-        is_done: whether nothing is left to do.
-        after: keys of the work that comes before.
-        command: of the process that does it; None where `finish` does it all.
-        finish: what is recorded when the process is done; returns what is said of it.
-        fail: what is recorded where it, or what it needs, failed with a message.
+        key: unique; names its lock and log files.
+        what: its name in messages.
+        is_done: returns whether it is done already.
+        after: keys of the work that must be done before.
+        command: returns the command line that does it; None if `finish` does everything.
+        finish: records the result of the process, and returns a text for the log.
+        fail: records the error message if it failed, or if work that it needs failed.
     """
 
     key: str
@@ -39,18 +39,18 @@ class Work:
     is_done: Callable[[], bool]
     after: tuple[str, ...]
     command: Callable[[], list[str]] | None
-    finish: Callable[[Ended | None], str]
+    finish: Callable[[ProcessResult | None], str]
     fail: Callable[[str], None]
 
 
 class Runner:
-    """Does work in order.
+    """Runs pieces of work in order.
 
     Args:
-        work: each after what it needs.
-        folder: of locks and messages.
-        jobs: most processes at once.
-        deadline: seconds since the epoch at which everything stops; None for no end.
+        work: the pieces; each stands after those that it needs.
+        folder: folder of locks and logs.
+        jobs: maximum number of processes at once.
+        deadline: Unix time at which all processes are stopped; None: no deadline.
     """
 
     def __init__(
@@ -65,11 +65,11 @@ class Runner:
         self._failed: dict[str, str] = {}
 
     def run(self) -> dict[str, Any]:
-        """Do all that can be done.
+        """Run until everything is done or failed, or the deadline has come.
 
         Returns:
-            `done` and `failed` (key -> message) of this call, and `stopped`: whether the deadline
-            came first.
+            `done` (keys), `failed` (key -> message), and `stopped`: whether the deadline came
+            first.
 
         Raises:
             TrainingError: if the disk is full.
@@ -80,7 +80,7 @@ class Runner:
                     return self._result(stopped=True)
                 progressed = self._collect() or self._start_some()
                 if not progressed:
-                    if not self._running and not self._open():
+                    if not self._running and not self._waiting():
                         return self._result(stopped=False)
                     time.sleep(_POLL_SECONDS)
         finally:
@@ -90,20 +90,21 @@ class Runner:
     def _result(self, *, stopped: bool) -> dict[str, Any]:
         return {"done": sorted(self._done), "failed": dict(self._failed), "stopped": stopped}
 
-    def _open(self) -> list[Work]:
-        """Return what is neither done, nor failed, nor running, in order."""
+    def _waiting(self) -> list[Work]:
+        """Return the work that is neither done, failed nor running, in order."""
         closed = self._done | self._failed.keys() | self._running.keys()
         return [piece for key, piece in self._work.items() if key not in closed]
 
     def _collect(self) -> bool:
-        """Record the processes that have ended; return whether there were any."""
+        """Record the processes that have ended; return whether any has."""
         ended = {key: found for key, child in self._running.items() if (found := child.poll())}
         for key, found in ended.items():
             piece, child = self._work[key], self._running.pop(key)
             try:
                 if found.is_disk_full:
                     raise TrainingError(
-                        f"{piece.what}: {found.error}. Make space, and run the same command again"
+                        f"{piece.what}: {found.error}. Free some space and run the same command "
+                        "again"
                     )
                 if found.error is None:
                     self._finish(piece, found)
@@ -114,8 +115,8 @@ class Runner:
         return bool(ended)
 
     def _start_some(self) -> bool:
-        """Start the first piece that can start, or close one; return whether there was one."""
-        for piece in self._open():
+        """Start the first piece that can start, or fail one; return whether either happened."""
+        for piece in self._waiting():
             needs_failed = [key for key in piece.after if key in self._failed]
             if needs_failed:
                 need = self._work[needs_failed[0]]
@@ -126,14 +127,14 @@ class Runner:
             if len(self._running) >= self._jobs and piece.command is not None:
                 continue
             claim = Claim.take(self._folder / "locks" / f"{piece.key}.lock")
-            if claim is None:  # another process is at it
+            if claim is None:  # another process is doing it
                 continue
             if self._begin(piece, claim):
                 return True
         return False
 
     def _begin(self, piece: Work, claim: Claim) -> bool:
-        if piece.is_done():  # before, or by another process meanwhile
+        if piece.is_done():  # perhaps another process has done it meanwhile
             claim.release()
             self._done.add(piece.key)
             return True
@@ -145,12 +146,12 @@ class Runner:
         self._running[piece.key] = Child(piece.command(), self._folder / "logs", piece.key, claim)
         return True
 
-    def _finish(self, piece: Work, ended: Ended | None) -> None:
-        said = piece.finish(ended)
+    def _finish(self, piece: Work, ended: ProcessResult | None) -> None:
+        text = piece.finish(ended)
         self._done.add(piece.key)
-        if said:
-            left = sum(1 for other in self._open() if other.command is not None)
-            logger.info("%s: %s; %d left", piece.what, said, left)
+        if text:
+            left = sum(1 for other in self._waiting() if other.command is not None)
+            logger.info("%s: %s; %d left", piece.what, text, left)
 
     def _fail(self, piece: Work, message: str) -> None:
         logger.warning("%s failed: %s", piece.what, message)

@@ -22,7 +22,7 @@ from kdcache.studies.checking import check_cells, check_teachers
 from kdcache.studies.grid import Block, Grid, find_grid, read_grid
 from kdcache.studies.needs import Need, Plan, in_order
 from kdcache.studies.plots import draw, require_matplotlib
-from kdcache.studies.processes import Ended
+from kdcache.studies.processes import ProcessResult
 from kdcache.studies.provenance import package_about, package_digest
 from kdcache.studies.report import StudyResult
 from kdcache.studies.results import Results
@@ -106,7 +106,7 @@ def _all_work(
     options: StudyOptions,
     closed: set[str],
 ) -> list[Work]:
-    """Return everything to do, in order: of each priority its teachers, then its cells."""
+    """Return the work in order of priority; within a priority, teachers come before cells."""
     work: dict[str, Work] = {}
 
     def add_needs(needs: list[Need]) -> None:
@@ -147,14 +147,14 @@ def _work_of_cell(
     folder = plan.run_folder(cell, package_digest())
     row = row_of_cell(cell, commit=options.commit)
 
-    def finish(ended: Ended | None) -> str:
-        assert ended is not None  # noqa: S101  (a cell is a process)
+    def finish(ended: ProcessResult | None) -> str:
+        assert ended is not None  # noqa: S101  (a process trains each cell)
         outcome = outcome_of_cell(ended, folder)
         if options.jobs > 1:
             outcome["wall_seconds"] = None
         results.add(row | outcome | now())
         for weights in folder.glob("*.safetensors"):
-            weights.unlink()  # a thousand students of a study are gigabytes
+            weights.unlink()  # a thousand students would take gigabytes
         return f"top-1 {outcome['top1_last']:.2f} %"
 
     return Work(
@@ -178,7 +178,7 @@ def _teachers_of(
     options: StudyOptions,
     closed: set[str],
 ) -> Iterator[tuple[Work, list[Need]]]:
-    """Yield the teachers that a block makes, with what comes before each."""
+    """Yield the work of each teacher that a block makes, with its needs."""
     for data in block.data:
         for name in block.make:
             settings = {"data": data, "label_noise": None, "tune_fraction": block.tune_fraction}
@@ -197,8 +197,8 @@ def _teachers_of(
 
 def _finish_teacher(
     weights: Path, row: Mapping[str, Any], results: Results
-) -> Callable[[Ended | None], str]:
-    def finish(_: Ended | None) -> str:
+) -> Callable[[ProcessResult | None], str]:
+    def finish(_: ProcessResult | None) -> str:
         outcome = outcome_of_teacher(weights)
         results.add(dict(row) | outcome | now())
         top1 = outcome["top1_last"]
@@ -215,7 +215,7 @@ def _fail_row(row: Mapping[str, Any], results: Results) -> Callable[[str], None]
 
 
 def _samples(cell: Cell, plan: Plan) -> int:
-    """Return the number of samples that a cell keeps, of which everything it needs is made."""
+    """Return the number of samples that a cell keeps; its needs must be made."""
     from kdcache.data.beton_manifest import BetonManifest
     from kdcache.selection.subset import Subset
 
@@ -226,10 +226,10 @@ def _samples(cell: Cell, plan: Plan) -> int:
 
 
 def _sources(given: Sequence[str], grid: Grid) -> dict[str, str]:
-    """Return what is packed for each data set of a grid.
+    """Return name -> source for each data set of a grid.
 
     Raises:
-        ConfigError: if a name is no data set of the grid, or a path does not exist.
+        ConfigError: if a name is not a data set of the grid, or a path does not exist.
     """
     used = [cell.settings["data"] for cell in grid.cells]
     used += [name for block in grid.blocks for name in block.data]
@@ -258,13 +258,13 @@ def _sources(given: Sequence[str], grid: Grid) -> dict[str, str]:
 
 
 def _num_views(cells: Sequence[Cell]) -> int:
-    """Return V of every store: the most that a cell learns from."""
+    """Return the number V of views of every store: the maximum over the cells."""
     views = [cell.settings["views"] for cell in cells]
     return max((view for view in views if isinstance(view, int)), default=0)
 
 
 def _require_same_formats(root: Path) -> None:
-    """Check that a package of the same formats made what is in the workspace."""
+    """Raise a ConfigError if a kdcache with other file formats made the workspace's studies."""
     path = root / "formats.json"
     wanted = {"formats": package_about()["formats"]}
     if not path.exists():
@@ -273,13 +273,13 @@ def _require_same_formats(root: Path) -> None:
     found = read_json(path)
     if found != wanted:
         raise ConfigError(
-            f"{root} holds {found.get('formats')}, expected {wanted['formats']}, the formats of "
-            "this kdcache. Use another --workspace; teachers' weights may be copied to it"
+            f"{root} has the formats {found.get('formats')}, expected {wanted['formats']}, those "
+            "of this kdcache. Use another --workspace; you may copy the teachers' weights to it"
         )
 
 
 def _deadline(until: str | None) -> float | None:
-    """Return the next time that the clock shows `until`, in seconds since the epoch."""
+    """Return the Unix time at which the clock next shows `until` (HH:MM)."""
     if until is None:
         return None
     now = datetime.now().astimezone()
@@ -290,7 +290,7 @@ def _deadline(until: str | None) -> float | None:
 
 @contextmanager
 def _ended_as_by_ctrl_c() -> Iterator[None]:
-    """Stop the processes of a study on SIGTERM too, as a scheduler sends it."""
+    """Turn SIGTERM, which schedulers send, into KeyboardInterrupt."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -1,7 +1,7 @@
-"""Tables of a study: mean, standard error and n, and differences that are paired by seed.
+"""Tables of a study: mean, standard error and n, and differences paired by seed.
 
-What a table pools must be one arm: rows that differ in nothing but their seed. So a difference in
-any other setting is an error that names it, unless it stands in the rows or columns.
+Each entry of a table pools one arm: results that differ in their seed only. A difference in any
+other setting is an error, unless that setting stands in the rows or columns.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from kdcache.studies.grid import Grid
 from kdcache.studies.report import ArmResult, StudyResult
 from kdcache.studies.results import Results
 
-MIN_PAIRS = 2
-"""Of a standard error."""
+MIN_VALUES = 2
+"""A standard error needs at least this many values."""
 
-_SAME_IN_AN_ARM = tuple(name for name in TYPES if name != "seed")
+_ARM_SETTINGS = tuple(name for name in TYPES if name != "seed")
 
-_SAME_ORIGIN = ("data_digest", "teacher_digest", "store_digest", "formats")
-"""Where these differ in one arm, its rows were not made from the same things."""
+_ORIGIN_COLUMNS = ("data_digest", "teacher_digest", "store_digest", "formats")
+"""If one of these differs within an arm, its results are not comparable."""
 
 _MAX_SHOWN = 4
 
-Place = tuple[str, str]
-"""Row and column."""
+RowColumn = tuple[str, str]
+"""Labels of a row and a column."""
 
 
 class Summary(NamedTuple):
@@ -39,62 +39,63 @@ class Summary(NamedTuple):
 
     mean: float
     standard_error: float | None
-    """None for a single one."""
+    """None for a single value."""
     n: int
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Summary:
-        """Summarise at least one value; the error has the divisor n - 1."""
+        """Summarise values (at least one); the standard deviation has the divisor n - 1."""
         error = None
-        if len(values) >= MIN_PAIRS:
+        if len(values) >= MIN_VALUES:
             error = statistics.stdev(values) / math.sqrt(len(values))
         return cls(statistics.fmean(values), error, len(values))
 
     def text(self, *, sign: bool = False) -> str:
-        """Return `62.10 ± 0.12 (5)`."""
+        """Return the summary as text, such as `62.10 ± 0.12 (5)`."""
         mean = f"{self.mean:+.2f}" if sign else f"{self.mean:.2f}"
         error = "" if self.standard_error is None else f" ± {self.standard_error:.2f}"
         return f"{mean}{error} ({self.n})"
 
 
 class Table(NamedTuple):
-    """Accuracies after the last epoch over two groups of settings."""
+    """Top-1 accuracies after the last epoch, by two groups of settings."""
 
     rows: list[str]
     columns: list[str]
-    values: dict[Place, dict[int, float]]
-    """Accuracy by seed."""
+    values: dict[RowColumn, dict[int, float]]
+    """(row, column) -> seed -> accuracy in percent."""
 
     def summary(self, row: str, column: str) -> Summary | None:
-        """Return the summary of an arm; None where it has no student."""
+        """Return the summary of an arm; None if it has no results."""
         values = self.values.get((row, column))
         return Summary.of(list(values.values())) if values else None
 
     def difference(self, row: str, column: str) -> Summary | None:
-        """Return an arm minus the one of the first row, over the seeds that both have."""
+        """Return an arm minus the arm in the first row, over the seeds that both have."""
         one, other = (self.values.get((name, column), {}) for name in (row, self.rows[0]))
         seeds = sorted(one.keys() & other.keys())
         return Summary.of([one[seed] - other[seed] for seed in seeds]) if seeds else None
 
 
 def show_table(results: Results, grid: Grid, options: StudyOptions) -> tuple[Table, StudyResult]:
-    """Make the table that was asked for, of the cells of a grid.
+    """Make the table of `--table` and `--where` from the results of a grid.
 
     Returns:
         The table, and the result of the command without its figure.
 
     Raises:
-        ConfigError: if a setting is unknown, no student is left, or an arm pools unlike students.
+        ConfigError: if a setting is unknown, no student is left, or an arm pools students that
+            differ in more than their seed.
     """
-    assert options.table is not None  # noqa: S101  (the caller has looked)
-    ids = {cell.id: place for place, cell in enumerate(grid.cells)}
-    found = [row for row in results.rows() if row["cell"] in ids and _agrees(row, options.where)]
-    found.sort(key=lambda row: ids[row["cell"]])
+    assert options.table is not None  # noqa: S101  (the caller has checked)
+    order = {cell.id: index for index, cell in enumerate(grid.cells)}
+    found = [row for row in results.rows() if row["cell"] in order and _agrees(row, options.where)]
+    found.sort(key=lambda row: order[row["cell"]])
     done = [row for row in found if row["status"] == "ok"]
     if not done:
         raise ConfigError(
-            f"--table finds no trained student of this grid in {results.path}, expected some. "
-            "Run kdcache study without --table, or change --block and --where",
+            f"{results.path} has no trained student that matches, expected at least one. Run "
+            "kdcache study without --table, or change --block and --where",
             parameter="table",
         )
     table = table_of(done, options.table[0].split(","), options.table[1].split(","))
@@ -102,8 +103,8 @@ def show_table(results: Results, grid: Grid, options: StudyOptions) -> tuple[Tab
     difference = f"to {table.rows[0]}, paired by seed\n" + _text(table, differences=True)
     return table, StudyResult(
         results=results.path.resolve(),
-        cells=len(ids),
-        left=len(ids.keys() - {row["cell"] for row in found}),
+        cells=len(order),
+        left=len(order.keys() - {row["cell"] for row in found}),
         failed=len(found) - len(done),
         table="\n" + _text(table, differences=False),
         difference=difference if len(table.rows) > 1 else None,
@@ -114,42 +115,42 @@ def show_table(results: Results, grid: Grid, options: StudyOptions) -> tuple[Tab
 def table_of(
     found: Sequence[Mapping[str, Any]], row_names: Sequence[str], column_names: Sequence[str]
 ) -> Table:
-    """Sort rows of results into a table.
+    """Arrange results in a table.
 
     Args:
-        found: of students that were trained, in the order of the grid.
-        row_names: settings whose values are a row.
-        column_names: settings whose values are a column.
+        found: results of trained students, in the order of the grid.
+        row_names: settings whose values label the rows.
+        column_names: settings whose values label the columns.
 
     Raises:
         ConfigError: if a setting is unknown, or an arm pools students that differ in more than
-            their seed; names what differs.
+            their seed.
     """
     rows: dict[str, None] = {}
     columns: dict[str, None] = {}
-    arms: dict[Place, list[Mapping[str, Any]]] = {}
+    arms: dict[RowColumn, list[Mapping[str, Any]]] = {}
     for result in found:
-        place = _label(result, row_names), _label(result, column_names)
-        rows.setdefault(place[0])
-        columns.setdefault(place[1])
-        arms.setdefault(place, []).append(result)
-    for place, pooled in arms.items():
-        _require_one_arm(place, pooled)
+        key = _label(result, row_names), _label(result, column_names)
+        rows.setdefault(key[0])
+        columns.setdefault(key[1])
+        arms.setdefault(key, []).append(result)
+    for key, pooled in arms.items():
+        _require_one_arm(key, pooled)
     values = {
-        place: {result["seed"]: result["top1_last"] for result in pooled}
-        for place, pooled in arms.items()
+        key: {result["seed"]: result["top1_last"] for result in pooled}
+        for key, pooled in arms.items()
     }
     return Table(list(rows), list(columns), values)
 
 
-def _require_one_arm(place: Place, pooled: Sequence[Mapping[str, Any]]) -> None:
-    for name in (*_SAME_IN_AN_ARM, "options"):
-        several = list(dict.fromkeys(str(setting(row, name)) for row in pooled))
-        if len(several) > 1:
-            shown = ", ".join(several[:_MAX_SHOWN])
+def _require_one_arm(key: RowColumn, pooled: Sequence[Mapping[str, Any]]) -> None:
+    for name in (*_ARM_SETTINGS, "options"):
+        values = list(dict.fromkeys(str(setting(row, name)) for row in pooled))
+        if len(values) > 1:
+            shown = ", ".join(values[:_MAX_SHOWN])
             raise ConfigError(
-                f"--table pools students of {name} {shown} in ({place[0]}; {place[1]}), expected "
-                f"one arm. Add {name} to the rows or columns, or choose with --where or --block",
+                f"--table pools students of {name} {shown} in ({key[0]}; {key[1]}), expected one "
+                f"value. Add {name} to the rows or columns, or choose with --where or --block",
                 parameter="table",
             )
 
@@ -157,17 +158,17 @@ def _require_one_arm(place: Place, pooled: Sequence[Mapping[str, Any]]) -> None:
 def _warn_of_origins(
     found: Sequence[Mapping[str, Any]], row_names: Sequence[str], column_names: Sequence[str]
 ) -> None:
-    """Warn where students of one arm were made from different data, teachers, stores or formats."""
-    arms: dict[Place, list[Mapping[str, Any]]] = {}
+    """Warn if the students of an arm differ in their data, teacher, store or formats."""
+    arms: dict[RowColumn, list[Mapping[str, Any]]] = {}
     for result in found:
-        place = _label(result, row_names), _label(result, column_names)
-        arms.setdefault(place, []).append(result)
-    for name in _SAME_ORIGIN:
-        mixed = [place for place, rows in arms.items() if len({row[name] for row in rows}) > 1]
+        key = _label(result, row_names), _label(result, column_names)
+        arms.setdefault(key, []).append(result)
+    for name in _ORIGIN_COLUMNS:
+        mixed = [key for key, rows in arms.items() if len({row[name] for row in rows}) > 1]
         if mixed:
             logger.warning(
-                "%d arms pool students of different %s, the first is (%s): they were not made "
-                "from the same things",
+                "%d arms pool students with different %s, so their results are not comparable; "
+                "the first is (%s)",
                 len(mixed),
                 name,
                 "; ".join(mixed[0]),
@@ -175,17 +176,17 @@ def _warn_of_origins(
 
 
 def setting(row: Mapping[str, Any], name: str) -> Any:
-    """Return a setting of a row of results by its name.
+    """Return the value of a setting in a row of results.
 
     Raises:
-        ConfigError: if there is none of this name.
+        ConfigError: if there is no setting of this name.
     """
     if name in row:
         return row[name]
     others = json.loads(row["options"] or "{}")
     if name not in others and name not in _known_options():
         known = ", ".join((*TYPES, "arm", *_known_options()))
-        raise ConfigError(f"{name} is no setting of a student, expected one of {known}")
+        raise ConfigError(f"{name} is not a setting of a student, expected one of {known}")
     return others.get(name)
 
 
@@ -203,11 +204,11 @@ def _agrees(row: Mapping[str, Any], conditions: Sequence[str]) -> bool:
 
 
 def _label(row: Mapping[str, Any], names: Sequence[str]) -> str:
-    return ", ".join(_word(name, setting(row, name)) for name in names)
+    return ", ".join(_value_label(name, setting(row, name)) for name in names)
 
 
-def _word(name: str, value: Any) -> str:
-    """Return what a row or column is called: `random`, `no kd`, `keep 0.1`."""
+def _value_label(name: str, value: Any) -> str:
+    """Return the label of a value, such as `random`, `no kd` or `keep 0.1`."""
     if isinstance(value, bool):
         return name if value else f"no {name}"
     if isinstance(value, str) and not value[:1].isdigit():
@@ -224,7 +225,7 @@ def _shown(value: Any) -> str:
 
 
 def _text(table: Table, *, differences: bool) -> str:
-    """Return aligned lines: a head, and a line for each row (but the first, of differences)."""
+    """Return aligned lines: a header and one line per row; differences leave out the first row."""
     rows = table.rows[1:] if differences else table.rows
     lines = [["", *table.columns]]
     for row in rows:
@@ -233,7 +234,7 @@ def _text(table: Table, *, differences: bool) -> str:
             found = table.difference(row, column) if differences else table.summary(row, column)
             line.append("-" if found is None else found.text(sign=differences))
         lines.append(line)
-    widths = [max(len(line[place]) for line in lines) for place in range(len(lines[0]))]
+    widths = [max(len(line[index]) for line in lines) for index in range(len(lines[0]))]
     return "\n".join(
         "  " + "  ".join(word.ljust(width) for word, width in zip(line, widths, strict=True))
         for line in lines

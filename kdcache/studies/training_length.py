@@ -1,8 +1,8 @@
-"""How long a cell trains: equal epochs, equal steps, or the longer of both.
+"""How long a cell trains: a number of epochs, a number of steps, or the longer of both.
 
-Epochs are counted over the kept samples. So with equal epochs a student on 30 % of the data takes
-30 % of the steps, and with equal steps it sees each kept sample more often. These are different
-arms, and the text of the recipe names them.
+An epoch is one pass over the kept samples. With equal epochs, a student on 30 % of the data takes
+30 % of the steps; with equal steps, it sees each kept sample more often. These are different arms,
+and the text of the recipe says which one is meant.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ _LONGER = re.compile(rf"max\({_TERM}, {_TERM}\)")
 
 
 class TrainingLength(NamedTuple):
-    """The length of a training run; at least one of both is given."""
+    """The length of a training run. At least one field is not None."""
 
     epochs: int | None
     steps: int | None
-    """Optimiser steps; with `epochs` too, the run takes whichever is longer."""
+    """Optimiser steps; if `epochs` is given too, the longer one counts."""
 
     @classmethod
     def parse(cls, text: str) -> TrainingLength:
-        """Read `20 epochs`, `2600 steps` or `max(20 epochs, 2600 steps)`.
+        """Parse `20 epochs`, `2600 steps` or `max(20 epochs, 2600 steps)`.
 
         Raises:
-            ConfigError: if it is none of these.
+            ConfigError: if the text has another form.
         """
         match = _ONE.fullmatch(text) or _LONGER.fullmatch(text)
         terms: dict[str, int] = {}
@@ -47,7 +47,7 @@ class TrainingLength(NamedTuple):
 
     @property
     def arm(self) -> str:
-        """What is equal between cells of this recipe: `epochs`, `steps` or `longer`."""
+        """What this recipe keeps equal between cells: `epochs`, `steps` or `longer`."""
         if self.steps is None:
             return "epochs"
         return "steps" if self.epochs is None else "longer"
@@ -61,9 +61,9 @@ class TrainingLength(NamedTuple):
         """Return the options of `kdcache train` that give this length.
 
         Args:
-            samples: that are kept.
-            batch_size: most samples of a batch.
-            evaluations: at most so many in the run; the last epoch is always evaluated.
+            samples: number of kept samples.
+            batch_size: samples of a batch; the last batch of an epoch may be smaller.
+            evaluations: maximum number in the run; the last epoch is always evaluated.
         """
         steps_per_epoch = -(-samples // batch_size)
         if self.steps and self.steps > (self.epochs or 0) * steps_per_epoch:

@@ -1,10 +1,11 @@
-"""Images of a source with planted label noise, or its tuning part, as parquet for `kdcache pack`.
+"""Write a variant of a source as parquet for `kdcache pack`: label noise, or a tuning split.
 
-The tuning part is made of the training split alone: a share of each class becomes its evaluation
-split. So nothing that a tuning cell can open holds an image of the test set. Labels are changed in
-the training split only, after the division.
+A tuning split is made from the training split alone: a fraction of each class becomes the
+evaluation split. So no file of a tuning cell contains an image of the test set. Label noise is
+added after the split, to the training labels only.
 
-Runs as a process: python -m kdcache.studies.variant SOURCE FOLDER LABEL_NOISE TUNE_FRACTION.
+The module runs as a process:
+python -m kdcache.studies.variant SOURCE FOLDER LABEL_NOISE TUNE_FRACTION.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from kdcache.files import replace_atomically
 from kdcache.rng import generator
 
 SEED = 0
-"""Of the division and of the noise: the same for every cell."""
+"""Seed of the split and of the noise, the same for every cell."""
 
 _ROWS_PER_GROUP = 1_000
 
@@ -40,37 +41,39 @@ def write_variant(source: str, folder: Path, *, label_noise: float, tune_fractio
 
     Args:
         source: what `kdcache pack` reads.
-        folder: that receives the files.
-        label_noise: share of the training labels that become another class, in [0, 1).
-        tune_fraction: share of each class of the training split that becomes `val`, in [0, 1); 0
-            for the source's own evaluation split.
+        folder: folder of the two files.
+        label_noise: fraction of the training labels that are changed to another class, in [0, 1).
+        tune_fraction: fraction of each class of the training split that becomes `val`, in [0, 1);
+            0 keeps the source's own evaluation split.
 
     Raises:
-        ConfigError: if there is no such source.
-        DatasetError: if it holds no usable images.
+        ConfigError: if the source does not exist.
+        DatasetError: if it has no usable images.
     """
     opened = open_source(source)
     splits = split_train_val(opened, None, SEED)
     if tune_fraction:
-        alone = replace(opened, splits={"train": splits["train"]})
-        splits = split_off_validation(alone, tune_fraction, SEED)
+        train_only = replace(opened, splits={"train": splits["train"]})
+        splits = split_off_validation(train_only, tune_fraction, SEED)
     if label_noise:
         train = splits["train"]
         labels = noisy_labels(train.labels, len(opened.class_names), label_noise)
         splits = splits | {"train": RelabelledSplit(train, labels)}
-    for name in sorted(splits, reverse=True):  # train comes last: with it both are there
+    for name in sorted(
+        splits, reverse=True
+    ):  # train is written last, so its file means that both exist
         _write(folder / f"{name}.parquet", splits[name], opened)
 
 
 def noisy_labels(
     labels: npt.NDArray[np.int64], classes: int, share: float
 ) -> npt.NDArray[np.int64]:
-    """Return labels of which exactly a share, rounded, is another class, drawn uniformly.
+    """Return labels of which floor(share N + 0.5) are changed to another class, drawn uniformly.
 
     Args:
         labels: (N,) in [0, classes).
-        classes: at least 2.
-        share: in [0, 1).
+        classes: number of classes, at least 2.
+        share: fraction of the labels that change, in [0, 1).
     """
     rng = generator(SEED, "label-noise")
     count = int(np.floor(share * len(labels) + 0.5))

@@ -49,7 +49,7 @@ def test_a_block_is_the_product_of_its_lists_seed_by_seed(tmp_path):
     ]
 
 
-def test_include_and_exclude_cut_it(tmp_path):
+def test_include_and_exclude_remove_cells(tmp_path):
     found = grid(
         tmp_path,
         "keep = [0.1, 0.3]\nviews = [1, 2]\nseeds = 3\n"
@@ -59,7 +59,7 @@ def test_include_and_exclude_cut_it(tmp_path):
     assert chosen(found, "keep", "views", "seed") == [(0.1, 1, 0), (0.1, 2, 0), (0.3, 2, 0)]
 
 
-def test_what_a_student_does_not_use_makes_no_second_student(tmp_path):
+def test_unused_settings_do_not_make_a_second_cell(tmp_path):
     """Without KD no alpha counts; of all data no method; of a random draw no teacher's score."""
     labels = grid(tmp_path, "kd = false\nalpha = [0.1, 0.9]\nviews = [1, 2]\nkeep = 0.3")
     assert len(labels.cells) == 1
@@ -71,7 +71,7 @@ def test_what_a_student_does_not_use_makes_no_second_student(tmp_path):
     assert chosen(scored, "teacher", "score_teacher") == [(None, "big"), (None, "early")]
 
 
-def test_the_same_student_in_two_blocks_is_one_and_runs_with_the_first(tmp_path):
+def test_a_student_in_two_blocks_is_one_cell_of_the_first_block(tmp_path):
     found = grid(tmp_path, "alpha = 0.9", "alpha = [0.5, 0.9]")
     assert [(cell.block, cell.settings["alpha"]) for cell in found.cells] == [
         ("b0", 0.9),
@@ -79,12 +79,12 @@ def test_the_same_student_in_two_blocks_is_one_and_runs_with_the_first(tmp_path)
     ]
 
 
-def test_a_teacher_counts_by_its_definition(tmp_path):
+def test_a_cell_is_identified_by_its_teachers_definition_not_its_name(tmp_path):
     found = grid(tmp_path, 'teacher = ["big", "same", "early"]')
     assert len(found.cells) == 2
 
 
-def test_blocks_of_one_priority_take_turns_by_seed(tmp_path):
+def test_blocks_of_equal_priority_run_seed_by_seed(tmp_path):
     text = HEAD + "".join(
         f'[[block]]\nname = "{name}"\npriority = 1\nkeep = {keep}\nseeds = 2\n'
         for name, keep in (("a", 0.1), ("b", 0.3))
@@ -104,16 +104,16 @@ def test_blocks_of_one_priority_take_turns_by_seed(tmp_path):
         ('views = "dead"', ["views is 'dead'", "'live'"]),
         ("seeds = 0", ["seeds is 0", "above 0"]),
         ("keep = []", ["keep is []"]),
-        ("kept = 0.5", ["kept is no key of block 'b0'", "keep"]),
-        ("exclude = [{ kept = 0.5 }]", ["kept is no key of exclude"]),
+        ("kept = 0.5", ["kept is not a key of block 'b0'", "keep"]),
+        ("exclude = [{ kept = 0.5 }]", ["kept is not a key of exclude"]),
         ("exclude = [{ keep = 1.0 }]\nkeep = 1.0", ["leave no cell"]),
         ("tuning = true", ["tuning = true", "--tune-fraction 0.1"]),
         ("label_noise = 1", ["label_noise is 1", "[0, 1)"]),
         ('make = ["huge"]', ["make names 'huge'"]),
-        ("epochs = 3", ["epochs is no key"]),
+        ("epochs = 3", ["epochs is not a key"]),
     ],
 )
-def test_an_unknown_value_is_named(tmp_path, block, values):
+def test_the_error_of_an_unknown_value_names_it(tmp_path, block, values):
     with pytest.raises(ConfigError) as raised:
         grid(tmp_path, block)
     assert [value for value in values if value not in str(raised.value)] == []
@@ -143,7 +143,7 @@ def test_every_value_is_checked_before_anything_runs(tmp_path, block, head, valu
     assert not workspace.exists()
 
 
-def test_a_source_that_is_not_there_is_named(tmp_path):
+def test_a_missing_source_block_or_grid_is_an_error(tmp_path):
     options = {"workspace": tmp_path / "workspace"}
     with pytest.raises(ConfigError, match=r"digits=/no/such, .*does not exist"):
         study(StudyOptions("digits", source=("digits=/no/such",), **options))
@@ -166,7 +166,7 @@ def test_a_source_that_is_not_there_is_named(tmp_path):
         ("max(20 epochs, 2600 steps)", 16_640, ["--epochs=20", "--eval-every=7"], "longer"),
     ],
 )
-def test_a_recipe_says_how_long(text, samples, words, arm):
+def test_a_recipe_gives_the_length_in_options_of_train(text, samples, words, arm):
     recipe = TrainingLength.parse(text)
     assert recipe.words(samples=samples, batch_size=128, evaluations=3) == words
     assert recipe.arm == arm
@@ -174,7 +174,7 @@ def test_a_recipe_says_how_long(text, samples, words, arm):
 
 
 @pytest.mark.parametrize("text", ["0 epochs", "epochs", "max(2 epochs, 3 epochs)", "2 epochs, 3"])
-def test_what_is_no_recipe_is_refused(text):
+def test_a_malformed_recipe_is_an_error(text):
     with pytest.raises(ConfigError, match="recipe is"):
         TrainingLength.parse(text)
 
@@ -187,7 +187,7 @@ def test_the_grids_of_the_benchmarks_are_readable(name):
     assert read_grid(find_grid("digits")).cells
 
 
-def test_a_tuning_fraction_makes_every_student_a_tuning_one(tmp_path):
+def test_a_tuning_fraction_makes_every_cell_a_tuning_cell(tmp_path):
     plain = grid(tmp_path, "keep = 1.0")
     tuning = grid(tmp_path, "keep = 1.0", tune_fraction=0.1)
     asked = grid(tmp_path, "tuning = true\nkeep = 1.0", head="tune_fraction = 0.1\n" + HEAD)
@@ -199,6 +199,6 @@ def test_a_tuning_fraction_makes_every_student_a_tuning_one(tmp_path):
     assert tuning.cells[0].id == asked.cells[0].id != plain.cells[0].id
 
 
-def test_the_teachers_of_a_tuning_block_are_made_without_its_part(tmp_path):
+def test_the_teachers_of_a_tuning_block_train_without_the_held_out_part(tmp_path):
     made = grid(tmp_path, 'tuning = true\nmake = ["big"]', head="tune_fraction = 0.1\n" + HEAD)
     assert [(block.make, block.tune_fraction) for block in made.blocks] == [(("big",), 0.1)]

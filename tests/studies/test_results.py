@@ -29,7 +29,7 @@ def student(**settings: Any) -> dict[str, Any]:
     return row | {"keep": 0.3, "kd": True, "seed": 0, "top1_last": 50.0} | settings
 
 
-def test_processes_that_add_at_once_lose_no_row(tmp_path):
+def test_concurrent_processes_lose_no_row(tmp_path):
     path = tmp_path / "results.parquet"
     adding = [subprocess.Popen([sys.executable, "-c", ADD, str(path), name]) for name in "abc"]
     assert [process.wait() for process in adding] == [0, 0, 0]
@@ -38,21 +38,21 @@ def test_processes_that_add_at_once_lose_no_row(tmp_path):
     assert [file.name for file in tmp_path.glob(".*.partial")] == []
 
 
-def test_a_failed_row_is_replaced_and_a_good_one_stays(tmp_path):
+def test_a_failed_row_is_replaced_but_a_successful_one_is_not(tmp_path):
     results = Results(tmp_path / "results.parquet")
     for status, top1 in (("failed", None), ("ok", 1.0), ("failed", None), ("ok", 2.0)):
         results.add({"cell": "a", "status": status, "top1_last": top1})
     assert [(row["status"], row["top1_last"]) for row in results.rows()] == [("ok", 1.0)]
 
 
-def test_what_is_no_file_of_results_is_refused(tmp_path):
+def test_another_file_is_not_accepted_as_results(tmp_path):
     path = tmp_path / "results.parquet"
     path.write_bytes(b"PAR1 and no more")
     with pytest.raises(CacheCorruptError, match="not readable as Parquet"):
         Results(path).rows()
 
 
-def test_a_table_has_mean_error_and_differences_of_the_same_seeds():
+def test_a_table_has_means_standard_errors_and_paired_differences():
     rows = [student(kd=False, seed=seed, top1_last=top1) for seed, top1 in enumerate([50, 52, 99])]
     rows += [student(kd=True, seed=seed, top1_last=top1) for seed, top1 in enumerate([53, 57])]
     table = table_of(rows, ["kd"], ["method", "keep"])
@@ -79,14 +79,14 @@ def test_an_arm_pools_only_students_that_differ_in_their_seed(setting, one, othe
         table_of(rows, ["kd"], ["keep"])
 
 
-def test_settings_of_a_table_are_known_by_name():
+def test_a_table_accepts_known_settings_only():
     rows = [student(options=json.dumps({"score": "el2n"}))]
     assert table_of(rows, ["score"], ["keep"]).rows == ["el2n"]
-    with pytest.raises(ConfigError, match="kept is no setting"):
+    with pytest.raises(ConfigError, match="kept is not a setting"):
         table_of(rows, ["kept"], ["keep"])
 
 
-def test_the_columns_of_a_committed_file_are_read_by_name(tmp_path):
+def test_columns_are_read_by_name_not_by_order(tmp_path):
     """A file of an earlier version, with fewer columns, goes on."""
     import pyarrow as pa
     import pyarrow.parquet as pq

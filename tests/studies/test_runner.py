@@ -13,23 +13,23 @@ import pytest
 
 from kdcache.errors import TrainingError
 from kdcache.locks import file_lock
-from kdcache.studies.processes import Ended
+from kdcache.studies.processes import ProcessResult
 from kdcache.studies.runner import Runner, Work
 
 
-class Yard:
-    """A folder in which pieces of work write files, and a diary of what was recorded."""
+class WorkFolder:
+    """A folder in which pieces of work write files, and a list of what was recorded."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.diary: list[str] = []
+        self.events: list[str] = []
 
     def piece(self, name: str, code: str = "", after: tuple[str, ...] = ()) -> Work:
         """Return work that runs some Python and then makes the file of its name."""
         file = self.folder / name
 
-        def finish(_: Ended | None) -> str:
-            self.diary.append(name)
+        def finish(_: ProcessResult | None) -> str:
+            self.events.append(name)
             return "made"
 
         return Work(
@@ -39,7 +39,7 @@ class Yard:
             after=after,
             command=lambda: [sys.executable, "-c", f"{code}\nopen({str(file)!r}, 'w')"],
             finish=finish,
-            fail=lambda message: self.diary.append(f"{name}: {message}"),
+            fail=lambda message: self.events.append(f"{name}: {message}"),
         )
 
     def run(self, *work: Work, jobs: int = 1, deadline: float | None = None) -> dict[str, Any]:
@@ -48,31 +48,35 @@ class Yard:
 
 
 @pytest.fixture
-def yard(tmp_path: Path) -> Yard:
-    return Yard(tmp_path)
+def work_folder(tmp_path: Path) -> WorkFolder:
+    return WorkFolder(tmp_path)
 
 
-def test_work_is_done_in_order_after_what_it_needs(yard):
-    work = [yard.piece("store"), yard.piece("one", after=("store",)), yard.piece("two")]
-    found = yard.run(*work)
-    assert yard.diary == ["store", "one", "two"]
+def test_work_runs_in_order_and_after_its_needs(work_folder):
+    work = [
+        work_folder.piece("store"),
+        work_folder.piece("one", after=("store",)),
+        work_folder.piece("two"),
+    ]
+    found = work_folder.run(*work)
+    assert work_folder.events == ["store", "one", "two"]
     assert found == {"done": ["one", "store", "two"], "failed": {}, "stopped": False}
-    assert yard.run(*work)["done"] == ["one", "store", "two"]
-    assert len(yard.diary) == 3  # what is there is not made again
+    assert work_folder.run(*work)["done"] == ["one", "store", "two"]
+    assert len(work_folder.events) == 3  # what is there is not made again
 
 
-def test_a_failure_is_recorded_with_its_message_and_skipped(yard):
+def test_a_failure_is_recorded_and_dependent_work_is_skipped(work_folder):
     fails = "import sys; sys.stderr.write('kdcache: no such thing\\n'); sys.exit(2)"
     killed = "import os; os.kill(os.getpid(), 9)"
-    found = yard.run(
-        yard.piece("store", fails),
-        yard.piece("one", after=("store",)),
-        yard.piece("two", killed),
-        yard.piece("three", "raise ValueError('odd')"),
-        yard.piece("four"),
+    found = work_folder.run(
+        work_folder.piece("store", fails),
+        work_folder.piece("one", after=("store",)),
+        work_folder.piece("two", killed),
+        work_folder.piece("three", "raise ValueError('odd')"),
+        work_folder.piece("four"),
     )
     assert found["done"] == ["four"]
-    assert yard.diary == [
+    assert work_folder.events == [
         "store: no such thing",
         "one: the store could not be made: no such thing",
         "two: it was killed by SIGKILL",
@@ -89,40 +93,42 @@ def meet(folder: Path, name: str, other: str) -> str:
     )
 
 
-def test_several_run_at_once(yard):
+def test_several_jobs_run_at_once(work_folder):
     work = [
-        yard.piece("a", meet(yard.folder, "a", "b")),
-        yard.piece("b", meet(yard.folder, "b", "a")),
+        work_folder.piece("a", meet(work_folder.folder, "a", "b")),
+        work_folder.piece("b", meet(work_folder.folder, "b", "a")),
     ]
-    assert yard.run(*work, jobs=2)["done"] == ["a", "b"]
+    assert work_folder.run(*work, jobs=2)["done"] == ["a", "b"]
 
 
-def test_at_the_deadline_all_stops_and_nothing_is_recorded(yard):
+def test_at_the_deadline_all_processes_stop_and_nothing_is_recorded(work_folder):
     endless = "import time\nwhile True: time.sleep(1)"
-    found = yard.run(yard.piece("a", endless), yard.piece("b"), deadline=time.time() + 1)
+    found = work_folder.run(
+        work_folder.piece("a", endless), work_folder.piece("b"), deadline=time.time() + 1
+    )
     assert found == {"done": [], "failed": {}, "stopped": True}
-    assert yard.diary == []
-    assert yard.run(yard.piece("a"), yard.piece("b"))["done"] == ["a", "b"]
+    assert work_folder.events == []
+    assert work_folder.run(work_folder.piece("a"), work_folder.piece("b"))["done"] == ["a", "b"]
 
 
-def test_a_full_disk_stops_everything_and_fails_nothing(yard):
+def test_a_full_disk_stops_the_runner_and_records_no_failure(work_folder):
     full = "raise OSError(28, 'No space left on device')"
-    with pytest.raises(TrainingError, match=r"the a: .*No space left on device.* Make space"):
-        yard.run(yard.piece("a", full), yard.piece("b"))
-    assert yard.diary == []
+    with pytest.raises(TrainingError, match=r"the a: .*No space left on device.* Free some space"):
+        work_folder.run(work_folder.piece("a", full), work_folder.piece("b"))
+    assert work_folder.events == []
 
 
-def test_what_another_process_makes_is_waited_for_and_not_made_again(yard):
-    work = [yard.piece("a"), yard.piece("b")]
-    with file_lock(yard.folder / "runner/locks/a.lock", purpose="test"):
-        assert yard.run(*work, deadline=time.time() + 2)["stopped"]
-    assert yard.diary == ["b"]
-    (yard.folder / "a").touch()
-    assert yard.run(*work)["done"] == ["a", "b"]
-    assert yard.diary == ["b"]
+def test_work_that_another_process_does_is_awaited_not_repeated(work_folder):
+    work = [work_folder.piece("a"), work_folder.piece("b")]
+    with file_lock(work_folder.folder / "runner/locks/a.lock", purpose="test"):
+        assert work_folder.run(*work, deadline=time.time() + 2)["stopped"]
+    assert work_folder.events == ["b"]
+    (work_folder.folder / "a").touch()
+    assert work_folder.run(*work)["done"] == ["a", "b"]
+    assert work_folder.events == ["b"]
 
 
-def test_a_process_holds_the_lock_of_its_work_when_its_runner_is_gone(yard, tmp_path):
+def test_a_process_keeps_its_lock_after_its_runner_is_killed(work_folder, tmp_path):
     """Its runner is killed; the next one waits for the process instead of beginning beside it."""
     begun, end, runner = tmp_path / "begun", tmp_path / "end", tmp_path / "runner.py"
     waits = (
@@ -130,8 +136,9 @@ def test_a_process_holds_the_lock_of_its_work_when_its_runner_is_gone(yard, tmp_
         f"while not pathlib.Path({str(end)!r}).exists(): time.sleep(0.01)"
     )
     runner.write_text(
-        "import sys; from pathlib import Path; from tests.studies.test_runner import Yard\n"
-        f"yard = Yard(Path({str(tmp_path)!r}))\nyard.run(yard.piece('a', {waits!r}))\n"
+        "import sys; from pathlib import Path; from tests.studies.test_runner import WorkFolder\n"
+        f"folder = WorkFolder(Path({str(tmp_path)!r}))\n"
+        f"folder.run(folder.piece('a', {waits!r}))\n"
     )
     root = Path(__file__).parents[2]
     environment = os.environ | {"PYTHONPATH": str(root)}
@@ -141,7 +148,7 @@ def test_a_process_holds_the_lock_of_its_work_when_its_runner_is_gone(yard, tmp_
         time.sleep(0.01)
     first.kill()
     first.wait()
-    assert yard.run(yard.piece("a"), deadline=time.time() + 1)["stopped"]
+    assert work_folder.run(work_folder.piece("a"), deadline=time.time() + 1)["stopped"]
     end.touch()
-    assert yard.run(yard.piece("a"))["done"] == ["a"]
-    assert yard.diary == []
+    assert work_folder.run(work_folder.piece("a"))["done"] == ["a"]
+    assert work_folder.events == []

@@ -1,4 +1,4 @@
-"""Whole studies of real students on digits: killed, divided, out of disk, and honest."""
+"""Whole studies of real students on digits: killed, divided into parts, and on a full disk."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def studied(grid: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return workspace
 
 
-def test_every_student_and_teacher_has_its_row(studied):
+def test_every_student_and_teacher_has_a_row(studied):
     rows = Results(studied / "studies/small.parquet").rows()
     assert [(row["kind"], row["kd"], row["status"]) for row in rows] == [
         ("teacher", None, "ok"),
@@ -119,7 +119,7 @@ def test_every_student_and_teacher_has_its_row(studied):
     assert not list(studied.glob("studies/digits/runs/[0-9a-f]*/*.safetensors"))
 
 
-def test_what_the_results_hold_is_not_trained_again_without_its_workspace(studied, grid, tmp_path):
+def test_students_in_the_results_are_not_trained_again_in_a_new_workspace(studied, grid, tmp_path):
     """As on another machine: only the committed file is there."""
     path = tmp_path / "committed.parquet"
     path.write_bytes((studied / "studies/small.parquet").read_bytes())
@@ -159,7 +159,7 @@ def test_a_table_compares_students_of_one_seed(studied, grid):
     assert "pools students of kd False, True" in refused.stderr
 
 
-def test_parts_on_one_workspace_lose_no_row(studied, grid, tmp_path):
+def test_parts_that_share_a_workspace_lose_no_row(studied, grid, tmp_path):
     workspace = copy_workspace(studied, tmp_path / "copy")
     before = decided(workspace / "studies/small.parquet")
     (workspace / "studies/small.parquet").unlink()
@@ -173,7 +173,7 @@ def test_parts_on_one_workspace_lose_no_row(studied, grid, tmp_path):
     assert decided(workspace / "studies/small.parquet") == before
 
 
-def test_a_tuning_student_never_meets_the_test_set(tmp_path):
+def test_no_file_of_a_tuning_student_contains_the_test_set(tmp_path):
     """Its evaluation images come out of the training split, and its training split lacks them."""
     from kdcache.data.parquet import parquet
     from kdcache.data.source import split_train_val
@@ -201,7 +201,7 @@ def test_a_tuning_student_never_meets_the_test_set(tmp_path):
     assert wrong == {"train": round(0.25 * len(images["train"])), "val": 0}
 
 
-def test_planted_labels_are_other_classes_in_the_share_that_was_asked_for():
+def test_label_noise_changes_the_requested_fraction_to_other_classes():
     labels = np.arange(1_000) % 7
     noisy = noisy_labels(labels, 7, 0.2)
     assert int((noisy != labels).sum()) == 200
@@ -212,7 +212,7 @@ def test_planted_labels_are_other_classes_in_the_share_that_was_asked_for():
 @LONG_STUDY
 @pytest.mark.long
 @pytest.mark.timeout(3_600)
-def test_a_study_that_is_killed_twenty_times_gives_the_same_table(studied, grid, tmp_path):
+def test_a_study_killed_twenty_times_gives_the_same_table(studied, grid, tmp_path):
     killed = tmp_path / "killed"
     rows = Results(studied / "studies/small.parquet").rows()
     usual = max(row["processor_seconds"] or 0 for row in rows)
@@ -255,7 +255,7 @@ def test_a_study_that_is_killed_twenty_times_gives_the_same_table(studied, grid,
 @LONG_STUDY
 @pytest.mark.long
 @pytest.mark.timeout(3_600)
-def test_two_parts_that_begin_with_nothing_lose_no_row(grid, tmp_path):
+def test_two_parts_that_start_together_lose_no_row(grid, tmp_path):
     workspace = tmp_path / "workspace"
     command = [sys.executable, "-m", "kdcache", "study", str(grid), "--workspace", str(workspace)]
     parts = [
@@ -285,7 +285,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 @LONG_STUDY
 @pytest.mark.long
 @pytest.mark.timeout(3_000)
-def test_on_a_full_disk_it_stops_and_goes_on_when_there_is_room(grid, studied, small_disk):
+def test_a_study_stops_on_a_full_disk_and_continues_when_there_is_space(grid, studied, small_disk):
     arguments = ("--block", "teachers", "--block", "students")
     stopped = kdcache("study", str(grid), *arguments, workspace=small_disk, timeout=1_500)
     assert stopped.returncode == 1
