@@ -31,7 +31,7 @@ from selection_memory import NUM_CLASSES, chosen, drawn
 from kdcache.options import PruningOptions
 from kdcache.selection.mdslr import mdslr_quotas
 from kdcache.selection.methods import METHODS
-from kdcache.selection.pruning import keep_of_each
+from kdcache.selection.pruning import select_per_group
 
 IMAGENET = 1_281_167
 KEEP = 0.7
@@ -40,7 +40,7 @@ KEEP = 0.7
 def parity(data: dict[str, np.ndarray]) -> np.ndarray:
     """Return what `--parity mdslr` keeps, which is what the loops below keep."""
     sizes = np.bincount(data["labels"], minlength=NUM_CLASSES).tolist()
-    return keep_of_each(
+    return select_per_group(
         data["scores"],
         data["labels"],
         PruningOptions(method="medium"),

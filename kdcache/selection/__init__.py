@@ -1,1 +1,1 @@
-"""In: scores. Out: the sample ids to keep."""
+"""Select samples: scores in, the sample ids to keep out."""

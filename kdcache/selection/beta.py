@@ -1,12 +1,12 @@
-"""Ratio-adaptive sampling: a Beta distribution over the difficulty, easier where less is kept.
+"""Sampling by a Beta density over the difficulty, whose peak is easier if fewer samples are kept.
 
-A sample at the quantile s of its group is drawn with a weight of s^(a-1) (1-s)^(b-1), without
-replacement. The draw adds Gumbel noise to the logarithm of the weight and keeps the largest: one
-pass and one partition, the same distribution as drawing one sample after the other.
+Samples are drawn without replacement. A sample at the quantile s of its group has the weight
+s^(a-1) (1-s)^(b-1). The code adds Gumbel noise to the log weights and keeps the largest sums (one
+pass and one partition), which has the same distribution as drawing one sample after the other.
 
 References:
     Wu et al. 2026, "Distill on a Diet" (IF-Beta): a = tau mu + 1, b = tau (1 - mu) + 1 over the
-    percentile. Cho et al. 2025 (DUAL): how the peak moves with the share that is pruned.
+    percentile. Cho et al. 2025 (DUAL): how the peak moves with the fraction that is pruned.
     Efraimidis, Spirakis 2006, "Weighted random sampling with a reservoir": the keys.
 """
 
@@ -19,7 +19,7 @@ from kdcache.selection.context import Group, SelectionContext
 from kdcache.selection.ranking import ID_MASK, KEY_SHIFT, Entries, float_key, redraw
 
 DEFAULT_CONCENTRATION = 14.0
-"""DUAL's a + b is 16."""
+"""tau = a + b - 2; DUAL uses a + b = 16."""
 
 _LN_2 = 0.6931471805599453
 _SQRT_2 = 1.4142135623730951
@@ -28,20 +28,20 @@ _MANTISSA_BITS, _MANTISSA, _ONE = np.uint64(52), np.uint64(2**52 - 1), np.uint64
 
 
 def default_peak(keep: float) -> float:
-    """Return the quantile of difficulty that is drawn most: 0.5 (1 - (1 - keep)^4).
+    """Return the quantile of difficulty with the highest density: 0.5 (1 - (1 - keep)^4).
 
-    DUAL's schedule for CIFAR-100, with its most uncertain samples taken to lie in the middle. A
-    placeholder until a sweep of our own: IF-Beta searches for the peak of each data set.
+    This is DUAL's schedule for CIFAR-100, if its most uncertain samples are those of medium
+    difficulty. It is a placeholder: IF-Beta searches for the peak of each data set.
     """
     pruned = 1 - keep
     return 0.5 * (1 - pruned * pruned * pruned * pruned)
 
 
 def beta(group: Group, quota: int, context: SelectionContext) -> Entries:
-    """Keep samples drawn by the Beta density of their quantile. The group is changed in place.
+    """Draw samples with the Beta density of their quantile. Changes the group in place.
 
-    `--peak` is mu, the quantile with the highest density, in [0, 1]; `--concentration` is tau >= 0,
-    and 0 draws all alike.
+    `--peak` is mu, the quantile with the highest density, in [0, 1]. `--concentration` is
+    tau >= 0; with 0, all samples have the same weight.
     """
     entries = group.entries
     if quota == len(group):
@@ -59,24 +59,24 @@ def beta(group: Group, quota: int, context: SelectionContext) -> Entries:
 
 
 @compiled()
-def _draw_keys(entries: Entries, on_hard: float, on_easy: float) -> None:
-    """Put log weight + Gumbel noise in the place of the draw, as a float32."""
+def _draw_keys(entries: Entries, hard_exponent: float, easy_exponent: float) -> None:
+    """Replace the draw in each entry by the float32 key log weight + Gumbel noise."""
     count = len(entries)
-    for place in range(count):
-        sample_id = entries[place] & ID_MASK
-        quantile = (place + 0.5) / count
-        uniform = (np.float64(entries[place] >> KEY_SHIFT) + 0.5) / 4294967296.0
-        log_weight = on_hard * _log(quantile) + on_easy * _log(1.0 - quantile)
+    for index in range(count):
+        sample_id = entries[index] & ID_MASK
+        quantile = (index + 0.5) / count
+        uniform = (np.float64(entries[index] >> KEY_SHIFT) + 0.5) / 4294967296.0
+        log_weight = hard_exponent * _log(quantile) + easy_exponent * _log(1.0 - quantile)
         key = np.float32(log_weight - _log(-_log(uniform)))
-        entries[place] = (np.uint64(float_key(key.view(np.uint32))) << KEY_SHIFT) | sample_id
+        entries[index] = (np.uint64(float_key(key.view(np.uint32))) << KEY_SHIFT) | sample_id
 
 
 @compiled(inline="always")
 def _log(x: float) -> float:
-    """Return the natural logarithm of a normal number, from basic operations alone.
+    """Return the natural logarithm of a normal number, computed with basic operations only.
 
-    C libraries round its last bit differently from one processor to the next, and two samples could
-    change places. Relative error below 1e-13.
+    The last bit of the C library's logarithm differs between processors, which could swap two
+    samples. The relative error is below 1e-13.
     """
     bits = np.float64(x).view(np.uint64)
     exponent = np.float64(np.int64(bits >> _MANTISSA_BITS) - 1023)

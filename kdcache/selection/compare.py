@@ -1,4 +1,4 @@
-"""What two subsets of the same data have in common."""
+"""Compare two subsets of the same data."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from kdcache.selection.subset import Subset
 
 
 class Comparison(NamedTuple):
-    """Two subsets, side by side."""
+    """The comparison of two subsets."""
 
     overlap: int
-    """Samples in both."""
+    """Number of samples in both subsets."""
     by_chance: float
-    """Samples that would be in both, were each drawn at random with its own class numbers."""
+    """Expected overlap if each subset were drawn at random with the same numbers per class."""
     kept: npt.NDArray[np.int64]
-    """(C,) samples of each class in the first."""
+    """(C,) samples of each class in the first subset."""
     other_kept: npt.NDArray[np.int64]
-    """(C,) in the second."""
+    """(C,) samples of each class in the second subset."""
     class_sizes: npt.NDArray[np.int64]
-    """(C,) in the data."""
+    """(C,) samples of each class in the data."""
 
     def report(self) -> SubsetComparison:
-        """Return what is reported of it; shares are of the smaller subset."""
+        """Return the report of the command; shares are fractions of the smaller subset."""
         smaller = min(int(self.kept.sum()), int(self.other_kept.sum()))
         return SubsetComparison(
             other_kept=int(self.other_kept.sum()),
@@ -41,13 +41,13 @@ class Comparison(NamedTuple):
 def compare(
     subset: Subset, other: Subset, labels: npt.NDArray[np.int64], num_classes: int
 ) -> Comparison:
-    """Count what two subsets share, and what each keeps of every class.
+    """Count the samples that two subsets share, and those that each keeps per class.
 
     Args:
-        subset: the first.
-        other: the second, of the same data.
+        subset: the first subset.
+        other: the second subset, of the same data.
         labels: (N,) in [0, C).
-        num_classes: C.
+        num_classes: number of classes C.
     """
     sizes = np.bincount(labels, minlength=num_classes)
     kept, other_kept = (

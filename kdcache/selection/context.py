@@ -1,4 +1,4 @@
-"""What a selection method is given: a group of samples, and everything that is known of them."""
+"""The arguments of a selection method: a group of samples, and the data of all samples."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from kdcache.selection.ranking import ID_MASK, Draws, Entries, Ids, draws
 
 
 class Group(NamedTuple):
-    """Samples that share one quota: those of a class, or all of them with `--balance none`."""
+    """Samples that share a quota: those of a class, or with `--balance none` all samples."""
 
     number: int
-    """The class, or 0 for all samples. It tells the groups of one selection apart."""
+    """The class, or 0 for all samples; unique in a selection."""
     entries: Entries
-    """(n,) the keys that were sorted, each with its sample id in its low 32 bits."""
+    """(n,) sorted entries: the sort key in the high 32 bits, the sample id in the low 32 bits."""
 
     def __len__(self) -> int:
         """Return n, the number of samples."""
@@ -30,13 +30,13 @@ class Group(NamedTuple):
 
     @property
     def sample_ids(self) -> Ids:
-        """(n,) int64, sorted by score: the easiest first, ties to the smaller id."""
+        """(n,) int64, sorted by score, easiest first; ties are in the order of the ids."""
         return (self.entries & ID_MASK).astype(np.int64)
 
 
 @dataclass(frozen=True)
 class SampleData:
-    """What a store knows of each sample; arrays are read when they are first used."""
+    """The data of each sample in a store. Arrays are read when they are first used."""
 
     scores: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)
     """Name -> (N,) float32 by sample id, higher = harder."""
@@ -47,19 +47,19 @@ class SampleData:
 
 
 class SelectionContext:
-    """Everything beside the group that a method may use.
+    """What a method may use beside the group.
 
     Args:
-        options: of the selection.
-        scores: (N,) by sample id, those that the groups are sorted by.
+        options: the options of the selection.
+        scores: (N,) by sample id; the groups are sorted by them.
         labels: (N,) int64 by sample id.
-        data: what the store knows of each sample.
+        data: the data of each sample in the store.
 
     Attributes:
         options: `keep`, `seed` and the options of the methods.
-        order: (N,) by sample id, the scores that the groups are sorted by, higher = harder.
+        order: (N,) by sample id, the scores by which the groups are sorted; higher is harder.
         labels: (N,) int64 by sample id, in [0, C).
-        scores: name -> (N,) float32 by sample id: every score of the store.
+        scores: name -> (N,) float32 by sample id, for every score of the store.
         stats: name -> (N,) by sample id: `correct`, `logit_std`, `logsumexp` and `top1`.
     """
 
@@ -82,13 +82,13 @@ class SelectionContext:
         """(N, F) float16, the teacher's penultimate activations of the clean view.
 
         Raises:
-            ConfigError: if there is no store.
+            ConfigError: if the selection has no store.
             CacheMismatchError: if the store was built without --features.
         """
         if self._features is None:
             raise ConfigError(
-                f"--method {self.options.method} asks for features, which are not given, expected "
-                "a store that was built with --features",
+                f"--method {self.options.method} needs features, expected a store that was built "
+                "with --features",
                 parameter="method",
                 value=self.options.method,
             )
@@ -96,34 +96,34 @@ class SelectionContext:
 
     @property
     def correct(self) -> npt.NDArray[np.bool_]:
-        """(N,) True where the teacher's largest logit is the label's."""
+        """(N,) bool, True if the teacher's largest logit is that of the label."""
         return self.stats["correct"]
 
     @cached_property
     def draws(self) -> Draws:
-        """(N,) uint32 by sample id, random, the same for every method."""
+        """(N,) random uint32 by sample id; they depend on the seed only."""
         return draws(self.options.seed, "select", len(self.labels))
 
     def generator(self, stream: str, *key: int) -> np.random.Generator:
-        """Return the random generator of one purpose, see `kdcache.rng.generator`.
+        """Return the random generator of a named stream, see `kdcache.rng.generator`.
 
         Args:
-            stream: name of the purpose.
-            key: integers that tell draws of one purpose apart, such as `group.number`.
+            stream: name of the stream.
+            key: integers that distinguish generators of one stream, such as `group.number`.
         """
         return generator(self.options.seed, f"select/{stream}", *key)
 
 
 Method = Callable[[Group, int, SelectionContext], npt.NDArray[Any]]
-"""(group, number to keep, context) -> the sample ids to keep, in any order. Our own methods return
-entries of the group instead, which spares a copy of the ids."""
+"""(group, quota, context) -> `quota` sample ids of the group, in any order. The built-in methods
+return entries of the group, which saves a copy of the ids."""
 
 
 def require_kept(method: str, group: Group, quota: int, kept: object) -> None:
-    """Check what a method of the user's own returned.
+    """Check the ids that a user's method returned.
 
     Raises:
-        ConfigError: if it is not `quota` different sample ids of the group.
+        ConfigError: if they are not `quota` different sample ids of the group.
     """
     rule = f"expected {quota:,} different sample ids of the group's {len(group):,}"
     found = np.asarray(kept)
@@ -132,14 +132,14 @@ def require_kept(method: str, group: Group, quota: int, kept: object) -> None:
             f"method {method} returned {found.dtype} of shape {found.shape} for group "
             f"{group.number}, {rule}"
         )
-    strange = np.setdiff1d(found, group.sample_ids)
-    if len(strange):
+    foreign = np.setdiff1d(found, group.sample_ids)
+    if len(foreign):
         raise ConfigError(
-            f"method {method} returned sample {strange[0]} for group {group.number}, which is not "
+            f"method {method} returned sample {foreign[0]} for group {group.number}, which is not "
             f"in it, {rule}"
         )
     if len(found) != quota or len(np.unique(found)) != quota:
         raise ConfigError(
-            f"method {method} returned {len(np.unique(found)):,} different sample ids in "
-            f"{len(found):,} for group {group.number}, {rule}"
+            f"method {method} returned {len(found):,} sample ids for group {group.number}, of "
+            f"which {len(np.unique(found)):,} are different, {rule}"
         )

@@ -1,7 +1,7 @@
 """The selection methods by name. A new method is one new file and one line here.
 
-A method is a function `method(group, quota, context) -> kept`: of one group of samples, sorted by
-score, it returns `quota` of them. `kdcache.selection.context` has the types.
+A method is a function `method(group, quota, context) -> kept`. It gets a group of samples, sorted
+by score, and returns the ids of `quota` of them. `kdcache.selection.context` defines the types.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from kdcache.registry import Registry
 
 
 class MethodEntry(NamedTuple):
-    """A line of the registry."""
+    """An entry of the registry."""
 
-    place: str
-    """The method's "module:function"."""
+    import_path: str
+    """`module:function`."""
     reads_scores: bool = True
-    """False: groups are in random order, and no score is needed."""
+    """False: the groups are in random order and no score is needed."""
     draws: bool = False
-    """True: the method uses random numbers, so that --seed has a meaning."""
+    """True: the method uses random numbers, so it depends on --seed."""
     options: tuple[str, ...] = ()
     """Options that only this method reads."""
 
@@ -39,17 +39,17 @@ _ENTRIES = {
     "class-adaptive": MethodEntry("kdcache.selection.windows:easy", reads_scores=False, draws=True),
 }
 
-METHODS = Registry("method", {name: entry.place for name, entry in _ENTRIES.items()})
-"""Name -> method."""
+METHODS = Registry("method", {name: entry.import_path for name, entry in _ENTRIES.items()})
+"""Name -> function of the method."""
 
 
 def method_entry(name: str) -> MethodEntry:
-    """Return the line of a method; one of the user's own reads scores and may draw."""
+    """Return the entry of a method. A user's method reads scores and may use random numbers."""
     return _ENTRIES.get(name, MethodEntry(name, draws=True))
 
 
 def owners_of_options() -> dict[str, tuple[str, ...]]:
-    """Return the options that only one method reads, by the method's name."""
+    """Return method -> the options that only this method reads."""
     return {name: entry.options for name, entry in _ENTRIES.items() if entry.options}
 
 

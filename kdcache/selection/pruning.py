@@ -1,7 +1,7 @@
-"""Scores in, sample ids out: what each method keeps of each class. Exact, deterministic.
+"""Apply a selection method: scores in, sample ids out. The result is exact and deterministic.
 
-A method is a function of one sorted group of samples and the number to keep. What the groups are,
-and their numbers, is the business of the balance (`kdcache.selection.quotas`).
+A method gets one sorted group of samples and the number to keep. The option `balance` decides what
+the groups are and how many samples each keeps (`kdcache.selection.quotas`).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from kdcache.selection.methods import METHODS
 from kdcache.selection.quotas import class_quotas, kept_total
 from kdcache.selection.ranking import MAX_SAMPLES, Ids, mark, native_numbers, rank
 
-_IDS_NAMED = 10
+_MAX_SHOWN_IDS = 10
 
 _NO_DATA = SampleData()
 
@@ -35,51 +35,51 @@ def select_ids(
 ) -> Ids:
     """Return the sample ids to keep.
 
-    A larger share keeps all that a smaller one keeps, with every method whose options stay the
-    same (the peak of `beta` too), where no class keeps fewer: with `class` and `none` always; with
-    `proportional` where every class grows by a sample, because by largest remainder a class may
-    lose one when the total grows by less.
+    Selections are nested: with equal options (for `beta`, an equal peak), a larger `keep` retains
+    every sample of a smaller one, provided that no class keeps fewer. With the balances `class` and
+    `none`, no class ever does. With `proportional`, a class may lose one sample to the largest
+    remainders unless every class grows by at least one.
 
     Args:
-        scores: (N,) finite numbers, higher = harder. Ties are in the order of the sample ids.
+        scores: (N,) finite numbers, higher is harder. Ties are in the order of the sample ids.
         labels: (N,) in [0, C).
-        options: what to keep, checked when they were made.
-        num_classes: C.
-        correct: (N,) whether the teacher is right, for `class-adaptive`.
-        data: what else is known of the samples, for a method of the user's own.
+        options: validated options.
+        num_classes: number of classes C.
+        correct: (N,) True if the teacher's prediction is correct; only `class-adaptive` needs it.
+        data: other data of the samples, for a user's method.
 
     Returns:
-        (floor(keep N + 0.5),) int64, sorted.
+        (floor(keep N + 0.5),) int64, sorted; at least one id.
 
     Raises:
-        ConfigError: if an argument is outside its range, a score is not finite (names the samples),
-            or `min_per_class` asks for more than is kept in all.
+        ConfigError: if an argument is out of range, a score is not finite (the message names the
+            samples), or `min_per_class` needs more samples than are kept in all.
     """
     _check_arguments(scores, labels, num_classes)
     total = kept_total(len(labels), options.keep)
     sizes = np.bincount(labels, minlength=num_classes).tolist()
-    least = options.min_per_class
-    reserved = sum(min(size, least) for size in sizes)
+    minimum = options.min_per_class
+    reserved = sum(min(size, minimum) for size in sizes)
     if reserved > total:
         raise ConfigError(
-            f"--min-per-class is {least}, which keeps {reserved:,} samples of {num_classes:,} "
-            f"classes, expected at most {total:,}, what --keep {options.keep:g} keeps in all. Keep "
-            "more, or ask for fewer of each class",
+            f"--min-per-class is {minimum}, which keeps {reserved:,} samples of {num_classes:,} "
+            f"classes, expected at most {total:,}, the number that --keep {options.keep:g} keeps. "
+            "Increase --keep or reduce --min-per-class",
             parameter="min_per_class",
-            value=least,
+            value=minimum,
         )
     if options.balance == "none":
-        return _keep_of_all(scores, labels, options, sizes, total, data)
+        return _select_globally(scores, labels, options, sizes, total, data)
     densities = None
     if options.method == "class-adaptive":
         if correct is None:
             raise ConfigError("correct is None, expected the teacher's stats['correct']")
         densities = error_densities(correct, labels, num_classes)
-    quotas = class_quotas(sizes, total, options.balance, min_per_class=least, densities=densities)
-    return keep_of_each(scores, labels, options, np.arange(num_classes), quotas, data)
+    quotas = class_quotas(sizes, total, options.balance, min_per_class=minimum, densities=densities)
+    return select_per_group(scores, labels, options, np.arange(num_classes), quotas, data)
 
 
-def keep_of_each(
+def select_per_group(
     scores: npt.NDArray[Any],
     labels: npt.NDArray[np.int64],
     options: PruningOptions,
@@ -87,17 +87,17 @@ def keep_of_each(
     quotas: list[int],
     data: SampleData = _NO_DATA,
 ) -> Ids:
-    """Return the sample ids to keep, sorted.
+    """Apply a method to each group and return the sample ids to keep, sorted.
 
     Args:
         scores: (N,) finite.
         labels: (N,) in [0, C).
-        options: which part of each group to keep; how many is what the quotas say.
-        group_of_class: (C,) group of each class's samples.
-        quotas: how many to keep of each group; at most its size.
-        data: what else is known of the samples.
+        options: the method and its options; `keep` does not count.
+        group_of_class: (C,) the group of each class.
+        quotas: number of samples to keep of each group; at most its size.
+        data: other data of the samples, for a user's method.
     """
-    # In two functions: entries and draws are gone before the ids take memory.
+    # A separate function frees entries and draws before the ids are allocated.
     return np.flatnonzero(_kept_mask(scores, labels, options, group_of_class, quotas, data))
 
 
@@ -122,14 +122,14 @@ def _kept_mask(
         if options.method in METHODS:
             kept = method(group, quota, context)
         else:
-            # It gets a copy: entries that it changed would be checked against themselves.
+            # The method gets a copy, because its result is checked against the entries.
             kept = method(Group(number, entries.copy()), quota, context)
             require_kept(options.method, group, quota, kept)
         mark(np.asarray(kept).astype(np.uint64, copy=False), is_kept)
     return is_kept
 
 
-def _keep_of_all(
+def _select_globally(
     scores: npt.NDArray[Any],
     labels: npt.NDArray[np.int64],
     options: PruningOptions,
@@ -137,20 +137,20 @@ def _keep_of_all(
     total: int,
     data: SampleData,
 ) -> Ids:
-    """Keep of one global order; classes that would keep too few get a group of their own."""
+    """Select from one global order; a class that would keep too few becomes its own group."""
     group_of_class = np.zeros(len(sizes), dtype=np.int64)
     quotas = [total]
     while True:
-        ids = keep_of_each(scores, labels, options, group_of_class, quotas, data)
+        ids = select_per_group(scores, labels, options, group_of_class, quotas, data)
         kept = np.bincount(labels[ids], minlength=len(sizes)).tolist()
-        least = [min(size, options.min_per_class) for size in sizes]
-        short = [label for label in range(len(sizes)) if kept[label] < least[label]]
+        minimums = [min(size, options.min_per_class) for size in sizes]
+        short = [label for label in range(len(sizes)) if kept[label] < minimums[label]]
         if not short:
             return ids
         for label in short:
             group_of_class[label] = len(quotas)
-            quotas.append(least[label])
-            quotas[0] -= least[label]
+            quotas.append(minimums[label])
+            quotas[0] -= minimums[label]
 
 
 def _check_arguments(
@@ -160,8 +160,8 @@ def _check_arguments(
         raise ConfigError(f"{len(labels):,} samples are given, expected at most {MAX_SAMPLES:,}")
     if scores.shape != labels.shape or labels.ndim != 1 or not len(labels):
         raise ConfigError(
-            f"scores are of shape {scores.shape} and labels of {labels.shape}, expected one number "
-            "and one label for each sample"
+            f"scores have shape {scores.shape} and labels {labels.shape}, expected one score and "
+            "one label per sample"
         )
     if labels.min() < 0 or labels.max() >= num_classes:
         raise ConfigError(
@@ -171,13 +171,13 @@ def _check_arguments(
 
 
 def require_finite(scores: npt.NDArray[Any]) -> None:
-    """Raise a ConfigError that names the samples whose score is nan or infinite."""
+    """Raise a ConfigError if a score is NaN or infinite; the message names the samples."""
     is_finite = np.isfinite(scores)
     if is_finite.all():
         return
     bad = np.flatnonzero(~is_finite)
-    more = f" and {len(bad) - _IDS_NAMED:,} more" if len(bad) > _IDS_NAMED else ""
+    more = f" and {len(bad) - _MAX_SHOWN_IDS:,} more" if len(bad) > _MAX_SHOWN_IDS else ""
     raise ConfigError(
         f"the score of sample {bad[0]} is {scores[bad[0]]} ({len(bad):,} such samples), expected "
-        f"finite scores. They are samples {', '.join(map(str, bad[:_IDS_NAMED]))}{more}"
+        f"finite scores. They are samples {', '.join(map(str, bad[:_MAX_SHOWN_IDS]))}{more}"
     )

@@ -1,4 +1,4 @@
-"""How many samples each class keeps: exact, in whole numbers, whatever their size."""
+"""How many samples each class keeps, computed exactly in integers."""
 
 from __future__ import annotations
 
@@ -7,46 +7,48 @@ from collections.abc import Sequence
 
 
 def kept_total(num_samples: int, keep: float) -> int:
-    """Return floor(keep N + 0.5), at least 1."""
+    """Return the number of samples to keep: floor(keep N + 0.5), at least 1."""
     return max(1, math.floor(keep * num_samples + 0.5))
 
 
 def apportion(
-    total: int, weights: Sequence[int], least: Sequence[int], most: Sequence[int]
+    total: int, weights: Sequence[int], minimums: Sequence[int], maximums: Sequence[int]
 ) -> list[int]:
     """Divide a total in proportion to weights, within bounds.
 
-    Every share is clamp(f w, least, most) for the one factor f that makes them sum to the total,
-    rounded by largest remainder, ties to the smaller place.
+    Every share is clamp(f w, minimum, maximum), with the one factor f for which the shares sum to
+    the total. Shares are rounded by largest remainder; ties go to the smaller index.
 
     Args:
-        total: at least the sum of `least`, at most the sum of `most`.
-        weights: of any size, not negative; a weight of 0 gets its least.
-        least: lower bound of each share.
-        most: upper bound of each share, not below `least`.
+        total: at least the sum of `minimums` and at most that of `maximums`.
+        weights: at least 0; a share with weight 0 gets its minimum.
+        minimums: lower bound of each share.
+        maximums: upper bound of each share, at least its minimum.
 
     Returns:
-        As many whole numbers of sum `total`; smaller where only weights of 0 could take the rest.
+        One integer per weight. They sum to `total`, or to less if only shares with weight 0 could
+        take the rest.
     """
-    shares = list(least)
-    free = [place for place, weight in enumerate(weights) if weight > 0]
+    shares = list(minimums)
+    free = [i for i, weight in enumerate(weights) if weight > 0]
     while free:
-        left = total - (sum(shares) - sum(shares[place] for place in free))
-        weight_sum = sum(weights[place] for place in free)
+        left = total - (sum(shares) - sum(shares[i] for i in free))
+        weight_sum = sum(weights[i] for i in free)
 
-        # A share is left * w / weight_sum; it is compared without dividing.
-        below = [i for i in free if left * weights[i] < least[i] * weight_sum]
-        above = [i for i in free if left * weights[i] > most[i] * weight_sum]
+        # A free share is left * w / weight_sum; integers are compared without dividing.
+        below = [i for i in free if left * weights[i] < minimums[i] * weight_sum]
+        above = [i for i in free if left * weights[i] > maximums[i] * weight_sum]
         if not below and not above:
             return _largest_remainder(shares, free, weights, left, weight_sum)
-        # What is set to its bound changes what the others get. Where too little was given out in
-        # all, no share grows any more, so those above their bound are settled, and the reverse.
-        excess = sum(least[i] * weight_sum - left * weights[i] for i in below)
-        excess -= sum(left * weights[i] - most[i] * weight_sum for i in above)
+        # Clamping changes what is left for the others. If clamping all would exceed the total, the
+        # other shares can only shrink, so those at their minimum are final. If it would fall short
+        # of the total, they can only grow, so those at their maximum are final.
+        excess = sum(minimums[i] * weight_sum - left * weights[i] for i in below)
+        excess -= sum(left * weights[i] - maximums[i] * weight_sum for i in above)
         settled = set(below if excess >= 0 else ()) | set(above if excess <= 0 else ())
-        for place in settled:
-            shares[place] = least[place] if place in below else most[place]
-        free = [place for place in free if place not in settled]
+        for i in settled:
+            shares[i] = minimums[i] if i in below else maximums[i]
+        free = [i for i in free if i not in settled]
     return shares
 
 
@@ -54,11 +56,11 @@ def _largest_remainder(
     shares: list[int], free: list[int], weights: Sequence[int], left: int, weight_sum: int
 ) -> list[int]:
     remainders = {}
-    for place in free:
-        shares[place], remainders[place] = divmod(left * weights[place], weight_sum)
-    rest = left - sum(shares[place] for place in free)
-    for place in sorted(free, key=lambda place: (-remainders[place], place))[:rest]:
-        shares[place] += 1
+    for i in free:
+        shares[i], remainders[i] = divmod(left * weights[i], weight_sum)
+    rest = left - sum(shares[i] for i in free)
+    for i in sorted(free, key=lambda i: (-remainders[i], i))[:rest]:
+        shares[i] += 1
     return shares
 
 
@@ -74,16 +76,16 @@ def class_quotas(
 
     Args:
         class_sizes: samples of each class.
-        total: at most their sum.
-        balance: `proportional` (each class keeps its share) or `class` (equal numbers; what a
-            class is too small for goes to the others).
-        min_per_class: each class keeps at least this many, or all where it has fewer.
-        densities: relative density of each class as a (numerator, denominator), which multiplies
-            what the balance gives it; equal for all when left out. Classes of density 0 get what
-            the others have no samples for, each in proportion to its size.
+        total: number of samples to keep, at most the sum of the sizes.
+        balance: `proportional` (in proportion to the class sizes) or `class` (equal numbers; if a
+            class is too small, the others keep more).
+        min_per_class: each class keeps at least this many samples, or all if it has fewer.
+        densities: relative density of each class as (numerator, denominator). It multiplies the
+            weight that the balance gives the class. None: equal densities. If all other classes
+            are kept whole, those of density 0 share the rest in proportion to their sizes.
 
     Returns:
-        One number for each class, of sum `total`.
+        One integer per class; they sum to `total`.
     """
     weights = [size if balance == "proportional" else min(size, 1) for size in class_sizes]
     if densities is not None:
@@ -92,8 +94,8 @@ def class_quotas(
             weight * numerator * (common // denominator)
             for weight, (numerator, denominator) in zip(weights, densities, strict=True)
         ]
-    least = [min(size, min_per_class) for size in class_sizes]
-    quotas = apportion(total, weights, least, class_sizes)
+    minimums = [min(size, min_per_class) for size in class_sizes]
+    quotas = apportion(total, weights, minimums, class_sizes)
     if sum(quotas) < total:
         quotas = apportion(total, class_sizes, quotas, class_sizes)
     return quotas

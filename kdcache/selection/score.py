@@ -1,4 +1,4 @@
-"""`kdcache score`: a score that a store was built without, computed from its stored rows."""
+"""`kdcache score`: compute a score that a store lacks from its stored rows."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Scores from a file and to a file: `.npy` by sample id, `.csv` and `.parquet` by id or file name.
+"""Read and write score files: `.npy` by sample id, `.csv` and `.parquet` by id or file name.
 
-A file that holds something else than one score for each sample is refused: an order or a mask of
-the kept (published code writes both beside its scores), and values that were sorted, which have
-lost their samples.
+A file must have one score per sample. Published code also writes other arrays, which are refused:
+a permutation of the samples, a mask of the kept samples, and sorted scores, which are no longer in
+the order of the samples.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from kdcache.options import SCORE_FILES, require_suffix
 from kdcache.selection.ranking import native_numbers
 
 _METADATA_KEY = b"kdcache"
-_LARGEST_BYTES = 8
-"""Of one number."""
-_FEWEST_SORTED = 10
-"""From here on, values in ascending or descending order are no accident: 2 in 10! = 3.6 million."""
+_MAX_ITEM_BYTES = 8
+"""Maximum size of one number in a `.npy` file."""
+_MIN_SORTED = 10
+"""From this many values on, sorted values are an error: random ones are sorted 2 times in 10!."""
 
 
 def read_scores(
@@ -37,17 +37,18 @@ def read_scores(
     """Return the scores of a file, (N,) by sample id: float32, float64, int64 or uint64.
 
     Args:
-        path: `.npy`: (N,) numbers by sample id. `.csv`, `.parquet`: a column `score` and one of
-            `sample_id` and `file`, in any order; other columns are not read.
-        num_samples: N.
-        data_fingerprint: of the data that the scores must be of, where the file says.
-        sample_names: returns the path of every sample's image, by sample id; called for `file`. A
-            name in the file may be the end of such a path, from a folder on.
+        path: a `.npy` file with (N,) numbers by sample id; or a `.csv` or `.parquet` file with a
+            column `score` and one of `sample_id` and `file`, in any order. Other columns are
+            ignored.
+        num_samples: number of samples N.
+        data_fingerprint: fingerprint of the data; it is compared if the file records one.
+        sample_names: returns the image path of every sample, by sample id; called if there is a
+            column `file`, whose names may be the last parts of such a path.
 
     Raises:
-        ConfigError: if the file is of another kind, a sample has no score or two, or the values are
-            no scores; names the samples.
-        CacheMismatchError: if the scores are of other data.
+        ConfigError: if the file has another format, a sample does not have exactly one score, or
+            the values are not scores.
+        CacheMismatchError: if the file records other data.
     """
     require_suffix("scores", path, SCORE_FILES)
     if path.suffix == ".npy":
@@ -79,14 +80,15 @@ def write_scores(
     *,
     data_fingerprint: str,
 ) -> None:
-    """Write every sample's score, atomically, in a form that `read_scores` reads.
+    """Write every sample's score atomically, in a format that `read_scores` reads.
 
     Args:
-        path: `.npy`: the scores alone. `.csv`, `.parquet`: `sample_id`, `label`, `score`, `kept`.
+        path: a `.npy` file gets the scores only; a `.csv` or `.parquet` file gets the columns
+            `sample_id`, `label`, `score` and `kept`.
         scores: (N,) by sample id.
         labels: (N,) by sample id.
-        kept_ids: of the samples that a subset keeps.
-        data_fingerprint: written into `.parquet`.
+        kept_ids: sample ids of a subset, for the column `kept`.
+        data_fingerprint: written to the metadata of a `.parquet` file.
     """
     require_suffix("export", path, SCORE_FILES)
     with replace_atomically(path) as partial:
@@ -118,37 +120,41 @@ def _read_npy(path: Path, num_samples: int) -> npt.NDArray[Any]:
     try:
         scores = np.load(path, allow_pickle=False)
     except (ValueError, EOFError) as error:
-        raise ConfigError(f"{path} is no array of numbers ({error}), expected scores") from error
-    remedy = "Give one score for each sample, by sample id, or a .csv with a column `sample_id`"
+        raise ConfigError(
+            f"{path} is not an array of numbers ({error}), expected scores"
+        ) from error
+    remedy = "Give one score per sample, in the order of the sample ids, or a .csv with `sample_id`"
     if not isinstance(scores, np.ndarray) or scores.shape != (num_samples,):
         raise ConfigError(
-            f"{path} is of shape {getattr(scores, 'shape', 'several arrays')}, expected "
+            f"{path} has shape {getattr(scores, 'shape', 'several arrays')}, expected "
             f"({num_samples},). {remedy}"
         )
-    if scores.dtype.kind not in "fiu" or scores.dtype.itemsize > _LARGEST_BYTES:
-        raise ConfigError(f"{path} holds {scores.dtype}, expected numbers of 64 bits. {remedy}")
+    if scores.dtype.kind not in "fiu" or scores.dtype.itemsize > _MAX_ITEM_BYTES:
+        raise ConfigError(
+            f"{path} holds {scores.dtype}, expected numbers of at most 64 bits. {remedy}"
+        )
     scores = native_numbers(scores)
     if scores.dtype.kind != "f" and _is_permutation(scores):
         raise ConfigError(
             f"{path} holds every number from 0 to {num_samples - 1:,} once, which is an order of "
-            f"the samples, expected their scores (save ranks of difficulty as floats). {remedy}"
+            f"the samples, expected their scores (save ranks as floats). {remedy}"
         )
-    if num_samples >= _FEWEST_SORTED and scores.min() < scores.max() and _is_sorted(scores):
+    if num_samples >= _MIN_SORTED and scores.min() < scores.max() and _is_sorted(scores):
         raise ConfigError(
-            f"the values of {path} are sorted ({scores[0]:g} to {scores[-1]:g}), so they have lost "
-            f"their samples, expected them by sample id. {remedy}"
+            f"the values of {path} are sorted ({scores[0]:g} to {scores[-1]:g}), expected scores "
+            f"in the order of the sample ids. {remedy}"
         )
     return scores
 
 
 def _is_sorted(values: npt.NDArray[Any]) -> bool:
-    # Compared, not subtracted: of unsigned numbers no difference is below zero.
+    # Not np.diff: differences of unsigned numbers are never negative.
     before, after = values[:-1], values[1:]
     return bool((before <= after).all() or (before >= after).all())
 
 
 def _is_permutation(values: npt.NDArray[Any]) -> bool:
-    """Return whether the values are 0, ..., n - 1 in some order, as an argsort is."""
+    """Return whether the values are a permutation of 0, ..., n - 1, such as an argsort."""
     if values.min() != 0 or values.max() != len(values) - 1:
         return False
     return bool((np.bincount(values.astype(np.int64), minlength=len(values)) == 1).all())
@@ -167,12 +173,12 @@ def _read_table(path: Path, data_fingerprint: str) -> Any:
         table = parquet.ParquetFile(path).read()
     except pa.ArrowInvalid as error:
         raise ConfigError(f"{path} is not readable as {path.suffix[1:]}: {error}") from error
-    _require_of_data(path, (table.schema.metadata or {}).get(_METADATA_KEY), data_fingerprint)
+    _require_same_data(path, (table.schema.metadata or {}).get(_METADATA_KEY), data_fingerprint)
     return table
 
 
-def _require_of_data(path: Path, metadata: bytes | None, data_fingerprint: str) -> None:
-    """Compare what a file says that its scores are of, where it says so, with the data."""
+def _require_same_data(path: Path, metadata: bytes | None, data_fingerprint: str) -> None:
+    """Compare the fingerprint in a file's metadata, if there is one, with that of the data."""
     if metadata is None:
         return
     try:
@@ -180,7 +186,7 @@ def _require_of_data(path: Path, metadata: bytes | None, data_fingerprint: str) 
     except (ValueError, TypeError, KeyError) as error:
         raise ConfigError(
             f"the metadata kdcache of {path} is {metadata[:40]!r}, expected a JSON object with "
-            "data_fingerprint, as --export writes it. Write the file again, without the metadata"
+            "data_fingerprint, as --export writes it. Write the file again without this metadata"
         ) from error
     if found != data_fingerprint:
         raise CacheMismatchError(
@@ -210,7 +216,7 @@ def _by_sample_id(
     if len(wrong):
         raise ConfigError(
             f"{path} has {counts[wrong[0]]} scores of sample {wrong[0]} ({len(wrong):,} such "
-            f"samples), expected one of each of the {num_samples:,} samples"
+            f"samples), expected one score of each of the {num_samples:,} samples"
         )
     scores = np.empty(num_samples, dtype=values.dtype)
     scores[ids] = values
@@ -218,32 +224,32 @@ def _by_sample_id(
 
 
 def _ids_of_names(path: Path, names: list[str], sample_names: Sequence[str]) -> Any:
-    """Return the sample id of each name, which may be the end of the sample's path."""
+    """Return the sample id of each name; a name may be the last parts of the sample's path."""
     ids = np.empty(len(names), dtype=np.int64)
     known: dict[int, dict[tuple[str, ...], int]] = {}
     for row, name in enumerate(names):
         parts = PurePath(name or "").parts
         if len(parts) not in known:
-            known[len(parts)] = _ends(sample_names, len(parts))
+            known[len(parts)] = _ids_by_suffix(sample_names, len(parts))
         found = known[len(parts)].get(parts)
         if found is None:
             raise ConfigError(
-                f"{path} has a score of {name}, which is no file of the training images, expected "
-                f"names such as {sample_names[0]}"
+                f"{path} has a score of {name}, which is not a training image, expected names such "
+                f"as {sample_names[0]}"
             )
         if found < 0:
             raise ConfigError(
-                f"{path} has a score of {name}, and more than one training image is called so, "
-                f"expected names from a folder on that tells them apart, such as {sample_names[0]}"
+                f"{path} has a score of {name}, which is the name of more than one training image, "
+                f"expected names with enough folders to be unique, such as {sample_names[0]}"
             )
         ids[row] = found
     return ids
 
 
-def _ends(sample_names: Sequence[str], length: int) -> dict[tuple[str, ...], int]:
-    """Return sample ids by the last parts of their paths; -1 where that is not one sample."""
+def _ids_by_suffix(sample_names: Sequence[str], length: int) -> dict[tuple[str, ...], int]:
+    """Return the last `length` parts of a path -> its sample id; -1 if several samples match."""
     ids: dict[tuple[str, ...], int] = {}
     for sample_id, name in enumerate(sample_names):
-        end = PurePath(name).parts[-length:] if length else ()
-        ids[end] = -1 if end in ids else sample_id
+        suffix = PurePath(name).parts[-length:] if length else ()
+        ids[suffix] = -1 if suffix in ids else sample_id
     return ids

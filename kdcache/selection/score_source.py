@@ -1,4 +1,4 @@
-"""Finding the scores of a selection: in stores, in stored rows, or in a file."""
+"""Find the scores of a selection: in a store, computed from stored rows, or in a file."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def find_scores(
     """Return the scores to select by, (N,) by sample id.
 
     Raises:
-        ConfigError: if a file or a store does not exist, or holds no such scores.
-        CacheMismatchError: if scores are of other data.
+        ConfigError: if a file or store does not exist, or does not have the scores.
+        CacheMismatchError: if the scores belong to other data.
     """
     if options.parity == "mdslr":
         return augmented_cross_entropy(store)
@@ -48,7 +48,7 @@ def find_scores(
 def scores_identity(
     options: SelectOptions, workspace: Workspace, store: LogitStore
 ) -> dict[str, Any]:
-    """Return what tells the scores of `find_scores` from others, beside store and score; JSON."""
+    """Return what identifies the scores, beside the store and the score's name, as JSON content."""
     if options.parity == "mdslr":
         return {"parity": "mdslr"}
     if options.scores is not None:
@@ -64,11 +64,11 @@ def scores_identity(
 
 
 def average(stores: list[LogitStore], score: str) -> npt.NDArray[np.float32]:
-    """Return the mean over several teachers, (N,), added in float64 and rounded once.
+    """Return the mean score over several teachers, (N,), summed in float64 and rounded once.
 
     Args:
-        stores: of the same data.
-        score: a name that all of them have.
+        stores: stores of the same data.
+        score: name of a score of all these stores.
     """
     total = _score(stores[0], score).astype(np.float64)
     for store in stores[1:]:
@@ -98,7 +98,7 @@ def _others(options: SelectOptions, workspace: Workspace, store: LogitStore) -> 
 
 
 def _score(store: LogitStore, name: str) -> npt.NDArray[Any]:
-    """Return a score of the store, of a file beside it, or computed by the user's code."""
+    """Return a score from the store, from a file beside it, or computed by the user's code."""
     if name in store.scores:
         return store.scores[name]
     if (found := load_scores(store, name)) is not None:
@@ -114,11 +114,11 @@ def _score(store: LogitStore, name: str) -> npt.NDArray[Any]:
 
 
 def _score_identity(store: LogitStore, name: str) -> dict[str, Any]:
-    """Return what tells a score that was computed from stored rows from others; JSON content."""
+    """Return what identifies a score that the store does not hold, as JSON content."""
     if name in store.scores:
         return {}
     if is_user_code(name):
-        SCORES.load(name)  # its digest is known once it is imported
+        SCORES.load(name)  # the digest is known after the import
         return {"score_code_digest": user_code_digest(name)}
     found = load_scores(store, name)
     return {} if found is None else {"score_computed_from": found.about["computed_from"]}

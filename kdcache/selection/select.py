@@ -1,4 +1,4 @@
-"""`kdcache select`: scores -> a subset file."""
+"""`kdcache select`: choose samples by their scores and write a subset file."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from kdcache.selection.compare import Comparison, compare
 from kdcache.selection.context import SampleData
 from kdcache.selection.mdslr import mdslr_quotas
 from kdcache.selection.methods import METHODS
-from kdcache.selection.pruning import keep_of_each, require_finite, select_ids
+from kdcache.selection.pruning import require_finite, select_ids, select_per_group
 from kdcache.selection.report import SelectReport
 from kdcache.selection.score_files import write_scores
 from kdcache.selection.score_source import find_scores, scores_identity
@@ -26,7 +26,7 @@ from kdcache.selection.subset import Subset
 from kdcache.store.logit_store import LogitStore
 from kdcache.workspace import Workspace, teacher_name
 
-_LINES_SHOWN = 20
+_MAX_SHOWN_CLASSES = 20
 
 
 def select(options: SelectOptions) -> SelectReport:
@@ -100,7 +100,7 @@ def select_subset(options: SelectOptions) -> Subset:
 
 
 def subset_name(options: SelectOptions) -> str:
-    """Return METHOD-KEEP[-SCORE][-BALANCE][-OPTION...][-sSEED], defaults left out."""
+    """Return the name METHOD-KEEP[-SCORE][-BALANCE][-OPTION...][-sSEED] without defaults."""
     parts = [options.method.rpartition(":")[2], f"{options.keep:g}"]
     defaults = SelectOptions()
     if options.scores is not None:
@@ -122,14 +122,14 @@ def subset_name(options: SelectOptions) -> str:
 
 
 def _require_free(options: SelectOptions) -> None:
-    """Check, before any work, that --export replaces nothing that it may not."""
+    """Raise a ConfigError if --export would replace a file that must be kept."""
     if options.export is None or not Path(options.export).exists():
         return
     scores = None if options.scores is None else Path(options.scores)
     if scores is not None and scores.exists() and scores.samefile(options.export):
         raise ConfigError(
-            f"--export is {options.export}, the file of --scores, expected another: it would be "
-            "replaced",
+            f"--export is {options.export}, the file of --scores, expected another file, because "
+            "it would be replaced",
             parameter="export",
             value=options.export,
         )
@@ -143,14 +143,14 @@ def _require_free(options: SelectOptions) -> None:
 
 
 def _method_options(options: SelectOptions) -> dict[str, float]:
-    """Return the options of the method that were given."""
+    """Return the options of the method that differ from their defaults."""
     names = ("min_per_class", "start", "cut", "peak", "concentration")
     given = {name: getattr(options, name) for name in names}
     return {name: value for name, value in given.items() if value != getattr(SelectOptions, name)}
 
 
 def _method_identity(options: SelectOptions) -> dict[str, str]:
-    """Return what tells a method of the user's own from another version of its code."""
+    """Return the digest of a user's method, which changes with its code."""
     if options.method in METHODS:
         return {}
     METHODS.load(options.method)
@@ -165,7 +165,7 @@ def _choose(
         require_finite(scores)
         sizes = np.bincount(store.labels, minlength=classes).tolist()
         quotas = mdslr_quotas(sizes, options.keep)
-        return keep_of_each(scores, store.labels, options, np.arange(classes), quotas)
+        return select_per_group(scores, store.labels, options, np.arange(classes), quotas)
     correct = store.stats["correct"] if options.method == "class-adaptive" else None
     data = SampleData(store.scores, store.stats, store.features)
     return select_ids(
@@ -177,7 +177,7 @@ def _reuse(path: Path, provenance: dict[str, Any]) -> Subset:
     subset = Subset.load(path)
     if differ := differences(subset.provenance, dict.fromkeys(subset.provenance) | provenance):
         raise CacheMismatchError(
-            f"{path} was made otherwise: {differ}. "
+            f"{path} was made with other settings: {differ}. "
             "Use --overwrite to replace it, or --out for another file"
         )
     logger.info("up to date: %s", path)
@@ -207,27 +207,27 @@ def _report(
     sizes = np.bincount(labels, minlength=len(class_names))
     others = [""] * len(class_names)
     if comparison is not None:
-        others = [f", the other {count:,}" for count in comparison.other_kept]
+        others = [f", the other subset {count:,}" for count in comparison.other_kept]
         logger.info(
-            "%s samples are in the other subset too, %s would be by chance",
+            "%s samples are also in the other subset; by chance it would be %s",
             f"{comparison.overlap:,}",
             f"{comparison.by_chance:,.0f}",
         )
     rows = list(zip(class_names, kept, sizes, others, strict=True))
-    for name, count, size, other in rows[:_LINES_SHOWN]:
+    for name, count, size, other in rows[:_MAX_SHOWN_CLASSES]:
         logger.info("  %-20s %7s of %s%s", name, f"{count:,}", f"{size:,}", other)
-    if len(class_names) > _LINES_SHOWN:
+    if len(class_names) > _MAX_SHOWN_CLASSES:
         logger.info(
-            "  and %d more classes; over all, %s to %s are kept of each",
-            len(class_names) - _LINES_SHOWN,
+            "  and %d more classes; each class keeps %s to %s samples",
+            len(class_names) - _MAX_SHOWN_CLASSES,
             f"{kept.min():,}",
             f"{kept.max():,}",
         )
-    gone = [name for name, count, size, _ in rows if size and not count]
-    if gone:
+    empty = [name for name, count, size, _ in rows if size and not count]
+    if empty:
         logger.warning(
-            "%d classes keep no sample, the first is %s: a student never learns them. "
-            "--min-per-class 1 keeps some of each",
-            len(gone),
-            gone[0],
+            "%d classes keep no sample (the first is %s), so students cannot learn them. "
+            "Use --min-per-class 1 to keep at least one of each",
+            len(empty),
+            empty[0],
         )

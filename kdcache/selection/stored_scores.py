@@ -1,8 +1,8 @@
-"""Scores that are computed from the stored clean view, and the files that keep them.
+"""Scores that are computed from the stored clean view, and the files that hold them.
 
-Nothing in a store changes in place. A score that the store was built without lies beside it:
-`NAME.zarr` has `NAME.scores/SCORE.npz`, with the arrays `scores` (N,) float32 and `about`, a JSON
-string that says what it was computed from.
+A finished store never changes. So a score that the store lacks is written beside it: for
+`NAME.zarr`, to `NAME.scores/SCORE.npz`, with the arrays `scores` (N,) float32 and `about`, a JSON
+string that records what the score was computed from.
 """
 
 from __future__ import annotations
@@ -23,31 +23,31 @@ from kdcache.scores.registry import SCORES
 from kdcache.selection.pruning import require_finite
 from kdcache.store.logit_store import LogitStore
 
-_BLOCK_NUMBERS = 1 << 24
-"""Logits of one block, 64 MiB; a block has at least one row."""
+_MAX_BLOCK_LOGITS = 1 << 24
+"""Maximum number of logits in a block (64 MiB); a block has at least one row."""
 
 
 class StoredScores(NamedTuple):
-    """A score that was computed from stored rows."""
+    """A score computed from stored rows, and its origin."""
 
     scores: npt.NDArray[np.float32]
-    """(N,) by sample id, finite, higher = harder."""
+    """(N,) by sample id, finite; higher is harder."""
     about: dict[str, Any]
-    """What it was computed from, JSON content: `score`, `computed_from`, the store's
-    `manifest_digest`, `data_fingerprint` and `teacher_digest`, and the `code_digest` of a score of
-    the user's own."""
+    """JSON content that records the origin: `score`, `computed_from`, the store's
+    `manifest_digest`, `data_fingerprint` and `teacher_digest`, and for a user's score its
+    `code_digest`."""
 
 
 def score_file(store: LogitStore, name: str) -> Path:
-    """Return the path of a score's file beside its store.
+    """Return the path of a score file beside its store.
 
     Raises:
         ConfigError: if the store is on an object store.
     """
     if not isinstance(store.path, Path):
         raise ConfigError(
-            f"{store.path} is on an object store, expected a store in a folder: score files lie "
-            "beside it. Give scores of your own with select --scores"
+            f"{store.path} is on an object store, expected a store in a local folder, because the "
+            "score file is written beside it. Use select --scores FILE instead"
         )
     folder = store.path.with_name(f"{store.path.stem}.scores")
     return folder / f"{name.replace(':', '-')}.npz"
@@ -58,17 +58,16 @@ def compute_scores(store: LogitStore, name: str) -> StoredScores:
 
     Args:
         store: a finished store.
-        name: a score of the registry, or `module:name`.
+        name: a registered score, or `module:name`.
 
     Raises:
-        ConfigError: if there is no such score, or it returns anything but one finite number per
-            sample.
+        ConfigError: if the score does not exist, or does not return one finite number per sample.
     """
     import torch
 
     function = SCORES.load(name)
     num_samples = store.manifest.samples
-    block_rows = max(1, _BLOCK_NUMBERS // store.manifest.classes)
+    block_rows = max(1, _MAX_BLOCK_LOGITS // store.manifest.classes)
     scores = np.empty(num_samples, dtype=np.float32)
     with (
         torch.inference_mode(),
@@ -92,19 +91,19 @@ def compute_scores(store: LogitStore, name: str) -> StoredScores:
 
 
 def save_scores(path: Path, found: StoredScores) -> None:
-    """Write a score file; it appears complete or not at all."""
+    """Write a score file atomically."""
     make_directory(path.parent)
     with replace_atomically(path) as partial, partial.open("wb") as file:
         np.savez(file, scores=found.scores, about=json.dumps(found.about))
 
 
 def load_scores(store: LogitStore, name: str) -> StoredScores | None:
-    """Return the score of a file beside the store, or None where there is no such file.
+    """Read the score file beside the store; None if it does not exist.
 
     Raises:
         CacheCorruptError: if the file is damaged.
-        CacheMismatchError: if it was computed from another store, or by another version of the
-            user's code.
+        CacheMismatchError: if the score was computed from another store, or by another version of
+            the user's code.
     """
     if not isinstance(store.path, Path):
         return None
@@ -116,11 +115,11 @@ def load_scores(store: LogitStore, name: str) -> StoredScores | None:
         arrays = read_npz(path.read_bytes())
         scores, about = arrays["scores"], dict(json.loads(str(arrays["about"])))
     except (CacheCorruptError, KeyError, TypeError, ValueError) as error:
-        raise CacheCorruptError(f"{path} is no score file ({error}). {remedy}") from error
+        raise CacheCorruptError(f"{path} is not a score file ({error}). {remedy}") from error
     if is_user_code(name):
-        SCORES.load(name)  # its digest is that of the code that is there now
+        SCORES.load(name)  # imports the current code, whose digest is compared
     if differ := differences(about, _about(store, name)):
-        raise CacheMismatchError(f"{path} was computed from something else: {differ}. {remedy}")
+        raise CacheMismatchError(f"{path} was computed from other inputs: {differ}. {remedy}")
     if scores.shape != (store.manifest.samples,) or scores.dtype != np.float32:
         raise CacheCorruptError(
             f"{path} holds {scores.dtype} of shape {scores.shape}, expected float32 of shape "

@@ -1,9 +1,9 @@
-"""Coverage-centric selection: drop the hardest, then keep samples of every difficulty.
+"""Coverage-centric selection: drop the hardest samples, then keep samples of every difficulty.
 
 References:
     Zheng, Liu, Lai, Prakash 2023, "Coverage-centric Coreset Selection for High Pruning Rates"
-    (CCS). Their code takes bins up to 1.0001 times the largest score, so that it does not fall out
-    of the last one (and it does where scores are negative); here the last bin holds it.
+    (CCS). In their code, the bins end at 1.0001 times the largest score, which excludes that score
+    if it is negative. Here the last bin includes it.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from kdcache.selection.context import Group, SelectionContext
 from kdcache.selection.ranking import ID_MASK, Entries, redraw
 
 NUM_BINS = 50
-"""Of equal width in score, as in CCS."""
+"""Number of bins of equal width in score, as in CCS."""
 
 
 def stratified(group: Group, quota: int, context: SelectionContext) -> Entries:
-    """Keep as equal a number of each difficulty as there is, at random within each.
+    """Keep equal numbers from bins of difficulty, as far as they last, at random within each bin.
 
-    `--cut` is the share of the hardest that is dropped first as probably mislabelled, in [0, 1]; at
-    most what the quota does not need. The group is changed in place.
+    `--cut`, in [0, 1], is the fraction of the hardest samples that is dropped first, as probably
+    mislabelled; never more than leaves the quota. Changes the group in place.
     """
     cut = context.options.cut or 0.0
     entries = group.entries
@@ -45,7 +45,7 @@ def stratified(group: Group, quota: int, context: SelectionContext) -> Entries:
         if 0 < budget < size:
             redraw(bin_entries, context.draws)
             bin_entries.partition(budget - 1)
-        survivors[kept : kept + budget] = bin_entries[:budget]  # never beyond what was looked at
+        survivors[kept : kept + budget] = bin_entries[:budget]  # overwrites only bins that are done
         kept += budget
     return survivors[:kept]
 
@@ -53,21 +53,22 @@ def stratified(group: Group, quota: int, context: SelectionContext) -> Entries:
 def bin_budgets(sizes: list[int], total: int) -> list[int]:
     """Divide a total among bins as CCS does.
 
-    The smallest bin comes first; each gets its equal share of the rest, or all that it has.
+    From the smallest bin to the largest, each gets an equal share of what is left, or all its
+    samples if it has fewer.
 
     Args:
-        sizes: samples of each bin.
-        total: at most their sum.
+        sizes: number of samples of each bin.
+        total: at most the sum of the sizes.
 
     Returns:
-        One number for each bin, of sum `total`.
+        One integer per bin; they sum to `total`.
     """
     budgets = [0] * len(sizes)
     rest = total
-    by_size = sorted(range(len(sizes)), key=lambda place: (sizes[place], place))
-    for bins_left, place in zip(range(len(sizes), 0, -1), by_size, strict=True):
-        budgets[place] = min(sizes[place], rest // bins_left)
-        rest -= budgets[place]
+    by_size = sorted(range(len(sizes)), key=lambda i: (sizes[i], i))
+    for bins_left, i in zip(range(len(sizes), 0, -1), by_size, strict=True):
+        budgets[i] = min(sizes[i], rest // bins_left)
+        rest -= budgets[i]
     return budgets
 
 
@@ -75,14 +76,15 @@ def bin_budgets(sizes: list[int], total: int) -> list[int]:
 def _bin_bounds(
     entries: Entries, scores_N: npt.NDArray[Any], num_bins: int
 ) -> npt.NDArray[np.int64]:
-    """Return the first place of each bin in a sorted group, and the end; (num_bins + 1,)."""
+    """Return the offset of each bin in a sorted group, and the end, (num_bins + 1,)."""
     count = len(entries)
     low = np.float64(scores_N[entries[0] & ID_MASK])
     width = np.float64(scores_N[entries[count - 1] & ID_MASK]) - low
     bounds = np.zeros(num_bins + 1, dtype=np.int64)
     bounds[num_bins] = count
     for number in range(1, num_bins):
-        # The first entry whose bin is at least this one. Rounding never turns the order around.
+        # Binary search for the first entry of this bin or a later one. It works because rounding
+        # preserves the order of the scores.
         first, end = bounds[number - 1], np.int64(count)
         while first < end:
             middle = (first + end) // 2

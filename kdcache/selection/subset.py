@@ -1,4 +1,4 @@
-"""The sample ids to keep, with where they come from."""
+"""A subset: the sample ids to keep, and their provenance."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ class Subset:
         ids = self.sample_ids
         if ids.dtype != np.int64 or ids.ndim != 1 or not len(ids):
             raise ValueError(
-                f"sample_ids are {ids.dtype} of shape {ids.shape}, expected one row of int64"
+                f"sample_ids are {ids.dtype} of shape {ids.shape}, expected int64 of shape (n,) "
+                "with n >= 1"
             )
         if ids[0] < 0 or (np.diff(ids) <= 0).any():
             raise ValueError("sample_ids are not sorted and unique from 0, expected np.unique(ids)")
@@ -48,17 +49,17 @@ class Subset:
         return len(self.sample_ids)
 
     def save(self, path: Path | str) -> None:
-        """Write an npz of `sample_ids` and `provenance` (a JSON string), atomically."""
+        """Write an npz file with `sample_ids` and `provenance` (a JSON string), atomically."""
         with replace_atomically(Path(path)) as partial, partial.open("wb") as file:
             np.savez(file, sample_ids=self.sample_ids, provenance=json.dumps(self.provenance))
 
     @classmethod
     def load_of(cls, path: Path | str, data_fingerprint: str) -> Subset:
-        """Read a subset file that was selected from certain data; one that does not say passes.
+        """Read a subset file and check its data; a file that records no fingerprint passes.
 
         Raises:
-            FileNotFoundError: if there is none.
-            CacheCorruptError: if it is no subset file.
+            FileNotFoundError: if the file does not exist.
+            CacheCorruptError: if it is not a subset file.
             CacheMismatchError: if it was selected from other data.
         """
         subset = cls.load(path)
@@ -72,16 +73,16 @@ class Subset:
 
     @classmethod
     def load(cls, path: Path | str) -> Subset:
-        """Read a subset file; nothing in it is ever unpickled.
+        """Read a subset file. Pickled content is refused, never loaded.
 
         Raises:
-            FileNotFoundError: if there is none.
-            CacheCorruptError: if it is no subset file.
+            FileNotFoundError: if the file does not exist.
+            CacheCorruptError: if it is not a subset file.
         """
         try:
             arrays = read_npz(Path(path).read_bytes())
             return cls(arrays["sample_ids"], dict(json.loads(str(arrays["provenance"]))))
         except (CacheCorruptError, KeyError, TypeError, ValueError) as error:
             raise CacheCorruptError(
-                f"{path} is no subset file ({error}), expected one made by kdcache select"
+                f"{path} is not a subset file ({error}), expected one that kdcache select made"
             ) from error

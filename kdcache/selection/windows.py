@@ -1,4 +1,4 @@
-"""Methods that keep one window of the order of difficulty: easy, hard, medium, any other."""
+"""Methods that keep a contiguous window of the samples sorted by difficulty."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from kdcache.selection.ranking import Entries
 
 
 def easy(group: Group, quota: int, context: SelectionContext) -> Entries:  # noqa: ARG001
-    """Keep the lowest scores."""
+    """Keep the samples with the lowest scores."""
     return group.entries[:quota]
 
 
 def hard(group: Group, quota: int, context: SelectionContext) -> Entries:  # noqa: ARG001
-    """Keep the highest scores."""
+    """Keep the samples with the highest scores."""
     return group.entries[len(group) - quota :]
 
 
@@ -23,8 +23,8 @@ def medium(group: Group, quota: int, context: SelectionContext) -> Entries:  # n
 
     References:
         Chen et al. 2025, "Medium-Difficulty Samples Constitute Smoothed Decision Boundary for
-        Knowledge Distillation on Pruned Datasets": the window of their published code, floor half
-        above the middle and the rest below it.
+        Knowledge Distillation on Pruned Datasets". As in their published code, quota // 2 samples
+        are above the middle and the others below it.
     """
     if quota == len(group):
         return group.entries
@@ -33,10 +33,9 @@ def medium(group: Group, quota: int, context: SelectionContext) -> Entries:  # n
 
 
 def window(group: Group, quota: int, context: SelectionContext) -> Entries:
-    """Keep the samples from the quantile `--start` of the group on.
+    """Keep the samples from the quantile `--start` of the group upwards.
 
-    Where fewer than `quota` samples lie above it (a class that keeps more than its share), the
-    window ends with the hardest sample instead.
+    If fewer than `quota` samples are above it, the window ends with the hardest sample instead.
     """
     start = context.options.start
     assert start is not None  # noqa: S101  (the options require it for this method)

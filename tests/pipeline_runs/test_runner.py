@@ -173,7 +173,7 @@ def test_what_the_pipeline_made_is_replaced_and_nothing_else(folder):
     )
     text = (folder / "own.toml").read_text()
     (folder / "own.toml").write_text(text + '\n[[step]]\nrun = "select"\nkeep = 0.2\n')
-    with pytest.raises(CacheMismatchError, match=r"medium-0\.2\.npz was made otherwise"):
+    with pytest.raises(CacheMismatchError, match=r"medium-0\.2\.npz was made with other settings"):
         ran(folder)
 
 

@@ -9,7 +9,7 @@ from scipy.special import log_softmax
 from kdcache.errors import CacheMismatchError, ConfigError
 from kdcache.options import PruningOptions, SelectOptions
 from kdcache.selection.mdslr import augmented_cross_entropy, mdslr_quotas
-from kdcache.selection.pruning import keep_of_each
+from kdcache.selection.pruning import select_per_group
 from kdcache.selection.select import select
 from kdcache.selection.subset import Subset
 from kdcache.store.logit_store import LogitStore
@@ -37,12 +37,12 @@ def generate_index(scores: np.ndarray, labels: np.ndarray, classes: int, ratio: 
 def parity(scores: np.ndarray, labels: np.ndarray, classes: int, ratio: int) -> list[int]:
     quotas = mdslr_quotas(np.bincount(labels, minlength=classes).tolist(), ratio / 100)
     options = PruningOptions(method="medium")
-    return keep_of_each(scores, labels, options, np.arange(classes), quotas).tolist()
+    return select_per_group(scores, labels, options, np.arange(classes), quotas).tolist()
 
 
 @pytest.mark.parametrize("ratio", RATIOS)
 @pytest.mark.parametrize("seed", range(8))
-def test_parity_keeps_the_ids_of_the_published_procedure(ratio, seed):
+def test_parity_keeps_the_ids_of_the_published_code(ratio, seed):
     rng = np.random.default_rng(seed)
     classes = 10
     # From classes that are kept whole to classes of three times the mean.
@@ -85,7 +85,7 @@ def test_quotas_are_the_whole_part_of_the_mean_class_size(sizes, keep, number):
     assert set(mdslr_quotas(sizes, keep)) == {number}
 
 
-def test_a_share_that_keeps_nothing_is_refused():
+def test_a_keep_that_leaves_no_sample_is_an_error():
     with pytest.raises(ConfigError, match=r"keep=0\.1, .* = 0 samples of each class"):
         mdslr_quotas([5, 6, 7], 0.1)
 
@@ -100,7 +100,7 @@ def test_the_score_is_the_cross_entropy_of_the_first_augmented_view(tiny_store):
 
 
 @pytest.mark.parametrize("ratio", RATIOS)
-def test_the_command_selects_as_the_published_procedure(workspace, tiny_store, ratio):
+def test_the_command_selects_as_the_published_code(workspace, tiny_store, ratio):
     options = SelectOptions(workspace=workspace, parity="mdslr", keep=ratio / 100)
     result = select(options).to_json()
     found = Subset.load(result["path"])
@@ -139,7 +139,7 @@ def test_a_store_without_augmented_views_is_refused(tiny_store):
     ],
     ids=str,
 )
-def test_what_parity_decides_cannot_be_asked_otherwise(options):
+def test_options_that_parity_fixes_are_refused(options):
     ((name, value),) = options.items()
     shown = value[0] if isinstance(value, tuple) else value
     with pytest.raises(ConfigError, match=f"--{name.replace('_', '-')} is {shown}"):

@@ -146,9 +146,7 @@ def test_a_selection_is_sorted_unique_and_of_the_requested_number(
 @pytest.mark.parametrize(("method", "balance"), EACH)
 @several_examples
 @given(data=data_sets(), keep=keeps, more=keeps)
-def test_a_larger_share_keeps_all_of_a_smaller_one_where_no_class_keeps_fewer(
-    method, balance, data, keep, more
-):
+def test_selections_are_nested_if_no_class_keeps_fewer(method, balance, data, keep, more):
     keep, more = sorted((keep, more))
     options = usual_options(method, more)
     small, large = (kept(data, method, keep=k, balance=balance, **options) for k in (keep, more))
@@ -186,7 +184,7 @@ def test_the_window_of_medium_is_centred_and_one_longer_below():
 
 @several_examples
 @given(size=st.integers(1, 40), data=st.data())
-def test_easy_and_hard_divide_the_samples(size, data):
+def test_easy_and_hard_partition_the_samples(size, data):
     order = np.random.default_rng(size).permutation(size).astype(np.uint64)
     count = data.draw(st.integers(0, size))
     group = Group(0, order)
@@ -194,7 +192,7 @@ def test_easy_and_hard_divide_the_samples(size, data):
     assert [*lower, *upper] == order.tolist()
 
 
-def test_easy_and_hard_are_the_two_ends():
+def test_easy_keeps_the_lowest_and_hard_the_highest_scores():
     data = one_class([0.3, 0.1, 0.4, 0.2])
     assert kept(data, "easy").tolist() == [1, 3]
     assert kept(data, "hard").tolist() == [0, 2]
@@ -229,7 +227,7 @@ def test_without_balance_classes_compete():
     assert kept(data, "hard", keep=2 / 6).tolist() == [2, 5]
 
 
-def test_without_balance_a_class_that_keeps_too_few_gets_its_own_hardest():
+def test_without_balance_a_class_below_the_minimum_keeps_its_own_hardest():
     labels = np.array([0, 0, 0, 1, 1, 1, 2, 2])
     data = Data(np.array([1, 3, 2, 9, 8, 7, 5, 4], np.float32), labels, labels < 0, 3)
     assert kept(data, "hard", balance="none", keep=0.5).tolist() == [3, 4, 5, 6]
@@ -253,13 +251,13 @@ def test_classes_that_the_teacher_gets_wrong_keep_more():
     assert counts.tolist() == [20, 60, 100]
 
 
-def test_with_a_teacher_that_is_always_right_classes_keep_their_share():
+def test_class_adaptive_is_proportional_if_the_teacher_makes_no_errors():
     labels = np.repeat([0, 1], [20, 60])
     data = Data(np.zeros(80, np.float32), labels, np.ones(80, bool), 2)
     assert np.bincount(labels[kept(data, "class-adaptive", keep=0.5)]).tolist() == [10, 30]
 
 
-def test_stratified_covers_every_difficulty_alike():
+def test_stratified_keeps_equally_many_from_each_bin():
     scores = np.concatenate([np.linspace(0, 0.0999, 900), np.linspace(0.1, 1, 100)])
     ids = kept(one_class(scores), "stratified", keep=0.1, cut=0.0)
     hard_ones = int((scores[ids] >= 0.1).sum())
@@ -275,7 +273,7 @@ def test_a_score_on_the_edge_of_two_bins_is_in_the_upper_one():
     assert ids.tolist() == sorted(expected)
 
 
-def test_of_a_large_bin_those_with_the_smallest_draws_are_kept():
+def test_a_large_bin_keeps_the_samples_with_the_smallest_draws():
     # Sorting small arrays whole is what a partition does; of many samples it is not.
     ids = kept(one_class(np.zeros(3000)), "stratified", keep=0.3, cut=0.0)
     draws = reference.random_draws(0, 3000)
@@ -318,12 +316,12 @@ def test_beta_draws_like_one_sample_after_the_other_without_replacement(keep, pe
 
 @settings(max_examples=200, deadline=None)
 @given(x=st.floats(1e-12, 50.0))
-def test_the_logarithm_of_beta_is_that_of_the_c_library(x):
+def test_the_logarithm_of_beta_agrees_with_the_c_library(x):
     # Near 1 both lose the same digits of x - 1; elsewhere the series ends below 1e-13.
     assert _log(x) == pytest.approx(math.log(x), rel=2e-13, abs=1e-15)
 
 
-def test_the_peak_of_beta_is_easier_where_less_is_kept():
+def test_the_peak_of_beta_is_easier_if_less_is_kept():
     data = one_class(np.arange(2000))
     means = [kept(data, "beta", keep=keep, peak=None).mean() for keep in (0.05, 0.2, 0.4)]
     assert means == sorted(means)
@@ -332,7 +330,7 @@ def test_the_peak_of_beta_is_easier_where_less_is_kept():
 
 @pytest.mark.parametrize("method", ["random", "stratified", "beta", "class-adaptive"])
 @pytest.mark.parametrize("balance", ["proportional", "class"])
-def test_a_draw_repeats_itself_and_follows_its_seed(method, balance):
+def test_a_random_selection_depends_on_its_seed_only(method, balance):
     labels = np.arange(200) % 3
     scores = np.random.default_rng(0).normal(size=200).astype(np.float32)
     data = Data(scores, labels, np.zeros(200, bool), 3)
@@ -343,7 +341,7 @@ def test_a_draw_repeats_itself_and_follows_its_seed(method, balance):
     assert first != other
 
 
-def test_draws_are_those_of_the_golden_file():
+def test_draws_match_the_golden_file():
     for case in json.loads((ROOT / "tests" / "golden" / "selections.json").read_text()):
         ids = select_ids(
             np.array(case["scores"], np.float32),
@@ -356,7 +354,7 @@ def test_draws_are_those_of_the_golden_file():
 
 
 @pytest.mark.parametrize("balance", BALANCES)
-def test_a_random_selection_does_not_look_at_the_scores(balance):
+def test_a_random_selection_ignores_the_scores(balance):
     labels = np.arange(60) % 3
     upward, downward = (
         kept(
@@ -370,7 +368,7 @@ def test_a_random_selection_does_not_look_at_the_scores(balance):
 
 
 @pytest.mark.parametrize("balance", BALANCES)
-def test_every_sample_is_kept_by_chance_equally_often(balance):
+def test_a_random_selection_keeps_every_sample_equally_often(balance):
     counts = np.zeros(12)
     data = Data(np.arange(12, dtype=np.float32), np.arange(12) % 2, np.zeros(12, bool), 2)
     for seed in range(600):
@@ -405,7 +403,7 @@ def test_the_inputs_are_not_changed():
 
 @pytest.mark.parametrize("kind", [np.float16, ">f4", ">f8", ">i4", np.uint8, bool])
 @pytest.mark.parametrize("method", METHODS)
-def test_the_kind_of_number_does_not_matter(method, kind):
+def test_the_selection_does_not_depend_on_the_dtype_of_the_scores(method, kind):
     scores = (np.arange(100) * 37 % 101 % 7).astype(kind)
     data = one_class(np.zeros(100))
     expected = kept(data._replace(scores=scores.astype(np.float32)), method)
@@ -440,7 +438,7 @@ def test_an_option_outside_its_range_is_refused_in_a_library_call_too(options, m
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf], ids=str)
 @pytest.mark.parametrize("method", METHODS)
-def test_a_score_that_is_not_finite_names_its_sample(method, value):
+def test_the_error_of_a_non_finite_score_names_its_sample(method, value):
     data = one_class(np.zeros(2000))
     data.scores[[417, 1500]] = value
     message = rf"sample 417 is {value} \(2 such samples\).* samples 417, 1500$"
@@ -448,29 +446,29 @@ def test_a_score_that_is_not_finite_names_its_sample(method, value):
         kept(data, method)
 
 
-def test_of_many_scores_that_are_not_finite_the_first_are_named():
+def test_the_error_of_many_non_finite_scores_names_the_first():
     scores = np.full(30, np.nan)
     with pytest.raises(ConfigError, match=r"samples 0, 1, 2, 3, 4, 5, 6, 7, 8, 9 and 20 more"):
         kept(one_class(scores))
 
 
-def test_what_is_not_known_lists_what_is():
+def test_the_error_of_an_unknown_method_or_balance_lists_the_known():
     with pytest.raises(ConfigError, match="method is 'middle', expected one of random, easy, hard"):
         kept(one_class([0, 0]), "middle")
     with pytest.raises(ConfigError, match="balance is 'fair', expected one of proportional, class"):
         kept(one_class([0, 0]), balance="fair")
 
 
-def test_class_adaptive_needs_classes_and_answers():
+def test_class_adaptive_needs_a_balance_and_the_teachers_errors():
     with pytest.raises(ConfigError, match="balance=none: expected proportional or class"):
         kept(one_class([0, 0]), "class-adaptive", balance="none")
     with pytest.raises(ConfigError, match="correct is None"):
         kept(one_class([0, 0])._replace(correct=None), "class-adaptive")
 
 
-def test_arrays_that_do_not_fit_are_refused():
+def test_arrays_that_do_not_match_are_refused():
     data = one_class(np.zeros(5))
-    with pytest.raises(ConfigError, match=r"shape \(5,\) and labels of \(4,\)"):
+    with pytest.raises(ConfigError, match=r"shape \(5,\) and labels \(4,\)"):
         kept(data._replace(labels=np.zeros(4, np.int64)))
     with pytest.raises(ConfigError, match="labels are 0 to 3, expected 0 to 0"):
         kept(data._replace(labels=np.array([0, 1, 2, 3, 0])))
@@ -478,7 +476,7 @@ def test_arrays_that_do_not_fit_are_refused():
         kept(data._replace(labels=np.array([0, -1, 0, 0, 0])))
 
 
-def test_a_class_without_samples_is_no_obstacle():
+def test_a_class_without_samples_is_accepted():
     labels = np.array([0, 0, 3, 3])
     data = Data(np.arange(4, dtype=np.float32), labels, labels < 0, 6)
     assert kept(data, "easy").tolist() == [0, 2]

@@ -58,13 +58,13 @@ def test_proportional_quotas_give_ties_to_the_smaller_label(sizes, total, expect
     ],
     ids=["extra", "too small", "too small and extra", "empty class", "all"],
 )
-def test_class_quotas_are_equal_but_for_classes_that_are_too_small(sizes, total, expected):
+def test_class_quotas_are_equal_except_for_classes_that_are_too_small(sizes, total, expected):
     assert class_quotas(sizes, total, "class") == expected
 
 
 @several_examples
 @given(sizes=class_sizes, data=st.data())
-def test_equal_quotas_are_those_of_dealing_one_sample_after_the_other(sizes, data):
+def test_equal_quotas_match_dealing_one_sample_at_a_time(sizes, data):
     total = data.draw(st.integers(1, sum(sizes)))
     assert class_quotas(sizes, total, "class") == reference.water_filling(sizes, total)
 
@@ -72,7 +72,7 @@ def test_equal_quotas_are_those_of_dealing_one_sample_after_the_other(sizes, dat
 @pytest.mark.parametrize("balance", ["proportional", "class"])
 @settings(max_examples=150, deadline=None)
 @given(sizes=class_sizes, minimum=st.integers(0, 12), data=st.data())
-def test_quotas_with_a_minimum_are_those_of_a_slow_reference(balance, sizes, minimum, data):
+def test_quotas_with_a_minimum_match_a_slow_reference(balance, sizes, minimum, data):
     least = [min(size, minimum) for size in sizes]
     total = data.draw(st.integers(max(1, sum(least)), sum(sizes)))
     weights = sizes if balance == "proportional" else [min(size, 1) for size in sizes]
@@ -98,7 +98,7 @@ def test_shares_are_clamped_by_one_factor_for_any_weights_and_bounds(data, class
 @pytest.mark.parametrize("balance", ["proportional", "class"])
 @several_examples
 @given(sizes=class_sizes, data=st.data())
-def test_quotas_with_densities_are_those_of_a_slow_reference(balance, sizes, data):
+def test_quotas_with_densities_match_a_slow_reference(balance, sizes, data):
     total = data.draw(st.integers(1, sum(sizes)))
     wrong = [data.draw(st.integers(0, size)) for size in sizes]
     densities = [(errors, max(size, 1)) for errors, size in zip(wrong, sizes, strict=True)]
@@ -114,7 +114,7 @@ def test_quotas_with_densities_are_those_of_a_slow_reference(balance, sizes, dat
     assert sum(quotas) == total
 
 
-def test_quotas_are_exact_beyond_the_integers_of_a_float():
+def test_quotas_are_exact_for_numbers_that_a_float_cannot_represent():
     sizes = [10**9 + 7, 3 * 10**9 + 1, 5]
     total = 2 * 10**9 + 3
     assert class_quotas(sizes, total, "class") == [999_999_999, 999_999_999, 5]

@@ -47,7 +47,7 @@ def test_each_group_is_sorted_by_score_and_then_by_sample_id(scores, data):
     ]
 
 
-def test_positive_and_negative_zero_are_a_tie():
+def test_positive_and_negative_zero_are_equal():
     scores = np.array([0.0, -0.0, 0.0, -0.0], np.float32)
     ranking = rank(scores, np.zeros(4, np.int64), np.zeros(1, np.int64), 1)
     assert ids_of(ranking.entries).tolist() == [0, 1, 2, 3]
@@ -61,11 +61,11 @@ def test_the_scores_are_not_changed():
 
 
 @pytest.mark.parametrize("count", [1, 2, 7, 64])
-def test_draws_are_the_bits_of_the_named_generator(count):
+def test_draws_are_the_raw_bits_of_the_named_generator(count):
     found = draws(5, "select", count)
     assert found.dtype == np.uint32
     assert found.tolist() == reference.random_draws(5, count)
 
 
-def test_fewer_draws_are_the_first_of_more():
+def test_fewer_draws_are_a_prefix_of_more_draws():
     assert draws(0, "select", 5).tolist() == draws(0, "select", 100)[:5].tolist()

@@ -85,7 +85,7 @@ def state(path: Path) -> tuple[int, bytes]:
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_a_subset_is_named_after_what_is_not_a_default(options, name):
+def test_the_name_of_a_subset_has_the_options_that_are_not_defaults(options, name):
     assert subset_name(SelectOptions(**options)) == name
 
 
@@ -126,7 +126,7 @@ def test_the_ids_are_chosen_from_the_scores_in_the_store(workspace, tiny_store, 
     assert found.sample_ids.tolist() == expected.tolist()
 
 
-def test_class_adaptive_asks_the_store_where_the_teacher_is_wrong(workspace, tiny_store):
+def test_class_adaptive_reads_the_teachers_errors_from_the_store(workspace, tiny_store):
     found = Subset.load(run(workspace, method="class-adaptive", keep=0.3)["path"])
     wrong = np.bincount(tiny_store.labels[~tiny_store.stats["correct"]], minlength=4)
     counts = np.bincount(tiny_store.labels[found.sample_ids], minlength=4)
@@ -135,7 +135,7 @@ def test_class_adaptive_asks_the_store_where_the_teacher_is_wrong(workspace, tin
     assert len(set(wrong.tolist())) > 1
 
 
-def test_a_subset_says_where_it_comes_from(workspace, tiny_store):
+def test_a_subset_records_its_provenance(workspace, tiny_store):
     found = Subset.load(run(workspace, method="random", seed=2)["path"])
     about = tiny_store.manifest
     assert found.provenance == {
@@ -174,13 +174,13 @@ def test_a_second_selection_is_up_to_date(workspace):
     ],
     ids=lambda value: "".join(value) if isinstance(value, dict) else "",
 )
-def test_a_file_that_was_made_otherwise_is_refused_until_overwrite(
+def test_a_file_made_with_other_options_is_replaced_only_with_overwrite(
     workspace, tmp_path, options, named
 ):
     out = tmp_path / "chosen.npz"
     run(workspace, out=out)
     before = state(out)
-    with pytest.raises(CacheMismatchError, match=rf"made otherwise: {named}\. .*overwrite"):
+    with pytest.raises(CacheMismatchError, match=rf"other settings: {named}\. .*overwrite"):
         run(workspace, out=out, **options)
     assert state(out) == before
     run(workspace, out=out, overwrite=True, **options)
@@ -188,14 +188,14 @@ def test_a_file_that_was_made_otherwise_is_refused_until_overwrite(
     assert Subset.load(out).provenance[name] == value
 
 
-def test_a_file_of_another_draw_is_refused(workspace, tmp_path):
+def test_a_file_made_with_another_seed_is_refused(workspace, tmp_path):
     out = tmp_path / "chosen.npz"
     run(workspace, out=out, method="random")
-    with pytest.raises(CacheMismatchError, match="made otherwise: seed is 1, found 0"):
+    with pytest.raises(CacheMismatchError, match="other settings: seed is 1, found 0"):
         run(workspace, out=out, method="random", seed=1)
 
 
-def test_a_file_that_was_made_with_an_option_is_refused_without_it(workspace, tmp_path):
+def test_a_file_made_with_an_option_is_refused_without_the_option(workspace, tmp_path):
     out = tmp_path / "chosen.npz"
     run(workspace, out=out, method="stratified", cut=0.2)
     with pytest.raises(CacheMismatchError, match=r"cut is None, found 0\.2"):
@@ -209,10 +209,10 @@ def test_a_subset_of_another_teacher_is_refused(workspace):
         run(workspace)
 
 
-def test_a_file_of_another_kind_is_refused_until_overwrite(workspace, tmp_path):
+def test_another_file_is_replaced_only_with_overwrite(workspace, tmp_path):
     out = tmp_path / "notes.npz"
     out.write_text("not a subset")
-    with pytest.raises(CacheCorruptError, match=r"notes\.npz is no subset file"):
+    with pytest.raises(CacheCorruptError, match=r"notes\.npz is not a subset file"):
         run(workspace, out=out)
     assert out.read_text() == "not a subset"
     run(workspace, out=out, overwrite=True)
@@ -236,7 +236,7 @@ def test_a_store_is_found_by_the_name_of_its_teacher(workspace):
     assert run(workspace, teacher="other")["kept"] == 50
 
 
-def test_without_a_store_the_command_that_builds_one_is_named(workspace, tmp_path):
+def test_the_error_of_a_missing_store_names_the_command_that_builds_it(workspace, tmp_path):
     with pytest.raises(ConfigError, match=r"no store was built yet.*kdcache build-logits"):
         run(tmp_path / "empty")
     with pytest.raises(ConfigError, match=r"resnet50\.zarr does not exist.*teacher resnet50"):
@@ -250,7 +250,7 @@ def test_an_unfinished_store_is_refused(workspace):
     assert not (workspace / "subsets").exists()
 
 
-def test_a_score_that_is_not_a_number_names_its_sample_and_leaves_no_file(workspace):
+def test_the_error_of_a_nan_score_names_its_sample_and_no_file_is_written(workspace):
     scores = zarr.open_group(store_of(workspace), mode="r+")["scores/el2n"]
     scores[41] = np.nan
     with pytest.raises(ConfigError, match=r"sample 41 is nan \(1 such samples\)"):
@@ -259,7 +259,7 @@ def test_a_score_that_is_not_a_number_names_its_sample_and_leaves_no_file(worksp
     assert run(workspace)["kept"] == 50
 
 
-def test_the_user_is_told_what_each_class_keeps(workspace, tiny_store, caplog, monkeypatch):
+def test_the_log_says_how_many_samples_each_class_keeps(workspace, tiny_store, caplog, monkeypatch):
     monkeypatch.setattr(logging.getLogger("kdcache"), "propagate", True)
     with caplog.at_level(logging.INFO, logger="kdcache"):
         ids = Subset.load(run(workspace, method="hard", keep=0.5)["path"]).sample_ids
@@ -270,16 +270,16 @@ def test_the_user_is_told_what_each_class_keeps(workspace, tiny_store, caplog, m
         assert f"class_{label} {kept[label]} of {sizes[label]}" in lines
 
 
-def test_the_user_is_warned_of_classes_that_keep_nothing(workspace, caplog, monkeypatch):
+def test_a_warning_names_a_class_that_keeps_no_sample(workspace, caplog, monkeypatch):
     monkeypatch.setattr(logging.getLogger("kdcache"), "propagate", True)
     with caplog.at_level(logging.WARNING, logger="kdcache"):
         run(workspace, keep=0.02, balance="none")
     (warning,) = [record.getMessage() for record in caplog.records]
-    assert warning.startswith("3 classes keep no sample, the first is class_")
+    assert warning.startswith("3 classes keep no sample (the first is class_")
     assert "--min-per-class 1" in warning
 
 
-def test_with_a_minimum_no_class_is_lost(workspace, tiny_store, caplog):
+def test_with_a_minimum_every_class_keeps_samples(workspace, tiny_store, caplog):
     with caplog.at_level(logging.WARNING, logger="kdcache"):
         path = run(workspace, keep=0.06, balance="none", min_per_class=1)["path"]
     kept = np.bincount(tiny_store.labels[Subset.load(path).sample_ids], minlength=4)
@@ -289,7 +289,7 @@ def test_with_a_minimum_no_class_is_lost(workspace, tiny_store, caplog):
 # Scores from elsewhere
 
 
-def test_scores_of_a_file_take_the_place_of_the_stores(workspace, tmp_path):
+def test_scores_of_a_file_replace_those_of_the_store(workspace, tmp_path):
     scores = np.random.default_rng(0).random(NUM_SAMPLES)
     np.save(tmp_path / "mine.npy", scores)
     result = run(workspace, method="hard", keep=0.5, balance="none", scores=tmp_path / "mine.npy")
@@ -302,12 +302,12 @@ def test_scores_of_a_file_take_the_place_of_the_stores(workspace, tmp_path):
         run(workspace, method="hard", keep=0.5, balance="none", scores=tmp_path / "mine.npy")
 
 
-def test_a_file_that_is_not_there_is_named(workspace, tmp_path):
+def test_the_error_of_a_missing_score_file_names_it(workspace, tmp_path):
     with pytest.raises(ConfigError, match=r"scores=.*gone\.csv: expected a file that exists"):
         run(workspace, scores=tmp_path / "gone.csv")
 
 
-def test_nan_in_a_file_names_its_sample(workspace, tmp_path):
+def test_the_error_of_nan_in_a_file_names_its_samples(workspace, tmp_path):
     scores = np.random.default_rng(0).random(NUM_SAMPLES)
     scores[[7, 70]] = np.nan
     np.save(tmp_path / "s.npy", scores)
@@ -342,7 +342,7 @@ def test_scores_are_found_by_the_names_of_the_packed_files(
     assert ids.tolist() == by_id.sample_ids.tolist()
 
 
-def test_names_are_refused_where_the_source_is_gone_or_has_changed(
+def test_file_names_are_refused_if_the_source_is_missing_or_changed(
     workspace, tiny_workspace, tiny_folder, tmp_path
 ):
     (workspace / "train.beton").touch()
@@ -404,7 +404,7 @@ def test_exported_scores_select_the_same_samples_again(workspace, tmp_path):
     assert pq.read_table(tmp_path / "again.parquet").equals(table)
 
 
-def test_what_is_at_export_is_kept_until_overwrite_and_before_any_work(workspace, tmp_path):
+def test_an_existing_export_is_refused_before_any_work_unless_overwrite(workspace, tmp_path):
     out, export = tmp_path / "chosen.npz", tmp_path / "s.csv"
     export.write_text("mine")
     with pytest.raises(ConfigError, match=r"export=.*s\.csv, which exists.*overwrite"):
@@ -427,7 +427,7 @@ def test_the_scores_that_are_read_are_never_replaced(workspace, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["<f2", ">f4", ">f8", ">i4", ">u8"])
-def test_scores_of_any_kind_of_number_are_stratified_alike(workspace, tmp_path, kind):
+def test_stratified_does_not_depend_on_the_dtype_of_the_scores(workspace, tmp_path, kind):
     ranks = np.random.default_rng(0).permutation(NUM_SAMPLES) * 2
     np.save(tmp_path / "float.npy", ranks.astype(np.float32))
     np.save(tmp_path / "other.npy", ranks.astype(kind))
@@ -440,7 +440,7 @@ def test_scores_of_any_kind_of_number_are_stratified_alike(workspace, tmp_path, 
     assert found[0] == found[1]
 
 
-def test_scores_are_exported_with_a_draw_that_does_not_read_them(workspace, tiny_store, tmp_path):
+def test_a_random_selection_can_export_scores(workspace, tiny_store, tmp_path):
     plain = run(workspace, method="random")
     result = run(workspace, method="random", score="el2n", export=tmp_path / "s.npy")
     assert np.array_equal(np.load(tmp_path / "s.npy"), tiny_store.scores["el2n"])
@@ -479,17 +479,19 @@ def test_two_subsets_are_compared_class_by_class(workspace, tiny_store, caplog):
     assert 0 < len(shared) < 18
     lines = [" ".join(record.getMessage().split()) for record in caplog.records]
     for label in range(4):
-        assert f"class_{label} {kept[label]} of 18, the other {others[label]}" in lines
-    assert any(line.startswith(f"{len(shared)} samples are in the other subset") for line in lines)
+        assert f"class_{label} {kept[label]} of 18, the other subset {others[label]}" in lines
+    assert any(
+        line.startswith(f"{len(shared)} samples are also in the other subset") for line in lines
+    )
 
 
-def test_compared_with_all_data_everything_is_shared(workspace):
+def test_a_comparison_with_the_full_data_shares_everything(workspace):
     result = run(workspace, keep=0.5, compare="full")
     assert (result["compare"]["overlap"], result["compare"]["other_kept"]) == (36, NUM_SAMPLES)
     assert result["compare"]["overlap_share"] == 1
 
 
-def test_a_comparison_with_other_data_or_nothing_is_refused(workspace):
+def test_a_comparison_with_other_data_or_a_missing_subset_is_refused(workspace):
     subsets = workspace / "subsets"
     Subset(np.arange(9), {"data_fingerprint": "f" * 64}).save(subsets / "data.npz")
     Subset(np.arange(73)).save(subsets / "large.npz")
@@ -542,7 +544,7 @@ def test_a_comparison_with_other_data_or_nothing_is_refused(workspace):
     ],
     ids=str,
 )
-def test_options_that_do_not_fit_together_are_refused(options, message):
+def test_options_that_contradict_each_other_are_refused(options, message):
     with pytest.raises(ConfigError, match=message):
         SelectOptions(**options)
 

@@ -64,7 +64,7 @@ def select(workspace: Path, score: str, *more: str) -> int:
     return main([*words, *more])
 
 
-def test_select_takes_a_score_of_the_users_own(workspace, module, tiny_store):
+def test_select_accepts_a_users_score(workspace, module, tiny_store):
     assert select(workspace, f"{module}:second") == 0
     kept = Subset.load("kept.npz")
     hardest = np.argsort(expected_scores(tiny_store), kind="stable")[-len(kept) :]
@@ -73,7 +73,7 @@ def test_select_takes_a_score_of_the_users_own(workspace, module, tiny_store):
     assert len(kept.provenance["score_code_digest"]) == 64
 
 
-def test_a_score_file_lies_beside_the_store_which_stays_as_it_was(
+def test_a_score_file_is_written_beside_the_store_which_does_not_change(
     workspace, module, tiny_store, capsys
 ):
     path = workspace / "stores" / tiny_store.path.name
@@ -106,7 +106,7 @@ def test_select_reads_the_score_file(workspace, module, tiny_store):
     assert kept.tolist() == list(range(len(scores) - len(kept), len(scores)))
 
 
-def test_a_score_file_of_other_code_or_another_store_is_refused(workspace, module, capsys):
+def test_a_score_file_from_other_code_or_another_store_is_refused(workspace, module, capsys):
     assert main(["score", f"{module}:second", "--workspace", str(workspace)]) == 0
     (file,) = workspace.glob("stores/*.scores/*.npz")
     with np.load(file) as arrays:

@@ -28,7 +28,7 @@ def ids(*values: int) -> np.ndarray:
     return np.array(values, dtype=np.int64)
 
 
-def test_a_subset_comes_back_as_it_was(tmp_path):
+def test_a_loaded_subset_equals_the_saved_one(tmp_path):
     subset = Subset(ids(0, 3, 2**40), {"method": "medium", "keep": 0.7, "nested": {"ü": [1, None]}})
     subset.save(tmp_path / "folder" / "s.npz")
     found = Subset.load(tmp_path / "folder" / "s.npz")
@@ -46,19 +46,19 @@ def test_a_subset_file_is_an_npz_of_ids_and_a_json_string(tmp_path):
         assert json.loads(str(file["provenance"])) == {"method": "easy"}
 
 
-def test_the_path_is_taken_as_it_is_and_may_be_text(tmp_path):
+def test_the_path_is_used_unchanged_and_may_be_a_string(tmp_path):
     Subset(ids(4)).save(str(tmp_path / "without-suffix"))
     assert [file.name for file in tmp_path.iterdir()] == ["without-suffix"]
     assert Subset.load(str(tmp_path / "without-suffix")).provenance == {}
 
 
-def test_the_same_subset_is_the_same_bytes(tmp_path):
+def test_equal_subsets_are_written_as_equal_bytes(tmp_path):
     for name in "ab":
         Subset(ids(1, 5), {"seed": 0}).save(tmp_path / name)
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
-def test_a_failed_save_leaves_the_file_that_was_there(tmp_path):
+def test_a_failed_save_keeps_the_existing_file(tmp_path):
     Subset(ids(1)).save(tmp_path / "s.npz")
     with pytest.raises(TypeError, match="not JSON serializable"):
         Subset(ids(2), {"keep": object()}).save(tmp_path / "s.npz")
@@ -86,12 +86,12 @@ def test_ids_that_are_not_sorted_and_unique_are_refused(values):
     ],
     ids=["int32", "float", "two rows", "none"],
 )
-def test_other_arrays_than_a_row_of_ids_are_refused(values, found):
+def test_arrays_of_another_dtype_or_shape_are_refused(values, found):
     with pytest.raises(ValueError, match=found):
         Subset(values)
 
 
-def test_a_missing_file_is_named(tmp_path):
+def test_the_error_of_a_missing_file_names_it(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"gone\.npz"):
         Subset.load(tmp_path / "gone.npz")
 
@@ -103,14 +103,14 @@ def test_a_pickle_in_a_subset_file_is_refused_and_never_executed(tmp_path):
     np.savez(tmp_path / "provenance.npz", sample_ids=ids(1), provenance=objects)
     (tmp_path / "whole.npz").write_bytes(pickle.dumps(bomb))
     for name in ("ids", "provenance", "whole"):
-        with pytest.raises(CacheCorruptError, match=rf"{name}\.npz is no subset file"):
+        with pytest.raises(CacheCorruptError, match=rf"{name}\.npz is not a subset file"):
             Subset.load(tmp_path / f"{name}.npz")
     assert not bomb.trace.exists()
     pickle.loads(pickle.dumps(bomb))  # noqa: S301  (to show that it would have been seen)
     assert bomb.trace.exists()
 
 
-def test_other_files_are_no_subset_files(tmp_path):
+def test_other_files_are_refused(tmp_path):
     Subset(ids(*range(100))).save(tmp_path / "whole.npz")
     whole = (tmp_path / "whole.npz").read_bytes()
     contents = {
@@ -128,5 +128,5 @@ def test_other_files_are_no_subset_files(tmp_path):
     np.savez(tmp_path / "unsorted.npz", sample_ids=ids(2, 1), provenance="{}")
     for path in sorted(tmp_path.iterdir()):
         if path.name != "whole.npz":
-            with pytest.raises(CacheCorruptError, match=rf"{path.name} is no subset file"):
+            with pytest.raises(CacheCorruptError, match=rf"{path.name} is not a subset file"):
                 Subset.load(path)

@@ -48,7 +48,7 @@ def test_5_ccs_class_balance_counts_every_class_not_the_last_for_all():
     assert np.bincount(labels[ids]).tolist() == [19, 19, 4]
 
 
-def test_6_ccs_stratified_ids_are_samples_not_places_among_the_survivors():
+def test_6_ccs_stratified_returns_sample_ids_not_indices_among_the_survivors():
     # The hardest fifth comes first: a place among the survivors is 20 below the sample's id.
     scores = np.concatenate([np.full(20, 9.0), np.linspace(0, 1, 80)]).astype(np.float32)
     options = PruningOptions(method="stratified", keep=0.8, cut=0.2)
@@ -57,16 +57,18 @@ def test_6_ccs_stratified_ids_are_samples_not_places_among_the_survivors():
 
 
 @pytest.mark.parametrize("direction", [1, -1])
-def test_7_tdds_scores_that_were_sorted_have_lost_their_samples(tmp_path, direction):
+def test_7_tdds_sorted_scores_are_refused(tmp_path, direction):
     values = np.sort(np.random.default_rng(0).random(50))[::direction]
     np.save(tmp_path / "score.npy", values)
-    with pytest.raises(ConfigError, match=r"score\.npy are sorted .* lost their samples"):
+    with pytest.raises(
+        ConfigError, match=r"score\.npy are sorted .* in the order of the sample ids"
+    ):
         read(tmp_path / "score.npy", 50)
     np.save(tmp_path / "equal.npy", np.ones(50))
     assert read(tmp_path / "equal.npy", 50).tolist() == [1] * 50
 
 
-def test_10_dual_a_mask_of_the_kept_is_no_score_file(tmp_path):
+def test_10_dual_an_order_or_mask_is_not_accepted_as_scores(tmp_path):
     order = np.argsort(np.random.default_rng(0).random(50))
     np.save(tmp_path / "mask.npy", order)
     with pytest.raises(ConfigError, match=r"every number from 0 to 49 once, which is an order"):

@@ -61,7 +61,7 @@ def select(workspace: Path, method: str, *more: str) -> Subset:
     return Subset.load("kept.npz")
 
 
-def test_a_method_keeps_what_it_returns(workspace, module, tiny_store):
+def test_the_subset_is_what_the_method_returns(workspace, module, tiny_store):
     kept = select(workspace, f"{module}:second_hardest", "--balance", "none")
     order = np.argsort(tiny_store.scores["cross_entropy"], kind="stable")
     assert kept.sample_ids.tolist() == sorted(order[-37:-1].tolist())
@@ -82,7 +82,7 @@ def test_a_method_gets_scores_correctness_labels_and_features(
         assert distance[chosen].max() <= distance[left].min()
 
 
-def test_features_that_the_store_lacks_are_named(workspace, module, capsys):
+def test_a_method_that_needs_features_is_refused_without_them(workspace, module, capsys):
     words = ["select", "--method", f"{module}:by_everything", "--score", "entropy"]
     assert main([*words, "--workspace", str(workspace)]) == 1
     assert "build-logits with --features" in capsys.readouterr().err
@@ -97,13 +97,13 @@ def test_draws_depend_on_the_seed_alone(workspace, module):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("too_few", "35 different sample ids in 35 for group 0, expected 36 different"),
-        ("twice", "1 different sample ids in 36 for group 0"),
+        ("too_few", "35 sample ids for group 0, of which 35 are different, expected 36 different"),
+        ("twice", "36 sample ids for group 0, of which 1 are different"),
         ("outside", "returned sample 1000 for group 0, which is not in it"),
         ("floats", "returned float32 of shape (36,)"),
     ],
 )
-def test_a_method_that_returns_something_else_is_refused(workspace, module, capsys, name, message):
+def test_a_method_that_returns_invalid_ids_is_refused(workspace, module, capsys, name, message):
     words = ["select", "--method", f"{module}:{name}", "--keep", "0.5", "--balance", "none"]
     assert main([*words, "--workspace", str(workspace)]) == 2
     assert message in capsys.readouterr().err
