@@ -1,9 +1,10 @@
-"""Difficulty scores and statistics that are functions of logits and labels.
+"""Difficulty scores and statistics of a prediction.
 
-Every score has one direction: higher is harder. `STATS` have no direction.
+All functions take logits (B, C) and labels (B,) and return (B,). A higher score means a harder
+sample; the statistics in `STATS` have no direction.
 
-Scores are computed in float64 and rounded to float32 once. In float32, 1 - 1e-9 equals 1, so all
-samples of which the teacher is certain would have the score 0.
+Scores are computed in float64 and rounded to float32 once. In float32, 1 - 1e-9 equals 1, so many
+samples with a confident prediction would have the score 0.
 """
 
 from __future__ import annotations
@@ -14,12 +15,12 @@ from torch.nn import functional
 
 
 def cross_entropy(logits_BC: Tensor, labels_B: Tensor) -> Tensor:
-    """Return -log p of the label, (B,) in nats, >= 0."""
+    """Return -log p(label), (B,) in nats, >= 0."""
     return functional.cross_entropy(logits_BC.double(), labels_B, reduction="none").float()
 
 
 def entropy(logits_BC: Tensor, labels_B: Tensor) -> Tensor:  # noqa: ARG001  (all scores share a signature)
-    """Return the entropy of the prediction, (B,) in nats, in [0, log C]."""
+    """Return the entropy of the probabilities, (B,) in nats, in [0, log C]."""
     log_probs_BC = logits_BC.double().log_softmax(dim=1)
     return -(log_probs_BC.exp() * log_probs_BC).sum(dim=1).clamp(max=0).float()
 
@@ -38,30 +39,30 @@ def least_confidence(logits_BC: Tensor, labels_B: Tensor) -> Tensor:  # noqa: AR
 
 
 def el2n(logits_BC: Tensor, labels_B: Tensor) -> Tensor:
-    """Return the distance of the prediction from the one-hot label, (B,) in [0, sqrt 2].
+    """Return the L2 distance of the probabilities from the one-hot label, (B,) in [0, sqrt 2].
 
     References:
-        Paul, Ganguli, Dziugaite 2021, "Deep Learning on a Data Diet": there the mean over several
-        models early in training, here one trained teacher on the clean view.
+        Paul, Ganguli, Dziugaite 2021, "Deep Learning on a Data Diet". The paper averages over
+        several models early in training; kdcache uses one trained teacher on the clean view.
     """
     one_hot_BC = functional.one_hot(labels_B, logits_BC.shape[1])
     return torch.linalg.vector_norm(logits_BC.double().softmax(dim=1) - one_hot_BC, dim=1).float()
 
 
 def correct(logits_BC: Tensor, labels_B: Tensor) -> Tensor:
-    """Return whether the largest logit is the label's, (B,) bool."""
+    """Return whether the largest logit is that of the label, (B,) bool."""
     return logits_BC.argmax(dim=1) == labels_B
 
 
 def logit_std(logits_BC: Tensor, labels_B: Tensor) -> Tensor:  # noqa: ARG001
-    """Return the standard deviation of each row, (B,), divisor C - 1 as in MDSLR."""
+    """Return the standard deviation of each row, (B,), with the divisor C - 1 as in MDSLR."""
     if logits_BC.shape[1] == 1:
         return torch.zeros(len(logits_BC), device=logits_BC.device)
     return logits_BC.std(dim=1)
 
 
 def logsumexp(logits_BC: Tensor, labels_B: Tensor) -> Tensor:  # noqa: ARG001
-    """Return the log of each row's partition sum, (B,)."""
+    """Return log sum exp of each row, (B,)."""
     return logits_BC.logsumexp(dim=1)
 
 
@@ -71,3 +72,4 @@ def top1(logits_BC: Tensor, labels_B: Tensor) -> Tensor:  # noqa: ARG001
 
 
 STATS = {"correct": correct, "logit_std": logit_std, "logsumexp": logsumexp, "top1": top1}
+"""Name -> statistic. A build stores all of them."""

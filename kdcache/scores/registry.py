@@ -1,8 +1,8 @@
 """The difficulty scores by name. A new score is one new file and one line here.
 
-A score is a function `score(logits (B, C), labels (B,)) -> (B,)`. The logits are float32 tensors,
-the labels int64 tensors. It returns one number per sample, higher for a harder one, which depends
-on that sample alone.
+A score is a function `score(logits (B, C), labels (B,)) -> (B,)`. The logits are a float32 tensor,
+the labels an int64 tensor. It returns one number per sample, higher for harder samples. The number
+must depend on that sample only, not on the others of the batch.
 """
 
 from __future__ import annotations

@@ -92,7 +92,7 @@ def test_a_score_is_its_formula_in_float64(name, batch):
 
 
 @pytest.mark.parametrize("name", SCORES)
-def test_a_score_tells_sure_predictions_apart(name):
+def test_scores_of_confident_predictions_differ(name):
     # 1 - p is 2e-9 and 9e-14: both are 0 in float32.
     logits_BC = torch.tensor([[30.0, 0.0], [20.0, 0.0]])
     surer, sure = SCORES[name](logits_BC, torch.tensor([0, 0]))
@@ -109,7 +109,7 @@ def test_a_higher_score_is_a_harder_sample(name, classes):
 
 
 @pytest.mark.parametrize("name", ["cross_entropy", "el2n"])
-def test_a_wrong_prediction_is_harder_than_an_unsure_one(name):
+def test_a_wrong_prediction_is_harder_than_an_uncertain_one(name):
     logits_BC = torch.tensor([[4.0, 0.0], [0.0, 0.0]])
     wrong, unsure = SCORES[name](logits_BC, torch.tensor([1, 1]))
     assert wrong > unsure
@@ -118,7 +118,7 @@ def test_a_wrong_prediction_is_harder_than_an_unsure_one(name):
 @pytest.mark.parametrize("name", ["entropy", "margin", "least_confidence"])
 @several_examples
 @given(batch=batches())
-def test_scores_of_the_prediction_do_not_look_at_the_label(name, batch):
+def test_scores_of_the_prediction_ignore_the_label(name, batch):
     logits_BC, labels_B = batch
     others_B = (labels_B + 1) % logits_BC.shape[1]
     assert torch.equal(SCORES[name](logits_BC, labels_B), SCORES[name](logits_BC, others_B))
@@ -152,7 +152,7 @@ def test_scores_stay_in_their_ranges(batch):
         ("el2n", np.sqrt(4 / 5)),
     ],
 )
-def test_a_flat_prediction_has_the_score_of_its_closed_form(name, expected):
+def test_a_uniform_prediction_has_its_closed_form_score(name, expected):
     actual = SCORES[name](torch.full((1, 5), 3.0), torch.tensor([2]))
     torch.testing.assert_close(actual, torch.tensor([expected]).float(), rtol=1e-6, atol=0)
 
@@ -181,13 +181,13 @@ def test_two_classes_have_the_scores_of_the_logistic_function(gap, label):
 
 
 @pytest.mark.parametrize("name", [*SCORES, "logit_std"])
-def test_one_class_leaves_nothing_to_be_unsure_of(name):
+def test_with_one_class_every_score_is_zero(name):
     values = {**SCORES, **STATS}[name](torch.tensor([[3.0], [-700.0]]), torch.tensor([0, 0]))
     assert values.tolist() == [0, 0]
     assert values.dtype == torch.float32
 
 
-def test_one_class_is_always_right():
+def test_with_one_class_every_prediction_is_correct():
     logits_BC, labels_B = torch.tensor([[3.0], [-700.0]]), torch.tensor([0, 0])
     assert STATS["correct"](logits_BC, labels_B).tolist() == [True, True]
     assert STATS["top1"](logits_BC, labels_B).tolist() == [0, 0]
@@ -196,7 +196,7 @@ def test_one_class_is_always_right():
 
 @several_examples
 @given(batch=batches())
-def test_statistics_are_those_of_numpy(batch):
+def test_statistics_match_numpy(batch):
     logits_BC, labels_B = batch
     rows_BC = logits_BC.double().numpy()
     largest_B = rows_BC.max(axis=1)
@@ -211,7 +211,7 @@ def test_statistics_are_those_of_numpy(batch):
         torch.testing.assert_close(actual, torch.from_numpy(values).float(), rtol=1e-5, atol=1e-4)
 
 
-def test_the_standard_deviation_has_the_divisor_of_a_sample():
+def test_the_standard_deviation_has_the_divisor_c_minus_1():
     actual = STATS["logit_std"](torch.tensor([[1.0, 3.0]]), torch.tensor([0]))
     torch.testing.assert_close(actual, torch.tensor([2.0**0.5]), rtol=1e-6, atol=0)
 
