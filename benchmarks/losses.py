@@ -2,7 +2,7 @@
 
 The arms of one table share student logits, labels and the teacher's logits. `decoded` makes the
 teacher's (B, C) numbers from the rows and compares; `sparse` works on the few that a row holds,
-where a codec has such a form: `kdcache train` takes it from `LEAST_CLASSES` classes on. Beside them
+where a codec has such a form: `kdcache train` takes it from `MIN_CLASSES` classes on. Beside them
 stand the labels alone and the other losses. That both ways give the same loss and gradient is
 checked before anything is timed. Logits are drawn: the arithmetic does not depend on them.
 
@@ -38,13 +38,13 @@ class Arm(NamedTuple):
 
     loss: Loss
     rows: Rows | None
-    least_classes: int
+    min_classes: int
     """From how many classes on it takes the sparse form."""
 
     def step(self, student: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Return the loss and its gradient."""
         student = student.detach().requires_grad_()
-        loss_module.LEAST_CLASSES = self.least_classes
+        loss_module.MIN_CLASSES = self.min_classes
         total = self.loss(student, self.rows, labels, progress=1.0).total
         total.backward()
         assert student.grad is not None

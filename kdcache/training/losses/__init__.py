@@ -1,1 +1,1 @@
-"""In: a student's logits, a teacher's answers and labels. Out: what training makes smaller."""
+"""The training loss: cross-entropy with the labels, and distillation from the teacher."""

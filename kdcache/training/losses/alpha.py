@@ -1,4 +1,4 @@
-"""How much the teacher counts beside the labels: a number, a way, or what is kept."""
+"""The weight of the distillation loss: a constant, a schedule, or a function of `keep`."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 from kdcache.errors import ConfigError
-from kdcache.training.losses.form import parse_form, written
+from kdcache.training.losses.form import format_number, parse_form
 
 AUTO_RULE = "1 - keep / 2"
-"""What `auto` stands for until it is measured: a placeholder. That the weight of the teacher grows
-as less is kept is Ben-Baruch et al. 2025, "Distilling the Knowledge in Data Pruning"; their weights
-are not published, so these are a straight line from 0.5 for all data to 1 for next to none."""
+"""The rule of `auto`, a placeholder: alpha falls linearly from 1 (almost nothing kept) to 0.5 (all
+data). Ben-Baruch et al. 2025, "Distilling the Knowledge in Data Pruning", find that the teacher
+should weigh more if less is kept, but their weights are not published."""
 
 _FORMS: dict[str, dict[str, float | None]] = {
     "": {},
@@ -24,32 +24,33 @@ _FORMS: dict[str, dict[str, float | None]] = {
 
 @dataclass(frozen=True)
 class Alpha:
-    """Weight of the distillation term over a run. `Alpha.parse` reads the form that `str` writes.
+    """The weight alpha of the distillation loss over a run. `Alpha.parse` reads what `str` writes.
 
-    0.9                 throughout
-    linear(0.9, 0.5)    from the first to the second, as much in each step
-    cosine(0.9, 0.5)    likewise along half a cosine, slow at both ends
-    auto                by the share of samples that is kept, see `AUTO_RULE` and `for_keep`
+    0.9                 constant
+    linear(0.9, 0.5)    linear schedule from the first step to the last
+    cosine(0.9, 0.5)    half a cosine from the first step to the last
+    auto                a constant that depends on `keep`, see `AUTO_RULE` and `for_keep`
     """
 
     kind: Literal["constant", "linear", "cosine", "auto"]
     start: float = 0.0
-    """At the first step, in [0, 1]."""
+    """Weight at the first step, in [0, 1]."""
     end: float = 0.0
-    """At the last, in [0, 1]."""
+    """Weight at the last step, in [0, 1]."""
 
     def __post_init__(self) -> None:
-        """Check both ends."""
+        """Check the range of both weights."""
         for value in (self.start, self.end):
             if not 0 <= value <= 1:
                 raise ConfigError(parameter="alpha", value=value, rule="a number in [0, 1]")
 
     @classmethod
     def parse(cls, text: str | float) -> Alpha:
-        """Read a weight.
+        """Parse a weight.
 
         Raises:
-            ConfigError: names what was expected at which character, or the range.
+            ConfigError: if the text has another form (the message names the first wrong
+                character), or a weight is out of range.
         """
         if isinstance(text, (int, float)):
             return cls("constant", float(text), float(text))
@@ -64,35 +65,38 @@ class Alpha:
     def __str__(self) -> str:
         match self.kind:
             case "constant":
-                return written(self.start)
+                return format_number(self.start)
             case "auto":
                 return "auto"
-        return f"{self.kind}({written(self.start)}, {written(self.end)})"
+        return f"{self.kind}({format_number(self.start)}, {format_number(self.end)})"
 
     def for_keep(self, keep: float) -> Alpha:
-        """Return what `auto` comes to for a share of samples in (0, 1]; any other stays."""
+        """Return the constant of `auto` for `keep` in (0, 1]; other weights stay unchanged."""
         if self.kind != "auto":
             return self
         value = 1 - keep / 2
         return Alpha("constant", value, value)
 
     def at(self, progress: float) -> float:
-        """Return the weight at a point of the run: 0 at its first step, 1 at its last.
+        """Return the weight at a point of the run.
+
+        Args:
+            progress: in [0, 1]; 0 is the first step, 1 the last.
 
         Raises:
-            ConfigError: of `auto`, which has none before `for_keep`.
+            ConfigError: if it is `auto`; call `for_keep` first.
         """
         match self.kind:
             case "constant":
                 return self.start
             case "linear":
-                way = progress
+                fraction = progress
             case "cosine":
-                way = (1 - math.cos(math.pi * progress)) / 2
+                fraction = (1 - math.cos(math.pi * progress)) / 2
             case "auto":
                 raise ConfigError(
-                    "--alpha is auto, expected the share that is kept to be known",
+                    "--alpha is auto, expected a weight for a known keep",
                     parameter="alpha",
                     value="auto",
                 )
-        return (1 - way) * self.start + way * self.end
+        return (1 - fraction) * self.start + fraction * self.end

@@ -1,4 +1,4 @@
-"""Decoupled knowledge distillation: how sure of the label, and which of the other classes."""
+"""Decoupled knowledge distillation (DKD): the target class and the other classes separately."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from kdcache.training.losses.method import Method
 class Dkd(Method):
     """T^2 (alpha TCKD + beta NCKD).
 
-    TCKD is the divergence of (p, 1 - p) with p the probability of the label, NCKD the divergence of
-    the other classes' probabilities divided by 1 - p. KL is TCKD + (1 - p of the teacher) NCKD:
-    there a sure teacher's opinion of the other classes hardly counts.
+    With p the probability of the label, TCKD is the KL divergence of (p, 1 - p), and NCKD that of
+    the other classes' probabilities, divided by 1 - p. Plain KL is TCKD + (1 - p_teacher) NCKD, so
+    a confident teacher's probabilities of the other classes hardly count there.
 
-    The paper adds it to the whole cross-entropy; `--alpha 0.5` is half of that sum.
+    The paper adds this loss to the full cross-entropy; `--alpha 0.5` is half of that sum.
 
     References:
-        Zhao et al. 2022, "Decoupled Knowledge Distillation", equation 7; weights of its CIFAR-100
-        recipe, whose weight grows over the first 20 of 240 epochs.
+        Zhao et al. 2022, "Decoupled Knowledge Distillation", equation 7. The defaults are those of
+        its CIFAR-100 recipe, which warms up over the first 20 of 240 epochs.
     """
 
     alpha: float = 1.0
-    """Weight of TCKD, at least 0."""
+    """Weight of TCKD, >= 0."""
     beta: float = 8.0
-    """Weight of NCKD, at least 0; the paper has 1 to 8, more for a surer teacher."""
+    """Weight of NCKD, >= 0. The paper uses 1 to 8, larger for more confident teachers."""
     warm_up: float = 0.08
-    """Share of the run's steps over which the method's weight grows from 0, in [0, 1]."""
+    """Fraction of the run's steps over which the weight of this loss grows from 0, in [0, 1]."""
 
     name: ClassVar[str] = "dkd"
     default_alpha: ClassVar[float] = 0.5
@@ -42,24 +42,24 @@ class Dkd(Method):
     takes_standardised: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        """Check the weights."""
+        """Check the range of the weights and of the warm-up."""
         if min(self.alpha, self.beta) < 0 or not 0 < max(self.alpha, self.beta) < math.inf:
             raise ConfigError(
-                parameter="loss", value=self, rule="weights of at least 0 and one of them above"
+                parameter="loss", value=self, rule="finite weights >= 0, at least one of them > 0"
             )
         if not 0 <= self.warm_up <= 1:
-            raise ConfigError(f"warm_up of dkd is {self.warm_up}, expected a share in [0, 1]")
+            raise ConfigError(f"warm_up of dkd is {self.warm_up}, expected a fraction in [0, 1]")
 
     def ramp(self, progress: float) -> float:
-        """Return progress / warm_up, at most 1."""
+        """Return min(progress / warm_up, 1)."""
         return min(progress / self.warm_up, 1.0) if self.warm_up else 1.0
 
     def __call__(
         self, log_student_BC: Tensor, log_teacher_BC: Tensor, labels_B: Tensor, temperature: float
     ) -> Tensor:
-        """Return the two weighted divergences of each sample, times T^2, (B,)."""
+        """Return T^2 (alpha TCKD + beta NCKD) of each sample, (B,)."""
         if log_student_BC.shape[1] == 1:
-            return 0 * log_student_BC[:, 0]  # sure of the label, and no other class
+            return 0 * log_student_BC[:, 0]  # with one class, both divergences are 0
         student, teacher = (_decoupled(log, labels_B) for log in (log_student_BC, log_teacher_BC))
         target_B = divergence(teacher[0], student[0])
         others_B = divergence(teacher[1], student[1])
@@ -67,10 +67,10 @@ class Dkd(Method):
 
 
 def _decoupled(log_probs_BC: Tensor, labels_B: Tensor) -> tuple[Tensor, Tensor]:
-    """Return log (p, 1 - p) of the label, (B, 2), and of the classes among the others, (B, C).
+    """Return log (p, 1 - p), (B, 2), and the other classes' log-probabilities given them, (B, C).
 
-    The label has 0 among the others, in all rows alike, which adds nothing to a divergence. 1 - p
-    is summed from the others, so it is exact where p is nearly 1.
+    The entry of the label in the second result is 0 in every row, so it adds nothing to a
+    divergence. 1 - p is the sum over the other classes, so it is accurate if p is close to 1.
     """
     labels_B1 = labels_B[:, None]
     others_B1 = log_probs_BC.scatter(1, labels_B1, -math.inf).logsumexp(dim=1, keepdim=True)

@@ -1,7 +1,7 @@
-"""What a store's codec does to the gradient that a student gets from a loss.
+"""Measure how a store's codec changes the gradient of a given loss.
 
-`kdcache.store.codecs.fidelity` measures the same for plain KD, to choose a codec. Another loss, or
-logits of another scale, may need other properties of the rows.
+`kdcache.store.codecs.fidelity` measures this for plain KD, to choose a codec. Another loss may
+depend on the rows in another way.
 """
 
 from __future__ import annotations
@@ -21,15 +21,16 @@ from kdcache.training.losses.loss import Loss
 from kdcache.training.losses.settings import LossSettings
 
 _BATCH_SIZE = 128
-"""What a loss that compares samples with each other sees at once."""
+"""Samples per loss call; it matters for losses that compare samples with each other."""
 
 
 def fidelity_of(store: LogitStore, settings: LossSettings) -> Fidelity:
     """Measure the codec of a store's augmented views on its clean logits, for a loss.
 
     Returns:
-        The gradient of the distillation with decoded rows beside that with the clean view's own, at
-        an assumed student, and the divergence of their probabilities at the loss's temperature.
+        The comparison of two gradients of the distillation loss with respect to an assumed
+        student's logits: one with decoded rows, the other with the clean view's logits. `kl` is
+        the divergence of their probabilities at the loss's temperature.
     """
     constants_C = torch.from_numpy(store.reshaping_constants()) if settings.reshape else None
     loss = Loss(settings, constants_C)
@@ -43,21 +44,21 @@ def fidelity_of(store: LogitStore, settings: LossSettings) -> Fidelity:
         student = torch.from_numpy(assumed_student(logits.astype(np.float64), rng))
         labels = torch.from_numpy(store.labels[batch_ids])
         encoded = codec.encode(logits, sample_ids=batch_ids, view=0)
-        answers = (
+        both_rows = (
             Rows(torch.from_numpy(logits), Float32(manifest.classes)),
             Rows(torch.from_numpy(encoded), codec),
         )
-        exact, decoded = (_gradient(loss, student, rows, labels) for rows in answers)
+        exact, decoded = (_gradient(loss, student, rows, labels) for rows in both_rows)
         products += (exact @ exact).item(), (exact @ decoded).item(), (decoded @ decoded).item()
-        soft = ((rows.logits(temperature) / temperature).log_softmax(dim=1) for rows in answers)
+        soft = ((rows.logits(temperature) / temperature).log_softmax(dim=1) for rows in both_rows)
         kl += divergence(*soft).sum().item()
     return Fidelity(temperature, *angle_and_ratio(*products), kl / len(ids))
 
 
 def _gradient(loss: Loss, student: Tensor, rows: Rows, labels: Tensor) -> Tensor:
-    """Return the gradient of the distillation at the student's logits, in one row."""
+    """Return the gradient of the distillation loss at the student's logits, flattened, (B C,)."""
     student = student.clone().requires_grad_()
     distillation = loss(student, rows, labels, progress=1.0).distillation
-    assert distillation is not None  # noqa: S101  (there are rows)
+    assert distillation is not None  # noqa: S101  (rows are given)
     (gradient,) = torch.autograd.grad(distillation, student)
     return gradient.flatten()

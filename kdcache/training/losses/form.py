@@ -1,4 +1,4 @@
-"""A name with numbers, as `--alpha` and `--loss` read it: `linear(0.9, 0.5)`, `dkd(beta=8)`."""
+"""Parse the values of `--alpha` and `--loss`, such as `linear(0.9, 0.5)` or `dkd(beta=8)`."""
 
 from __future__ import annotations
 
@@ -10,48 +10,51 @@ from kdcache.errors import ConfigError
 
 
 class Form(NamedTuple):
-    """What was said."""
+    """A name with numbers."""
 
     name: str
-    """Empty for a number alone, which is then called `value`."""
+    """Empty for a number without a name; `numbers` then has the key `value`."""
     numbers: dict[str, float]
-    """All of the form's, by name, in its order."""
+    """Every number of the form by name, in the order of the form."""
 
     def __str__(self) -> str:
         if not self.name:
-            return written(self.numbers["value"])
-        words = ", ".join(f"{name}={written(number)}" for name, number in self.numbers.items())
+            return format_number(self.numbers["value"])
+        words = ", ".join(
+            f"{name}={format_number(number)}" for name, number in self.numbers.items()
+        )
         return f"{self.name}({words})" if words else self.name
 
 
 def parse_form(text: str, forms: Mapping[str, Mapping[str, float | None]], *, option: str) -> Form:
-    """Read `name`, `name(1, 2)`, `name(first=1)` or, where there is a form "", a number alone.
+    """Parse `name`, `name(1, 2)`, `name(first=1)` or, if `forms` has the key "", a number.
 
     Args:
-        text: as it was given.
-        forms: the numbers of each form and what they are when left out; None: they must be given.
-        option: its name, for messages.
+        text: the text.
+        forms: name of a form -> name of a number -> its default, or None if it is required.
+        option: the option, for error messages.
 
     Raises:
-        ConfigError: names what stands at which character, from 1, and what was expected there.
+        ConfigError: if the text has another form. The message names the position of the first
+            wrong character, counted from 1, and what was expected there.
     """
     try:
         call = parse_call(text, forms)
         numbers = _numbers(call, forms[call.name] if call.name else {"value": None})
     except CallError as error:
-        known = ", ".join(_written(name, form) for name, form in forms.items())
+        known = ", ".join(_format_form(name, form) for name, form in forms.items())
         raise ConfigError(f"{option} is {text!r}, {error}. It takes: {known}") from error
     return Form(call.name, numbers)
 
 
-def written(number: float) -> str:
-    """Write a number so that it is read again as the same one, in few digits where they do."""
+def format_number(number: float) -> str:
+    """Format a number with as few digits as preserve its value."""
     short = f"{number:g}"
     return short if float(short) == number else repr(number)
 
 
 def _numbers(call: Call, form: Mapping[str, float | None]) -> dict[str, float]:
-    """Return all numbers of a form, by name, in its order."""
+    """Return every number of a form by name, in the order of the form."""
     given: dict[str, float] = {}
     for name, value, offset, value_offset in call.arguments:
         if name is None:
@@ -74,7 +77,7 @@ def _numbers(call: Call, form: Mapping[str, float | None]) -> dict[str, float]:
     return numbers
 
 
-def _written(name: str, form: Mapping[str, float | None]) -> str:
+def _format_form(name: str, form: Mapping[str, float | None]) -> str:
     if not name:
         return "a number"
     words = ", ".join(

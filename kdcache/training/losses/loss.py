@@ -13,7 +13,7 @@ from kdcache.training.losses.hinton import Kd
 from kdcache.training.losses.mix import Mix
 from kdcache.training.losses.reshape import reshape_logits
 from kdcache.training.losses.settings import LossSettings
-from kdcache.training.losses.sparse import LEAST_CLASSES, sparse_divergence
+from kdcache.training.losses.sparse import MIN_CLASSES, sparse_divergence
 from kdcache.training.losses.standardise import standardise
 from kdcache.training.losses.terms import LossTerms
 from kdcache.training.losses.user_loss import (
@@ -26,12 +26,13 @@ from kdcache.training.losses.user_loss import (
 
 
 class Loss:
-    """(1 - alpha) cross-entropy + alpha distillation, by what a run was told.
+    """(1 - alpha) cross-entropy + alpha distillation.
 
     Args:
-        settings: of the run.
-        constants_C: (C,) of MDSLR's reshaping, on the device of the logits, where it is asked for.
-        model: the student, for a loss of the user's own that is a class or uses its features.
+        settings: the settings of the run.
+        constants_C: (C,) constants of MDSLR's reshaping, on the device of the logits; required if
+            `settings.reshape` is True.
+        model: the student; required if a user's loss is a class or uses the student's features.
     """
 
     def __init__(
@@ -47,11 +48,11 @@ class Loss:
         if isinstance(settings.method, UserLoss):
             self._function = settings.method.make(model)
             if settings.method.needs_features:
-                self._features = FeatureHook(model, settings.method.place)
+                self._features = FeatureHook(model, settings.method.import_path)
 
     @property
     def module(self) -> nn.Module | None:
-        """The loss of the user's own, where it may own parameters."""
+        """The user's loss if it is a module, which may have parameters; otherwise None."""
         return self._function if isinstance(self._function, nn.Module) else None
 
     def __call__(
@@ -66,11 +67,11 @@ class Loss:
         """Return the loss of a batch.
 
         Args:
-            student_BC: (B, C) float logits; half-precision ones are widened to float32.
-            rows: the teacher's answers to the images before they were mixed; None: labels alone.
-            labels_B: (B,) int64 in [0, C), likewise.
-            progress: where in the run this step is: 0 at the first, 1 at the last.
-            mix: how the images were mixed.
+            student_BC: (B, C) float logits; float16 and bfloat16 are converted to float32.
+            rows: the teacher's rows of the images before mixing; None: train on labels only.
+            labels_B: (B,) int64 in [0, C), the labels before mixing.
+            progress: point of the run: 0 at the first step, 1 at the last.
+            mix: how the images were mixed; None: they were not.
         """
         if student_BC.dtype in {torch.float16, torch.bfloat16}:
             student_BC = student_BC.float()
@@ -82,26 +83,26 @@ class Loss:
             return LossTerms(cross_entropy, cross_entropy, None, cross_entropy_B)
         distillation = self._distillation(student_BC, rows, labels_B, mix, progress)
         weight = alpha * self.settings.method.ramp(progress)
-        of_each = None
+        per_sample = None
         if distillation.ndim:
-            of_each = _weighted(1 - alpha, cross_entropy_B, weight, distillation)
+            per_sample = _weighted(1 - alpha, cross_entropy_B, weight, distillation)
             distillation = distillation.mean()
         total = _weighted(1 - alpha, cross_entropy, weight, distillation)
-        return LossTerms(total, cross_entropy, distillation, of_each, alpha)
+        return LossTerms(total, cross_entropy, distillation, per_sample, alpha)
 
     def _cross_entropy(self, student_BC: Tensor, labels_B: Tensor, mix: Mix | None) -> Tensor:
-        def against(wanted_B: Tensor) -> Tensor:
+        def with_labels(target_B: Tensor) -> Tensor:
             return functional.cross_entropy(
                 student_BC,
-                wanted_B,
+                target_B,
                 label_smoothing=self.settings.label_smoothing,
                 reduction="none",
             )
 
-        own_B = against(labels_B)
-        return (
-            own_B if mix is None else torch.lerp(against(labels_B[mix.partners]), own_B, mix.share)
-        )
+        own_B = with_labels(labels_B)
+        if mix is None:
+            return own_B
+        return torch.lerp(with_labels(labels_B[mix.partners]), own_B, mix.share)
 
     def _distillation(
         self,
@@ -116,22 +117,22 @@ class Loss:
         is_plain = isinstance(settings.method, Kd) and not (
             settings.reshape or settings.standardise
         )
-        if is_plain and mix is None and student_BC.shape[1] >= LEAST_CLASSES:
-            answers = rows.codec.sparse(rows.encoded, temperature=temperature)
-            if answers is not None:
-                return temperature**2 * sparse_divergence(student_BC, answers, temperature)
+        if is_plain and mix is None and student_BC.shape[1] >= MIN_CLASSES:
+            sparse = rows.codec.sparse(rows.encoded, temperature=temperature)
+            if sparse is not None:
+                return temperature**2 * sparse_divergence(student_BC, sparse, temperature)
         teacher_BC = rows.logits(temperature).to(student_BC.dtype)
         if settings.reshape:
-            assert self._constants_C is not None  # noqa: S101  (whoever asks for it brings them)
+            assert self._constants_C is not None  # noqa: S101  (reshape requires them)
             teacher_BC = reshape_logits(teacher_BC, labels_B, self._constants_C)
         if settings.standardise:
             student_BC, teacher_BC = standardise(student_BC), standardise(teacher_BC)
         if isinstance(settings.method, UserLoss):
-            assert self._function is not None  # noqa: S101  (made with the settings)
+            assert self._function is not None  # noqa: S101  (__init__ made it)
             features = self._features.take() if self._features else None
             context = LossContext(temperature, progress, features)
             found = self._function(student_BC, teacher_BC, labels_B, context)
-            return require_loss(settings.method.place, found, len(student_BC))
+            return require_loss(settings.method.import_path, found, len(student_BC))
         log_teacher_BC = functional.log_softmax(teacher_BC / temperature, dim=1)
         if mix is not None:
             log_teacher_BC = mix.log_probabilities(log_teacher_BC)
@@ -147,14 +148,16 @@ def distillation_loss(
     temperature: float,
     alpha: float,
 ) -> LossTerms:
-    """Return (1 - alpha) cross-entropy + alpha T^2 KL(teacher_T || student_T), for other loops.
+    """Return (1 - alpha) cross-entropy + alpha T^2 KL(teacher_T || student_T).
+
+    This function is for training loops other than kdcache's.
 
     Args:
         student_BC: (B, C) float logits.
         teacher_BC: (B, C) float logits; adding a constant to a row changes nothing.
         labels_B: (B,) int64 in [0, C).
         temperature: T, above 0.
-        alpha: weight of the distillation term, in [0, 1].
+        alpha: weight of the distillation loss, in [0, 1].
     """
     settings = LossSettings(alpha=Alpha.parse(alpha), temperature=temperature)
     rows = Rows(teacher_BC, Float32(teacher_BC.shape[1]))
@@ -162,7 +165,7 @@ def distillation_loss(
 
 
 def _weighted(first_weight: float, first: Tensor, second_weight: float, second: Tensor) -> Tensor:
-    """Return a weighted sum; a part without weight is left out, with what is infinite in it."""
+    """Return a weighted sum; a term with weight 0 is left out, even if it is infinite."""
     if first_weight == 0:
         return second_weight * second
     if second_weight == 0:

@@ -1,4 +1,4 @@
-"""What a distillation method is: a comparison of two rows of log-probabilities."""
+"""The base class of distillation losses, which compare two rows of log-probabilities."""
 
 from __future__ import annotations
 
@@ -13,36 +13,36 @@ from kdcache.training.losses.form import Form
 
 @dataclass(frozen=True)
 class Method(ABC):
-    """Compares a student with its teacher. Its fields are its own weights."""
+    """A distillation loss. Its fields are its own weights, which `--loss` sets."""
 
     name: ClassVar[str]
-    """By which `--loss` calls it."""
+    """Name in `--loss`."""
 
     default_alpha: ClassVar[float]
-    """Weight beside the cross-entropy when the user does not say."""
+    """Default of `--alpha` for this loss."""
 
     takes_mixed: ClassVar[bool]
-    """Whether it is defined for a mixture of two teacher's answers, which has no one label."""
+    """True if the loss works with mixup and CutMix, where an image has two labels."""
 
     takes_standardised: ClassVar[bool]
-    """Whether logit standardisation is published for it."""
+    """True if a paper defines logit standardisation for this loss."""
 
     def __str__(self) -> str:
         return str(Form(self.name, asdict(self)))
 
-    def ramp(self, progress: float) -> float:  # noqa: ARG002  (most have none)
-        """Return the share of its weight that it has at a point of the run in [0, 1]."""
+    def ramp(self, progress: float) -> float:  # noqa: ARG002  (most losses have no warm-up)
+        """Return the factor of the weight, in [0, 1], at a point of the run in [0, 1]."""
         return 1.0
 
     @abstractmethod
     def __call__(
         self, log_student_BC: Tensor, log_teacher_BC: Tensor, labels_B: Tensor, temperature: float
     ) -> Tensor:
-        """Return the distillation loss of each sample, (B,), or one number for the batch.
+        """Return the distillation loss of each sample, (B,), or a scalar for the batch.
 
         Args:
-            log_student_BC: (B, C) log-probabilities at the temperature.
-            log_teacher_BC: (B, C) likewise, without a gradient.
+            log_student_BC: (B, C) log-probabilities of the student at temperature T.
+            log_teacher_BC: (B, C) log-probabilities of the teacher at T, without a gradient.
             labels_B: (B,) int64 in [0, C).
-            temperature: T, above 0, for the factor T^2 of those that have it.
+            temperature: T, above 0, for losses with a factor T^2.
         """

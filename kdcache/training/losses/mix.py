@@ -1,8 +1,8 @@
-"""Mixup and CutMix: two images in one, and with them their labels and the teacher's answers.
+"""Mixup and CutMix: mix pairs of images, their labels and the teacher's probabilities.
 
-The teacher has not seen the mixed image: its probabilities for the two are mixed in the same shares
-instead, which costs no forward pass. Where the student sees a mixture of images, the mixture of the
-answers is what a teacher that were linear between them would say.
+The teacher does not see the mixed image. Its probabilities for the two images are mixed with the
+same weights instead, which needs no forward pass; it is what a teacher that is linear between the
+two images would predict.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from kdcache.rng import generator
 
 
 class Box(NamedTuple):
-    """Pixels [top, bottom) x [left, right)."""
+    """The pixels [top, bottom) x [left, right)."""
 
     top: int
     bottom: int
@@ -29,20 +29,20 @@ class Box(NamedTuple):
 
 
 class Mix(NamedTuple):
-    """How one batch is mixed: image i with image `partners[i]`."""
+    """How a batch is mixed: image i with image `partners[i]`."""
 
     share: float
-    """Of image i, its label and its answer, in [0, 1]; the partner has the rest."""
+    """Weight of image i in its mixture, in [0, 1] (lambda in the papers)."""
     partners: Tensor
-    """(B,) int64, a permutation, on the images' device."""
+    """(B,) int64, a permutation of the batch, on the device of the images."""
     box: Box | None
-    """CutMix: the pixels that come from the partner; None: every pixel is a mean."""
+    """CutMix: the pixels that come from the partner. None: mixup."""
 
     def images(self, images: Tensor) -> Tensor:
-        """Return the mixed images, in their memory format.
+        """Return the mixed images, (B, 3, H, W), in the memory format of the images.
 
         Args:
-            images: (B, 3, H, W) float, after normalisation.
+            images: (B, 3, H, W) float, normalised.
         """
         if self.box is None:
             return torch.lerp(images[self.partners], images, self.share)
@@ -52,7 +52,7 @@ class Mix(NamedTuple):
         return mixed
 
     def log_probabilities(self, log_probs_BC: Tensor) -> Tensor:
-        """Return the logarithm of the mixed probabilities, (B, C), from those of each answer."""
+        """Return the log of the mixed probabilities, (B, C), from the log-probabilities (B, C)."""
         partners_BC = log_probs_BC[self.partners]
         if self.share in {0, 1}:
             return log_probs_BC if self.share else partners_BC
@@ -63,7 +63,9 @@ class Mix(NamedTuple):
 
 @dataclass(frozen=True)
 class Mixer:
-    """Draws how to mix a batch, from (seed, epoch, number) alone; with both kinds, one of them.
+    """Draws how to mix a batch, as a function of (seed, epoch, batch).
+
+    If both mixup and CutMix are given, each batch uses one of them, with probability 1/2.
 
     References:
         Zhang et al. 2018, "mixup: Beyond Empirical Risk Minimization".
@@ -72,34 +74,34 @@ class Mixer:
     """
 
     mixup: float | None
-    """Parameter a of the Beta(a, a) distribution of the share, above 0; None: no mixup."""
+    """Parameter a > 0 of the Beta(a, a) distribution of the weight; None: no mixup."""
     cutmix: float | None
-    """Likewise for CutMix, whose box is clipped at the image, so that the share grows."""
+    """The same for CutMix. Clipping the box at the image's border increases the weight."""
     seed: int
-    """Of the draws."""
+    """Seed of the draws."""
 
     def __post_init__(self) -> None:
-        """Check both parameters."""
+        """Check the parameters."""
         for name, value in (("--mixup", self.mixup), ("--cutmix", self.cutmix)):
             if value is not None and not 0 < value < math.inf:
                 raise ConfigError(f"{name} is {value}, expected a number above 0")
         if self.mixup is None and self.cutmix is None:
-            raise ConfigError("neither --mixup nor --cutmix is given, expected one of them")
+            raise ConfigError("neither --mixup nor --cutmix is given, expected at least one")
 
     def draw(self, images: Tensor, *, epoch: int, batch: int) -> Mix:
         """Return how one batch of an epoch is mixed.
 
         Args:
-            images: (B, 3, H, W), for its shape and device alone.
-            epoch: from 0.
-            batch: its number in the epoch, from 0.
+            images: (B, 3, H, W); only the shape and the device are used.
+            epoch: index of the epoch.
+            batch: index of the batch in the epoch.
         """
         rng = generator(self.seed, "mix", epoch, batch)
         both = self.mixup is not None and self.cutmix is not None
         cuts = rng.random() < 1 / 2 if both else self.cutmix is not None
         parameter = self.cutmix if cuts else self.mixup
         assert parameter is not None  # noqa: S101  (checked above)
-        # Rounded: the last bit of the C library's powers may differ, a mixture must not.
+        # Rounded, because the last bit of the C library's pow differs between machines.
         share = round(float(rng.beta(parameter, parameter)), 6)
         partners = torch.from_numpy(rng.permutation(len(images))).to(images.device)
         if not cuts:
@@ -111,8 +113,10 @@ class Mixer:
 
 
 def _box(rng: np.random.Generator, share: float, height: int, width: int) -> Box:
-    """Return a box of 1 - share of the image around a pixel drawn evenly, clipped at the image."""
+    """Return a box with 1 - share of the area around a uniform pixel, clipped at the border."""
     side = math.sqrt(1 - share)
-    high, wide = int(height * side), int(width * side)
-    top, left = int(rng.integers(height)) - high // 2, int(rng.integers(width)) - wide // 2
-    return Box(max(top, 0), min(top + high, height), max(left, 0), min(left + wide, width))
+    box_height, box_width = int(height * side), int(width * side)
+    top = int(rng.integers(height)) - box_height // 2
+    left = int(rng.integers(width)) - box_width // 2
+    bottom, right = min(top + box_height, height), min(left + box_width, width)
+    return Box(max(top, 0), bottom, max(left, 0), right)

@@ -1,8 +1,7 @@
 """The distillation losses by name. A new loss is one new file and one line here.
 
-A loss of kdcache's own is a `kdcache.training.losses.method.Method`, which compares
-log-probabilities. A loss of the user's own, `module:name`, gets logits: see
-`kdcache.training.losses.user_loss`.
+A built-in loss is a `kdcache.training.losses.method.Method` and compares log-probabilities. A
+user's loss, `module:name`, gets logits: see `kdcache.training.losses.user_loss`.
 """
 
 from __future__ import annotations

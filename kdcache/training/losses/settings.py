@@ -1,4 +1,4 @@
-"""What a loss can be told, and which of it makes sense together."""
+"""The settings of a loss, and which of them can be combined."""
 
 from __future__ import annotations
 
@@ -22,33 +22,33 @@ from kdcache.training.losses.standardise import DEFAULT_TEMPERATURE as STANDARDI
 from kdcache.training.losses.user_loss import UserLoss
 
 DEFAULT_TEMPERATURE = 4.0
-"""Of Hinton-like losses on small images."""
+"""The usual temperature of KD on small images."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LossSettings:
-    """Everything that a loss depends on but the batch.
+    """Everything that a loss depends on, except the batch.
 
     Raises:
-        ConfigError: if a value is outside its range, or means nothing beside the others.
+        ConfigError: if a value is out of range, or contradicts another.
     """
 
     method: Method = field(default_factory=Kd)
     alpha: Alpha = field(default_factory=lambda: Alpha.parse(Kd.default_alpha))
-    """Weight of the method beside the cross-entropy."""
+    """Weight of the distillation loss."""
     temperature: float = DEFAULT_TEMPERATURE
-    """T, above 0; with `standardise` times each row's deviation."""
+    """T, above 0. With `standardise`, it multiplies each row's standard deviation."""
     reshape: bool = False
-    """MDSLR's reshaping of the teacher's logits, before the temperature."""
+    """Reshape the teacher's logits as MDSLR does, before the temperature."""
     standardise: bool = False
-    """Both logits with mean 0 and deviation 1, before the temperature."""
+    """Standardise the logits of student and teacher before the temperature."""
     label_smoothing: float = 0.0
-    """Share of the label that goes to all classes alike in the cross-entropy, in [0, 1)."""
+    """Label smoothing of the cross-entropy, in [0, 1)."""
     mixer: Mixer | None = None
-    """How images are mixed in pairs."""
+    """Mixup or CutMix; None: images are not mixed."""
 
     def __post_init__(self) -> None:
-        """Check what stands beside what."""
+        """Check the values and their combination."""
         method = self.method
         if not 0 < self.temperature < math.inf:
             raise ConfigError(
@@ -60,34 +60,34 @@ class LossSettings:
             )
         if self.standardise and self.reshape:
             raise ConfigError(
-                "--reshape is given with --standardise, expected one of them: the second takes "
-                "away the deviation that the first sets",
+                "--reshape is given with --standardise, expected one of them: --standardise "
+                "removes the deviation that --reshape sets",
                 parameter="reshape",
                 value=True,
             )
         if self.standardise and not method.takes_standardised:
             raise ConfigError(
                 f"--standardise is given with --loss {method.name}, expected kd or dkd: "
-                "correlations leave the size of differences out already",
+                "correlations do not depend on the scale of the logits",
                 parameter="standardise",
                 value=True,
             )
         if self.mixer is not None and not method.takes_mixed:
             raise ConfigError(
                 f"--{'cutmix' if self.mixer.mixup is None else 'mixup'} is given with --loss "
-                f"{method.name}, expected kd or dist: a mixed image has no one label"
+                f"{method.name}, expected kd or dist: a mixed image has two labels"
             )
-        if self.label_smoothing and self.has_no_labels:
+        if self.label_smoothing and self.ignores_labels:
             raise ConfigError(
                 f"--label-smoothing is {self.label_smoothing:g} with --alpha {self.alpha}, "
-                "expected an alpha below 1: the labels do not count",
+                "expected an alpha below 1: with alpha 1, the labels are not used",
                 parameter="label_smoothing",
                 value=self.label_smoothing,
             )
 
     @classmethod
     def of(cls, options: TrainOptions) -> LossSettings:
-        """Return the settings that `kdcache train` was asked for."""
+        """Return the settings that the options of `kdcache train` give."""
         if options.mixup is None and options.cutmix is None:
             mixer = None
         else:
@@ -107,18 +107,18 @@ class LossSettings:
         )
 
     @property
-    def has_no_labels(self) -> bool:
-        """Whether the labels count at no step: soft labels only."""
+    def ignores_labels(self) -> bool:
+        """True if alpha is 1 throughout, so that the labels are never used."""
         return self.alpha.kind != "auto" and self.alpha.start == self.alpha.end == 1
 
     @property
     def needs_features(self) -> bool:
-        """True if the loss asks for the student's features."""
+        """True if the loss needs the student's features."""
         return isinstance(self.method, UserLoss) and self.method.needs_features
 
     @property
     def content(self) -> dict[str, Any]:
-        """JSON content that tells these settings from others."""
+        """JSON content that identifies these settings."""
         alpha = self.alpha
         return {
             "loss": str(self.method),
@@ -139,22 +139,23 @@ class LossSettings:
     def __str__(self) -> str:
         words = [f"{self.method}, alpha {self.alpha}, T {self.temperature:g}"]
         words += [name for name in ("reshape", "standardise") if getattr(self, name)]
-        return ", ".join(words + self._of_labels())
+        return ", ".join(words + self._label_words())
 
     def labels_alone(self) -> str:
-        """Write what there is of these settings where there is no teacher."""
-        return ", ".join(["labels alone", *self._of_labels()])
+        """Return the settings that apply without a teacher, as text."""
+        return ", ".join(["labels alone", *self._label_words()])
 
     def for_keep(self, keep: float) -> LossSettings:
-        """Return the settings with the weight that `auto` comes to for a share of samples."""
+        """Return the settings with the constant of `--alpha auto` for `keep` in (0, 1]."""
         return replace(self, alpha=self.alpha.for_keep(keep))
 
     def require_codec(self, codec: Codec, path: Location) -> None:
-        """Check that the rows of a store say what this loss asks them.
+        """Check that this loss can use the rows of a store.
 
         Raises:
-            ConfigError: if they are draws for another temperature, or for another loss: draws are
-                right in the mean for probabilities, not for what a loss makes of them.
+            ConfigError: if the rows are `sampled` for another temperature, or the loss is not plain
+                KD: sampled probabilities are unbiased, but a function of them that is not linear
+                is biased.
         """
         if codec.bound_to is None:
             return
@@ -164,20 +165,20 @@ class LossSettings:
                 value=f"{self.temperature:g}",
                 rule=(
                     f"{codec.bound_to:g}: the rows of {path} are {codec}, drawn for "
-                    "that temperature alone"
+                    "that temperature only"
                 ),
-                remedy="Build a store with another --codec for this one",
+                remedy="Build a store with another --codec to use other temperatures",
             )
         changes = [f"--{name}" for name in ("reshape", "standardise") if getattr(self, name)]
         if changes or not isinstance(self.method, Kd):
-            said = changes[0] if changes else f"--loss {self.method.name}"
+            option = changes[0] if changes else f"--loss {self.method.name}"
             raise ConfigError(
-                f"{said} is given with {path}, whose rows are {codec}, expected --loss kd alone: "
-                "draws are right in the mean only for what is linear in the probabilities. Build a "
-                "store with another --codec for this one"
+                f"{option} is given with {path}, whose rows are {codec}, expected plain --loss kd: "
+                "sampled rows are unbiased only for losses that are linear in the probabilities. "
+                f"Build a store with another --codec to use {option}"
             )
 
-    def _of_labels(self) -> list[str]:
+    def _label_words(self) -> list[str]:
         words = []
         if self.label_smoothing:
             words.append(f"label smoothing {self.label_smoothing:g}")
@@ -188,10 +189,11 @@ class LossSettings:
 
 
 def parse_method(text: str) -> Method:
-    """Read a method, such as `kd`, `dkd(beta=2)`, `dist(beta=2, gamma=2)` or `module:name`.
+    """Parse a loss, such as `kd`, `dkd(beta=2)`, `dist(beta=2, gamma=2)` or `module:name`.
 
     Raises:
-        ConfigError: names what was expected at which character, or the range.
+        ConfigError: if the text has another form (the message names the first wrong character), a
+            weight is out of range, or the user's code cannot be imported.
     """
     if is_user_code(text):
         return UserLoss.load(text)

@@ -1,4 +1,4 @@
-"""Knowledge distillation from encoded rows, without the teacher's (B, C) numbers."""
+"""KD from sparse probabilities, without decoding the teacher's rows to (B, C)."""
 
 from __future__ import annotations
 
@@ -11,24 +11,29 @@ from torch.nn import functional
 
 from kdcache.store.codecs.sparse import SparseProbabilities
 
-LEAST_CLASSES = 1_000
-"""From here on it is the faster way, see `benchmarks/losses.py`; below, its calls cost more."""
+MIN_CLASSES = 1_000
+"""With fewer classes, decoding is faster (measured by `benchmarks/losses.py`)."""
 
 
 def sparse_divergence(
     student_BC: Tensor, teacher: SparseProbabilities, temperature: float
 ) -> Tensor:
-    """Return KL(teacher || softmax(student / T)) of each sample in nats, (B,).
+    """Return KL(teacher || softmax(student / T)) of each sample, (B,) in nats.
 
-    The teacher's probability of class c is r + e_c, with e = 0 but for a few classes. So the sum
-    over all classes of it times log q is r times the sum of log q, and a short sum.
+    The teacher's probability of class c is r + e_c, where e_c = 0 except for a few classes. So the
+    sum over all classes of p_c log q_c is r times the sum of log q_c, plus a short sum.
+
+    Args:
+        student_BC: (B, C) float logits.
+        teacher: the teacher's probabilities at T.
+        temperature: T, above 0.
     """
     found: Tensor = _SparseDivergence.apply(student_BC, temperature, *teacher)
     return found
 
 
 class _SparseDivergence(torch.autograd.Function):
-    """With its gradient (softmax(s / T) - p) / T written into one new matrix."""
+    """The divergence, with a backward pass that allocates a single (B, C) matrix."""
 
     @staticmethod
     def forward(
@@ -43,8 +48,8 @@ class _SparseDivergence(torch.autograd.Function):
         log_student_BC = functional.log_softmax(student_BC / temperature, dim=1)
         ctx.save_for_backward(log_student_BC, indices_BK, excess_BK, rest_B1)
         ctx.temperature = temperature
-        few_B = (excess_BK * log_student_BC.gather(1, indices_BK)).sum(dim=1)
-        return negative_entropy_B - few_B - rest_B1[:, 0] * log_student_BC.sum(dim=1)
+        sparse_sum_B = (excess_BK * log_student_BC.gather(1, indices_BK)).sum(dim=1)
+        return negative_entropy_B - sparse_sum_B - rest_B1[:, 0] * log_student_BC.sum(dim=1)
 
     @staticmethod
     @once_differentiable

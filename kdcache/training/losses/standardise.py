@@ -1,4 +1,4 @@
-"""Logit standardisation: student and teacher agree in shape, not in size."""
+"""Logit standardisation: compare the shape of the logits, not their scale."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import torch
 from torch import Tensor
 
 DEFAULT_TEMPERATURE = 2.0
-"""The base temperature of the paper."""
+"""The base temperature in the paper."""
 
 
 def standardise(logits_BC: Tensor) -> Tensor:
-    """Return each row with mean 0 and standard deviation 1 (divisor C); a row of equal logits as 0.
+    """Return each row with mean 0 and standard deviation 1 (divisor C); equal logits become 0.
 
-    Done to both, it leaves a student free in the size of its logits, and gives every sample a
-    temperature of its own: T times the row's deviation.
+    It is applied to student and teacher. Then the loss does not depend on the scale of the
+    student's logits, and each sample has its own temperature, T times the row's deviation.
 
     References:
         Sun et al. 2024, "Logit Standardization in Knowledge Distillation", algorithm 1. (Its

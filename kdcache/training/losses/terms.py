@@ -8,16 +8,16 @@ from torch import Tensor
 
 
 class LossTerms(NamedTuple):
-    """A loss and its terms; each is a scalar, the mean over the batch."""
+    """A loss and its terms. Each is a scalar, the mean over the batch, unless stated otherwise."""
 
     total: Tensor
     cross_entropy: Tensor
-    """Cross-entropy with the labels, before its weight."""
+    """Cross-entropy with the labels, unweighted."""
     distillation: Tensor | None
-    """Distillation loss between student and teacher, before its weight; None without a teacher."""
-    of_each: Tensor | None
-    """(B,) what each sample gives to the total, which is its mean; None where the loss compares
-    samples with each other (DIST)."""
+    """Distillation loss, unweighted; None without a teacher."""
+    per_sample: Tensor | None
+    """(B,) total loss of each sample; `total` is its mean. None if the loss compares samples with
+    each other (DIST)."""
     alpha: float | None = None
-    """Weight of the distillation in this step, before a method's own warm-up; None without a
+    """Weight of the distillation loss in this step, before the loss's own warm-up; None without a
     teacher."""

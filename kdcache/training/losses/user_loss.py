@@ -1,10 +1,10 @@
-"""Losses of the user's own: `--loss module:name`.
+"""Users' losses: `--loss module:name`.
 
-A loss is `loss(student (B, C), teacher (B, C), labels (B,), context) -> scalar or (B,)`, from
-float32 logits. `name` is such a function, or a class that is constructed with `num_classes` and
-`num_features` and called in the same way. A class that is a `torch.nn.Module` may own parameters:
-the optimiser trains them, checkpoints save them, and a resumed run takes them up. With an attribute
-`needs_features = True` on the function or class, `context.features` holds the student's features.
+A loss is a function `loss(student (B, C), teacher (B, C), labels (B,), context) -> scalar or (B,)`
+of float32 logits, or a class whose instances are called in the same way. The class is constructed
+with `num_classes` and `num_features`. If it is a `torch.nn.Module`, its parameters are trained,
+saved in checkpoints, and restored when a run resumes. If the function or class has an attribute
+`needs_features = True`, `context.features` has the student's features.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from kdcache.training.losses.method import Method
 
 
 class LossContext(NamedTuple):
-    """What a loss may use beside logits and labels."""
+    """What a loss may use in addition to logits and labels."""
 
     temperature: float
     """T of the run, above 0. The logits are not divided by it."""
@@ -37,9 +37,9 @@ LossFunction = Callable[[Tensor, Tensor, Tensor, LossContext], Tensor]
 
 @dataclass(frozen=True)
 class UserLoss(Method):
-    """A loss that kdcache does not know."""
+    """A user's loss."""
 
-    place: str
+    import_path: str
     """`module:name`."""
     code: Callable[..., Any]
     """The function or class."""
@@ -50,95 +50,95 @@ class UserLoss(Method):
     takes_standardised: ClassVar[bool] = True
 
     @classmethod
-    def load(cls, place: str) -> UserLoss:
+    def load(cls, import_path: str) -> UserLoss:
         """Import a loss.
 
         Raises:
-            ConfigError: if there is none.
+            ConfigError: if it cannot be imported.
         """
-        return cls(place, load_user_code(place, option="loss"))
+        return cls(import_path, load_user_code(import_path, option="loss"))
 
     def __str__(self) -> str:
-        return self.place
+        return self.import_path
 
     @property
     def code_digest(self) -> str:
-        """Hex sha256 of the file that defines it."""
-        return user_code_digest(self.place)
+        """The sha256 of the file that defines the loss, in hex."""
+        return user_code_digest(self.import_path)
 
     @property
     def needs_features(self) -> bool:
-        """True if it asks for the student's features."""
+        """True if the loss needs the student's features."""
         return bool(getattr(self.code, "needs_features", False))
 
     def make(self, model: nn.Module | None) -> LossFunction:
         """Return the function, or an instance of the class for a student.
 
         Raises:
-            ConfigError: if a class or the features are asked for and the student has no linear
-                layer.
+            ConfigError: if the loss is a class and the student has no linear layer.
         """
         if not isinstance(self.code, type):
             return self.code
-        head = last_linear(model, self.place)
+        head = last_linear(model, self.import_path)
         made: LossFunction = self.code(num_classes=head.out_features, num_features=head.in_features)
         return made
 
     def __call__(
         self, log_student_BC: Tensor, log_teacher_BC: Tensor, labels_B: Tensor, temperature: float
     ) -> Tensor:
-        """Not used: `Loss` calls what `make` returns, with logits."""
+        """Raise NotImplementedError; `Loss` calls what `make` returns instead."""
         raise NotImplementedError
 
 
-def require_loss(place: str, found: object, batch_size: int) -> Tensor:
-    """Return what a loss of the user's own returned, checked.
+def require_loss(import_path: str, found: object, batch_size: int) -> Tensor:
+    """Check the value that a user's loss returned, and return it as float32.
 
     Raises:
-        ConfigError: if it is neither one number nor one per sample.
+        ConfigError: if it is neither a scalar nor of shape (B,).
     """
     if not isinstance(found, Tensor) or tuple(found.shape) not in {(), (batch_size,)}:
         shown = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
         raise ConfigError(
-            f"--loss {place} returned {shown}, expected a tensor of shape () or ({batch_size},): "
-            "one number, or one per sample",
+            f"--loss {import_path} returned {shown}, expected a tensor of shape () or "
+            f"({batch_size},): one number, or one per sample",
             parameter="loss",
-            value=place,
+            value=import_path,
         )
     return found.float()
 
 
-def last_linear(model: nn.Module | None, place: str) -> nn.Linear:
+def last_linear(model: nn.Module | None, import_path: str) -> nn.Linear:
     """Return the last linear layer of a student.
 
     Raises:
-        ConfigError: if it has none.
+        ConfigError: if the student has no linear layer.
     """
     layers = [] if model is None else [m for m in model.modules() if isinstance(m, nn.Linear)]
     if not layers:
         raise ConfigError(
-            f"--loss is {place}, which needs the student's features, expected a student with a "
-            "linear layer at its end. Choose another --model",
+            f"--loss is {import_path}, which needs the student's features, expected a student "
+            "with a linear layer at its end. Choose another --model",
             parameter="loss",
-            value=place,
+            value=import_path,
         )
     return layers[-1]
 
 
 class FeatureHook:
-    """Keeps the input of a student's last linear layer in each training step."""
+    """Saves the input of the student's last linear layer in each training step."""
 
-    def __init__(self, model: nn.Module | None, place: str) -> None:
+    def __init__(self, model: nn.Module | None, import_path: str) -> None:
         self._kept: list[Tensor] = []
         kept = self._kept
 
-        # A plain function, which the copy of the model for the average shares.
+        # A closure and not a bound method, so that a deep copy of the model (for the weight
+        # average) shares the list.
         def keep(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             if module.training:
                 kept[:] = [inputs[0]]
 
-        last_linear(model, place).register_forward_pre_hook(keep)
+        last_linear(model, import_path).register_forward_pre_hook(keep)
 
     def take(self) -> Tensor:
-        """Return the features of the last forward, (B, F) float32, and forget them."""
+        """Return the features of the last forward pass, (B, F) float32, and release them."""
         return self._kept.pop().float()

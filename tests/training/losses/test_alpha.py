@@ -30,7 +30,7 @@ SHARES = st.floats(0, 1)
     ],
     ids=str,
 )
-def test_a_weight_is_read(text, expected):
+def test_a_weight_is_parsed(text, expected):
     assert Alpha.parse(text) == expected
     assert Alpha.parse(str(expected)) == expected
 
@@ -58,7 +58,7 @@ def test_a_weight_is_read(text, expected):
         ("__import__('os')", "one of linear, cosine, auto", 1),
     ],
 )
-def test_what_cannot_be_read_is_refused_with_its_place(text, expected, character):
+def test_a_malformed_weight_is_an_error_with_the_position(text, expected, character):
     with pytest.raises(ConfigError, match=rf"expected {expected}.* at character {character}\. "):
         Alpha.parse(text)
 
@@ -74,14 +74,14 @@ def test_a_weight_outside_0_and_1_is_refused(text, value):
 
 @given(start=SHARES, end=SHARES)
 @pytest.mark.parametrize("kind", ["linear", "cosine"])
-def test_a_weight_is_written_with_all_its_digits(kind, start, end):
+def test_str_keeps_all_digits_of_a_weight(kind, start, end):
     for alpha in (Alpha(kind, start, end), Alpha("constant", start, start)):
         assert Alpha.parse(str(alpha)) == alpha
 
 
 @given(start=SHARES, end=SHARES, progress=SHARES)
 @pytest.mark.parametrize("kind", ["linear", "cosine"])
-def test_a_way_leads_from_the_first_to_the_second(kind, start, end, progress):
+def test_a_schedule_goes_from_start_to_end_and_stays_between_them(kind, start, end, progress):
     alpha = Alpha(kind, start, end)
     assert (alpha.at(0.0), alpha.at(1.0)) == (start, end)
     assert min(start, end) - 1e-15 <= alpha.at(progress) <= max(start, end) + 1e-15
@@ -97,27 +97,27 @@ def test_a_way_leads_from_the_first_to_the_second(kind, start, end, progress):
         ("cosine", 1 / 3, 0.9 - 0.4 / 4),
     ],
 )
-def test_on_its_way_a_weight_is_what_its_shape_says(kind, progress, expected):
+def test_a_schedule_has_its_linear_or_cosine_shape(kind, progress, expected):
     assert Alpha(kind, 0.9, 0.5).at(progress) == pytest.approx(expected, rel=1e-12)
 
 
-def test_a_number_is_the_same_throughout():
+def test_a_number_is_constant():
     assert {Alpha.parse(0.3).at(progress) for progress in (0.0, 0.5, 1.0)} == {0.3}
 
 
 @given(keep=st.floats(0.001, 1), less=st.floats(0.001, 1))
-def test_the_less_is_kept_the_more_the_teacher_counts(keep, less):
+def test_auto_gives_the_teacher_more_weight_if_less_is_kept(keep, less):
     more_kept, less_kept = (Alpha("auto").for_keep(f).at(0.5) for f in (keep, keep * less))
     assert 0.5 <= more_kept <= less_kept < 1
 
 
-def test_auto_is_the_rule_that_it_prints():
+def test_auto_follows_the_rule_that_is_logged():
     for keep in (0.1, 0.7, 1.0):
         expected = eval(AUTO_RULE, {"keep": keep})  # noqa: S307  (our own constant)
         assert Alpha("auto").for_keep(keep) == Alpha("constant", expected, expected)
     assert Alpha.parse(0.9).for_keep(0.1) == Alpha.parse(0.9)
 
 
-def test_auto_has_no_weight_before_the_share_is_known():
+def test_auto_has_no_weight_before_keep_is_known():
     with pytest.raises(ConfigError, match="alpha=auto"):
         Alpha("auto").at(0.0)

@@ -18,7 +18,7 @@ def correlations(first: Array, second: Array) -> Array:
 
 @pytest.mark.parametrize("temperature", [1.0, 4.0])
 @pytest.mark.parametrize(("beta", "gamma"), [(1.0, 0.0), (0.0, 1.0), (2.0, 3.0)])
-def test_the_loss_is_what_its_formula_says(temperature, beta, gamma):
+def test_the_loss_matches_the_papers_formula(temperature, beta, gamma):
     student, teacher = drawn(6, 5, seed=0), drawn(6, 5, seed=1)
     p_s, p_t = softmax(student.numpy() / temperature), softmax(teacher.numpy() / temperature)
     # Huang et al. 2022, equations 8 and 9: over the classes of a sample, the samples of a class.
@@ -30,14 +30,14 @@ def test_the_loss_is_what_its_formula_says(temperature, beta, gamma):
     assert_matches(parts.distillation, beta * inter + gamma * intra)
 
 
-def test_samples_are_not_apart():
+def test_there_is_no_loss_per_sample():
     parts = parts_of(drawn(6, 5, seed=0), drawn(6, 5, seed=1), LABELS, loss="dist")
-    assert parts.of_each is None
+    assert parts.per_sample is None
     expected = 0.5 * parts.cross_entropy + 0.5 * parts.distillation
     torch.testing.assert_close(parts.total, expected, rtol=1e-12, atol=0)
 
 
-def test_what_does_not_vary_correlates_with_nothing_and_has_no_gradient():
+def test_constant_probabilities_have_correlation_0_and_no_gradient():
     """One sample: no class varies over the batch. A teacher that tells no classes apart."""
     student = drawn(1, 4, seed=0).requires_grad_()
     within = parts_of(student, drawn(1, 4, seed=1), LABELS[:1], loss="dist(0, 1)", alpha=1.0)
@@ -53,13 +53,13 @@ def test_what_does_not_vary_correlates_with_nothing_and_has_no_gradient():
     assert torch.equal(student.grad, torch.zeros_like(student))
 
 
-def test_opposite_answers_are_the_worst():
+def test_opposite_probabilities_have_the_largest_loss():
     teacher = torch.tensor([[3.0, 0.0], [-1.0, 1.0], [0.0, 0.5]], dtype=torch.float64)
     parts = parts_of(-teacher, teacher, torch.tensor([0, 1, 1]), loss="dist(1, 1)")
     torch.testing.assert_close(parts.distillation.item(), 4.0, rtol=0, atol=1e-12)
 
 
-def test_probabilities_of_many_classes_keep_their_correlation_in_float32():
+def test_float32_is_accurate_with_many_classes():
     """Of 21,841 classes most probabilities are near 1e-8; their squares near float32's end."""
     student, teacher = drawn(4, 21_841, seed=0, scale=4.0), drawn(4, 21_841, seed=1, scale=4.0)
     labels = torch.tensor([0, 1, 2, 3])
@@ -69,7 +69,7 @@ def test_probabilities_of_many_classes_keep_their_correlation_in_float32():
     torch.testing.assert_close(found.distillation.double(), exact.distillation, rtol=1e-5, atol=0)
 
 
-def test_a_class_that_is_next_to_impossible_still_correlates_in_float32():
+def test_float32_is_accurate_for_tiny_probabilities():
     """Probabilities near 1e-26, whose squares would be 0."""
     logits = torch.tensor([[0.0, 1.0, -60.0], [0.5, 0.0, -59.0], [0.0, 2.0, -61.0]])
     teacher, student = logits.double(), torch.flip(logits, dims=[0]).double()

@@ -42,7 +42,7 @@ def by_definition(
     ("temperature", "alpha", "beta"),
     [(1.0, 1.0, 8.0), (4.0, 0.5, 2.0), (2.0, 0.0, 3.0), (0.5, 2, 0)],
 )
-def test_the_loss_is_what_its_formula_says(batch, temperature, alpha, beta):
+def test_the_loss_matches_the_papers_formula(batch, temperature, alpha, beta):
     parts = parts_of(*batch, loss=f"dkd({alpha}, {beta}, warm_up=0)", temperature=temperature)
     expected = by_definition(
         *(tensor.numpy() for tensor in batch), temperature=temperature, alpha=alpha, beta=beta
@@ -52,7 +52,7 @@ def test_the_loss_is_what_its_formula_says(batch, temperature, alpha, beta):
 
 @settings(max_examples=40, deadline=None)
 @given(batch=batches())
-def test_kl_is_the_target_part_and_the_others_weighted_by_what_the_label_leaves(batch):
+def test_kl_is_tckd_plus_nckd_times_1_minus_p(batch):
     student, teacher, labels = batch
     rows = torch.arange(len(labels))
     for i in rows:
@@ -65,7 +65,7 @@ def test_kl_is_the_target_part_and_the_others_weighted_by_what_the_label_leaves(
         torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-11)
 
 
-def test_of_two_classes_only_the_target_part_is_left():
+def test_with_two_classes_nckd_is_0():
     student, teacher = drawn(4, 2, seed=0), drawn(4, 2, seed=1)
     labels = torch.tensor([0, 1, 1, 0])
     found = parts_of(student, teacher, labels, loss="dkd(alpha=1, beta=8)")
@@ -74,7 +74,7 @@ def test_of_two_classes_only_the_target_part_is_left():
     )
 
 
-def test_a_teacher_that_is_sure_still_tells_the_others_apart():
+def test_nckd_is_accurate_for_a_confident_teacher():
     """In float32, where 1 - p of its label would be 0."""
     teacher = torch.tensor([[60.0, 2.0, 0.0]])
     student = torch.zeros(1, 3, requires_grad=True)
@@ -88,18 +88,18 @@ def test_a_teacher_that_is_sure_still_tells_the_others_apart():
     assert abs(student.grad[0, 0]) < 1e-7  # what the softmax of three float32 leaves
 
 
-def test_the_label_decides_what_is_taken_apart():
+def test_the_loss_depends_on_the_label():
     student, teacher = drawn(3, 4, seed=0), drawn(3, 4, seed=1)
     first = parts_of(student, teacher, torch.tensor([0, 1, 2]), loss="dkd")
     second = parts_of(student, teacher, torch.tensor([1, 1, 2]), loss="dkd")
-    differ = first.of_each != second.of_each
+    differ = first.per_sample != second.per_sample
     assert differ.tolist() == [True, False, False]
 
 
 @pytest.mark.parametrize(
     ("progress", "share"), [(0.0, 0.0), (0.1, 0.5), (0.2, 1.0), (0.7, 1.0), (1.0, 1.0)]
 )
-def test_its_weight_grows_over_the_warm_up(progress, share):
+def test_the_weight_grows_over_the_warm_up(progress, share):
     student, teacher = drawn(3, 4, seed=0), drawn(3, 4, seed=1)
     labels = torch.tensor([0, 1, 2])
     parts = parts_of(
@@ -107,17 +107,17 @@ def test_its_weight_grows_over_the_warm_up(progress, share):
     )
     expected = 0.6 * parts.cross_entropy + 0.4 * share * parts.distillation
     torch.testing.assert_close(parts.total, expected, rtol=1e-12, atol=0)
-    torch.testing.assert_close(parts.of_each.mean(), expected, rtol=1e-12, atol=0)
+    torch.testing.assert_close(parts.per_sample.mean(), expected, rtol=1e-12, atol=0)
     assert parts.alpha == 0.4
 
 
-def test_without_a_warm_up_it_has_all_its_weight_at_once():
+def test_without_a_warm_up_the_weight_is_full_from_the_start():
     assert Dkd(warm_up=0).ramp(0.0) == 1.0
     assert Dkd(warm_up=1).ramp(0.25) == 0.25
 
 
 @pytest.mark.parametrize("label", [0, 2])
-def test_the_gradient_is_that_of_finite_differences_where_the_teacher_is_sure(label):
+def test_the_gradient_matches_finite_differences_for_a_confident_teacher(label):
     teacher = torch.tensor([[30.0, 1.0, -2.0]], dtype=torch.float64)
     student = drawn(1, 3, seed=3)
 

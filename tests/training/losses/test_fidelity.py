@@ -39,7 +39,7 @@ def settings_of(**options: object) -> LossSettings:
 
 
 @pytest.mark.parametrize("temperature", [1.0, 4.0])
-def test_of_plain_distillation_it_is_what_the_codec_was_chosen_by(store, temperature):
+def test_for_plain_kd_the_fidelity_is_that_of_the_codec_choice(store, temperature):
     ids = choice_sample_ids(store.manifest.samples, store.manifest.classes)
     ids = ids[judged_rows(len(ids))]
     (expected,) = fidelities(store.codec, store.logits(ids, 0), ids, [temperature])
@@ -49,13 +49,13 @@ def test_of_plain_distillation_it_is_what_the_codec_was_chosen_by(store, tempera
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
 
 
-def test_of_another_loss_it_is_another(store):
+def test_the_fidelity_depends_on_the_loss(store):
     asked = ({}, {"loss": "dkd"}, {"loss": "dist"}, {"standardise": True}, {"reshape": True})
     angles = [fidelity_of(store, settings_of(**options)).angle_degrees for options in asked]
     assert len({round(angle, 3) for angle in angles}) == len(asked)
     assert all(0 < angle < 180 for angle in angles)
 
 
-def test_the_share_of_the_teacher_does_not_count(store):
+def test_the_fidelity_does_not_depend_on_alpha(store):
     low, high = (fidelity_of(store, settings_of(alpha=alpha)) for alpha in (0.1, 1.0))
     assert low == high

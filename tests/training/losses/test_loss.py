@@ -42,19 +42,19 @@ def teacher() -> torch.Tensor:
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 4.0, 20.0])
 @pytest.mark.parametrize("alpha", [0.0, 0.3, 0.9, 1.0])
-def test_the_loss_is_what_its_formula_says(student, teacher, temperature, alpha):
+def test_the_loss_matches_its_formula(student, teacher, temperature, alpha):
     soft_s, soft_t = (softmax(z.numpy() / temperature) for z in (student, teacher))
     ce, kd = cross_entropy(student.numpy(), LABELS.numpy()), temperature**2 * kl(soft_t, soft_s)
     parts = parts_of(student, teacher, LABELS, temperature=temperature, alpha=alpha)
     assert_matches(parts.cross_entropy, ce.mean())
     assert_matches(parts.distillation, kd.mean())
-    assert_matches(parts.of_each, (1 - alpha) * ce + alpha * kd)
+    assert_matches(parts.per_sample, (1 - alpha) * ce + alpha * kd)
     assert_matches(parts.total, ((1 - alpha) * ce + alpha * kd).mean())
     assert parts.alpha == alpha
 
 
 @pytest.mark.parametrize("temperature", [1.0, 4.0])
-def test_the_distillation_term_is_torchs_kl_div(student, teacher, temperature):
+def test_the_distillation_loss_matches_torchs_kl_div(student, teacher, temperature):
     expected = functional.kl_div(
         functional.log_softmax(student / temperature, dim=1),
         functional.softmax(teacher / temperature, dim=1),
@@ -66,7 +66,7 @@ def test_the_distillation_term_is_torchs_kl_div(student, teacher, temperature):
     )
 
 
-def test_for_other_loops_it_is_one_function(student, teacher):
+def test_distillation_loss_matches_the_class(student, teacher):
     found = distillation_loss(student, teacher, LABELS, temperature=2.0, alpha=0.3)
     assert found.total == parts_of(student, teacher, LABELS, temperature=2.0, alpha=0.3).total
     with pytest.raises(ValueError, match=r"alpha=1\.5"):
@@ -89,7 +89,7 @@ def test_with_alpha_0_the_loss_is_the_cross_entropy(student, teacher, loss, smoo
 
 
 @pytest.mark.parametrize("loss", ["kd", "dist"])
-def test_with_alpha_1_the_labels_do_not_count(student, teacher, loss):
+def test_with_alpha_1_the_labels_are_not_used(student, teacher, loss):
     gradients = []
     for labels in (LABELS, (LABELS + 1) % C):
         logits = student.clone().requires_grad_()
@@ -101,16 +101,16 @@ def test_with_alpha_1_the_labels_do_not_count(student, teacher, loss):
     assert torch.equal(*gradients)
 
 
-def test_where_no_gradient_is_asked_for_none_is_prepared(student, teacher):
+def test_without_grad_mode_the_loss_has_no_graph(student, teacher):
     student.requires_grad_()
     with torch.no_grad():
         for rows in (None, exact_rows(teacher)):
             parts = loss_of()(student, rows, LABELS, progress=0.0)
             assert not parts.total.requires_grad
-            assert not parts.of_each.requires_grad
+            assert not parts.per_sample.requires_grad
 
 
-def test_with_alpha_1_an_infinite_cross_entropy_does_no_harm():
+def test_with_alpha_1_an_infinite_cross_entropy_does_not_reach_the_total():
     student = torch.tensor([[0.0, 0.0, -torch.inf]])
     labels = torch.tensor([2])
     parts = Loss(LossSettings(alpha=Alpha.parse(1)))(
@@ -120,19 +120,19 @@ def test_with_alpha_1_an_infinite_cross_entropy_does_no_harm():
     assert not parts.total.isnan()
 
 
-def test_with_alpha_0_an_infinite_distillation_does_no_harm():
+def test_with_alpha_0_an_infinite_distillation_does_not_reach_the_total():
     student = torch.tensor([[0.0, 0.0, -torch.inf]], requires_grad=True)
     parts = Loss(LossSettings(alpha=Alpha.parse(0)))(
         student, exact_rows(torch.zeros(1, 3)), torch.tensor([1]), progress=0.0
     )
     assert parts.distillation == torch.inf
     assert parts.total == parts.cross_entropy
-    assert torch.equal(parts.of_each, parts.total[None])
+    assert torch.equal(parts.per_sample, parts.total[None])
     parts.total.backward()
     assert student.grad.isfinite().all()
 
 
-def test_a_student_that_answers_as_its_teacher_has_no_distillation_loss(teacher):
+def test_a_student_equal_to_its_teacher_has_no_distillation_loss(teacher):
     for loss in METHODS:
         parts = parts_of(teacher + 7, teacher, LABELS, loss=loss)
         torch.testing.assert_close(parts.distillation.item(), 0.0, rtol=0, atol=1e-13)
@@ -146,7 +146,7 @@ def test_a_student_that_answers_as_its_teacher_has_no_distillation_loss(teacher)
         [{}, {"temperature": 0.5}, {"loss": "dkd"}, {"loss": "dist"}, {"standardise": True}]
     ),
 )
-def test_a_constant_in_a_row_of_either_changes_nothing(batch, shifts, options):
+def test_adding_a_constant_to_a_row_changes_nothing(batch, shifts, options):
     student, teacher, labels = batch
     # Some deviation in each row, so that standardising does not magnify rounding.
     student[:, 0] += 20
@@ -198,7 +198,7 @@ def test_at_high_temperature_the_loss_is_the_squared_distance_of_the_centred_log
     ids=str,
 )
 @pytest.mark.parametrize("classes", [2, 5])
-def test_the_gradient_is_that_of_finite_differences(options, classes):
+def test_the_gradient_matches_finite_differences(options, classes):
     student, teacher = drawn(B, classes, seed=0), drawn(B, classes, seed=1)
     labels = LABELS % classes
 
@@ -210,31 +210,31 @@ def test_the_gradient_is_that_of_finite_differences(options, classes):
 
 @pytest.mark.parametrize("options", [{}, {"loss": "dkd"}, {"standardise": True}], ids=str)
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_the_loss_is_a_mean_over_the_batch(student, teacher, options, smoothing):
+def test_the_loss_is_the_mean_over_the_batch(student, teacher, options, smoothing):
     options = options | {"alpha": 0.7, "label_smoothing": smoothing}
-    of_each = [
+    per_sample = [
         parts_of(student[i : i + 1], teacher[i : i + 1], LABELS[i : i + 1], **options)
         for i in range(B)
     ]
     parts = parts_of(student, teacher, LABELS, **options)
     for name in ("total", "cross_entropy", "distillation"):
-        expected = torch.stack([getattr(one, name) for one in of_each]).mean()
+        expected = torch.stack([getattr(one, name) for one in per_sample]).mean()
         torch.testing.assert_close(getattr(parts, name), expected, rtol=1e-12, atol=1e-12)
-    expected = torch.stack([one.total for one in of_each])
-    torch.testing.assert_close(parts.of_each, expected, rtol=1e-12, atol=1e-12)
+    expected = torch.stack([one.total for one in per_sample])
+    torch.testing.assert_close(parts.per_sample, expected, rtol=1e-12, atol=1e-12)
 
 
-def test_what_each_sample_gives_to_the_total_can_be_weighted(student, teacher):
+def test_the_loss_per_sample_can_be_weighted(student, teacher):
     """As pruning during training does: the gradient of the others is not touched."""
     student.requires_grad_()
     parts = parts_of(student, teacher, LABELS)
-    (parts.of_each * torch.tensor([0.0, 2.0, 0.0, 0.0, 0.0, 0.0])).sum().backward()
+    (parts.per_sample * torch.tensor([0.0, 2.0, 0.0, 0.0, 0.0, 0.0])).sum().backward()
     assert (student.grad[1] != 0).all()
     assert (student.grad[[0, 2, 3, 4, 5]] == 0).all()
 
 
 @pytest.mark.parametrize("loss", METHODS)
-def test_of_one_class_there_is_nothing_to_learn(loss):
+def test_with_one_class_the_gradient_is_0(loss):
     student = torch.randn(3, 1, requires_grad=True)
     labels = torch.zeros(3, dtype=torch.int64)
     parts = parts_of(student, torch.randn(3, 1), labels, loss=loss)
@@ -245,7 +245,7 @@ def test_of_one_class_there_is_nothing_to_learn(loss):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_logits_are_widened_first(dtype):
+def test_half_precision_logits_are_converted_to_float32(dtype):
     student = drawn(B, C, seed=0).to(dtype).requires_grad_()
     parts = parts_of(student, drawn(B, C, seed=1).float(), LABELS)
     wide = parts_of(student.detach().float(), drawn(B, C, seed=1).float(), LABELS)
@@ -260,11 +260,13 @@ def test_float64_logits_stay_float64(student, teacher):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
-def test_the_teachers_logits_are_compared_in_the_students_precision(student, teacher, dtype):
+def test_the_teachers_logits_are_converted_to_the_students_dtype(student, teacher, dtype):
     given = teacher.to(dtype)
     parts = parts_of(student.float(), given, LABELS)
     assert parts.total.dtype == torch.float32
-    assert torch.equal(parts.of_each, parts_of(student.float(), given.float(), LABELS).of_each)
+    assert torch.equal(
+        parts.per_sample, parts_of(student.float(), given.float(), LABELS).per_sample
+    )
 
 
 @pytest.mark.parametrize("options", [{}, {"loss": "dkd"}, {"loss": "dist"}, {"standardise": True}])
@@ -283,10 +285,10 @@ def test_without_rows_the_loss_is_the_cross_entropy_of_the_labels(student):
     assert parts.total == parts.cross_entropy
     torch.testing.assert_close(parts.total, expected, rtol=1e-14, atol=0)
     assert (parts.distillation, parts.alpha) == (None, None)
-    torch.testing.assert_close(parts.of_each.mean(), expected, rtol=1e-12, atol=0)
+    torch.testing.assert_close(parts.per_sample.mean(), expected, rtol=1e-12, atol=0)
 
 
-def test_smoothed_labels_are_torchs(student, teacher):
+def test_label_smoothing_matches_torchs(student, teacher):
     parts = parts_of(student, teacher, LABELS, alpha=0.25, label_smoothing=0.3)
     soft = 0.7 * np.eye(C)[LABELS.numpy()] + 0.3 / C
     expected = -(soft * np.log(softmax(student.numpy()))).sum(axis=1).mean()
@@ -297,14 +299,14 @@ def test_smoothed_labels_are_torchs(student, teacher):
 
 
 @pytest.mark.parametrize(("progress", "alpha"), [(0.0, 0.8), (0.25, 0.65), (1.0, 0.2)])
-def test_the_weight_of_the_teacher_follows_the_run(student, teacher, progress, alpha):
+def test_alpha_follows_its_schedule(student, teacher, progress, alpha):
     parts = parts_of(student, teacher, LABELS, alpha="linear(0.8, 0.2)", progress=progress)
     assert parts.alpha == pytest.approx(alpha, abs=1e-12)
     expected = (1 - alpha) * parts.cross_entropy + alpha * parts.distillation
     torch.testing.assert_close(parts.total, expected, rtol=1e-12, atol=0)
 
 
-def test_the_least_number_of_steps_has_a_gradient_at_its_start(student, teacher):
+def test_backward_works_if_every_term_has_weight_0(student, teacher):
     """alpha 1, and a method that has no weight yet: no part has any, and backward still runs."""
     student.requires_grad_()
     parts = parts_of(student, teacher, LABELS, loss="dkd", alpha=1.0, progress=0.0)

@@ -34,14 +34,14 @@ def images() -> torch.Tensor:
     return found.contiguous(memory_format=torch.channels_last)
 
 
-def test_mixup_is_the_mean_of_two_images_in_their_shares(images):
+def test_mixup_is_the_weighted_mean_of_two_images(images):
     mixed = MIX.images(images).numpy()
     for i, partner in enumerate(PARTNERS.tolist()):
         expected = 0.3 * images[i].numpy() + 0.7 * images[partner].numpy()
         np.testing.assert_allclose(mixed[i], expected, rtol=1e-5, atol=1e-6)
 
 
-def test_cutmix_puts_the_box_of_the_partner_into_the_image(images):
+def test_cutmix_copies_the_box_from_the_partner(images):
     before = images.clone()
     mixed = Mix(0.5, PARTNERS, Box(2, 7, 3, 20)).images(images)
     inside = torch.zeros(H, W, dtype=torch.bool)
@@ -60,7 +60,7 @@ def test_mixed_images_keep_their_memory_format(images, box):
 
 
 @pytest.mark.parametrize("options", [{}, {"alpha": 1.0}, {"label_smoothing": 0.1}], ids=str)
-def test_labels_and_answers_are_mixed_as_the_images_are(options):
+def test_labels_and_teacher_probabilities_are_mixed_with_the_weight_of_the_images(options):
     student, teacher = drawn(B, 5, seed=0), drawn(B, 5, seed=1)
     alpha, smoothing = options.get("alpha", 0.9), options.get("label_smoothing", 0.0)
     hot = (1 - smoothing) * np.eye(5)[LABELS.numpy()] + smoothing / 5
@@ -72,10 +72,10 @@ def test_labels_and_answers_are_mixed_as_the_images_are(options):
     parts = parts_of(student, teacher, LABELS, mix=MIX, **options)
     assert_matches(parts.cross_entropy, ce.mean())
     assert_matches(parts.distillation, kd.mean())
-    assert_matches(parts.of_each, (1 - alpha) * ce + alpha * kd)
+    assert_matches(parts.per_sample, (1 - alpha) * ce + alpha * kd)
 
 
-def test_dist_compares_with_the_mixed_answers():
+def test_dist_uses_the_mixed_teacher_probabilities():
     student, teacher = drawn(B, 5, seed=0), drawn(B, 5, seed=1)
     answers = softmax(teacher.numpy() / 4)
     answers = 0.3 * answers + 0.7 * answers[PARTNERS.numpy()]
@@ -86,7 +86,7 @@ def test_dist_compares_with_the_mixed_answers():
     torch.testing.assert_close(found.distillation, expected.distillation, rtol=1e-9, atol=0)
 
 
-def test_standardised_answers_are_mixed_after_their_temperature():
+def test_standardised_logits_are_mixed_after_the_softmax():
     student, teacher = drawn(B, 5, seed=0), drawn(B, 5, seed=1)
 
     def soft(logits: torch.Tensor) -> np.ndarray:
@@ -99,7 +99,7 @@ def test_standardised_answers_are_mixed_after_their_temperature():
     assert_matches(parts.distillation, 4 * kl(answers, soft(student)).mean())
 
 
-def test_labels_are_mixed_where_there_is_no_teacher():
+def test_labels_are_mixed_without_a_teacher():
     student = drawn(B, 5, seed=0)
     parts = loss_of(mixup=1.0)(student, None, LABELS, progress=0.0, mix=MIX)
     hot = functional.one_hot(LABELS, 5).double()
@@ -108,7 +108,7 @@ def test_labels_are_mixed_where_there_is_no_teacher():
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0])
-def test_at_the_ends_a_mixture_is_one_of_the_two(share):
+def test_weights_0_and_1_give_one_of_the_two(share):
     student, teacher = drawn(B, 5, seed=0), drawn(B, 5, seed=1)
     found = parts_of(student, teacher, LABELS, mix=Mix(share, PARTNERS, None))
     whose = torch.arange(B) if share else PARTNERS
@@ -116,7 +116,7 @@ def test_at_the_ends_a_mixture_is_one_of_the_two(share):
     torch.testing.assert_close(found.total, expected.total, rtol=1e-12, atol=0)
 
 
-def test_answers_without_any_probability_are_mixed_without_harm():
+def test_zero_probabilities_are_mixed_without_nan():
     """A probability of e^-1000 is 0 in float32, and 0 log 0 is no number."""
     teacher = torch.tensor([[1000.0, 0.0], [2000.0, 0.0]])
     mix = Mix(0.5, torch.tensor([1, 0]), None)
@@ -128,7 +128,7 @@ def test_answers_without_any_probability_are_mixed_without_harm():
     assert student.grad.isfinite().all()
 
 
-def test_the_gradient_is_that_of_finite_differences():
+def test_the_gradient_matches_finite_differences():
     teacher = drawn(B, 5, seed=1)
 
     def total(logits: torch.Tensor) -> torch.Tensor:
@@ -147,7 +147,7 @@ def same(first: Mix, second: Mix) -> bool:
     )
 
 
-def test_a_mixture_depends_on_seed_epoch_and_batch_alone():
+def test_a_mixture_depends_on_seed_epoch_and_batch_only():
     mixer = Mixer(0.4, 1.0, seed=3)
     expected = drawn_mix(mixer, epoch=2, batch=5)
     for epoch in range(3):  # whatever was drawn before
@@ -165,7 +165,7 @@ def test_a_mixture_depends_on_seed_epoch_and_batch_alone():
     batch=st.integers(0, 1000),
     rows=st.integers(1, 9),
 )
-def test_a_mixture_is_a_share_and_a_permutation(mixup, cutmix, batch, rows):
+def test_a_mixture_is_a_weight_and_a_permutation(mixup, cutmix, batch, rows):
     if mixup is None and cutmix is None:
         return
     found = drawn_mix(Mixer(mixup, cutmix, seed=0), batch=batch, rows=rows)
@@ -189,7 +189,7 @@ def test_a_mixture_is_a_share_and_a_permutation(mixup, cutmix, batch, rows):
 
 
 @pytest.mark.parametrize("kind", ["mixup", "cutmix"])
-def test_shares_are_drawn_from_the_beta_distribution(kind):
+def test_weights_are_drawn_from_the_beta_distribution(kind):
     """Mixup's own; CutMix's of a square as large as asked for, before it is clipped."""
     mixer = Mixer(2.0, None, 0) if kind == "mixup" else Mixer(None, 2.0, 0)
     shares = np.array([drawn_mix(mixer, batch=batch).share for batch in range(600)])
@@ -201,7 +201,7 @@ def test_shares_are_drawn_from_the_beta_distribution(kind):
         assert 0.55 < shares.mean() < 0.8, "clipping leaves more of the image itself"
 
 
-def test_a_box_that_is_not_clipped_has_the_area_that_was_drawn_and_the_shape_of_the_image():
+def test_an_unclipped_box_has_the_drawn_area_and_the_images_aspect_ratio():
     whole = 0
     for batch in range(300):
         image = torch.empty(2, 3, 1000, 500)
@@ -216,7 +216,7 @@ def test_a_box_that_is_not_clipped_has_the_area_that_was_drawn_and_the_shape_of_
     assert whole > 20
 
 
-def test_the_draws_of_a_batch_are_those_of_every_machine_and_version():
+def test_the_draws_of_a_batch_are_the_same_on_every_machine():
     mixer = Mixer(0.4, 1.0, seed=3)
     cut, mean = (drawn_mix(mixer, epoch=2, batch=batch) for batch in (4, 5))
     assert (cut.share, cut.box) == (0.9625, Box(2, 5, 0, 3))
@@ -225,7 +225,7 @@ def test_the_draws_of_a_batch_are_those_of_every_machine_and_version():
     assert mean.partners.tolist() == [0, 3, 4, 2, 5, 1]
 
 
-def test_boxes_reach_every_pixel():
+def test_boxes_can_cover_every_pixel():
     mixer = Mixer(None, 1.0, 0)
     touched = np.zeros((H, W), dtype=int)
     for batch in range(400):
@@ -237,12 +237,12 @@ def test_boxes_reach_every_pixel():
     assert max(corners) - min(corners) < 5 * np.sqrt(max(corners)) + 20
 
 
-def test_with_both_kinds_about_half_of_the_batches_are_of_each():
+def test_with_mixup_and_cutmix_each_is_used_for_about_half_of_the_batches():
     mixer = Mixer(1.0, 1.0, 0)
     boxes = sum(drawn_mix(mixer, batch=batch).box is not None for batch in range(400))
     assert 150 < boxes < 250  # five standard deviations
 
 
-def test_with_neither_there_is_nothing_to_draw():
+def test_a_mixer_needs_mixup_or_cutmix():
     with pytest.raises(ConfigError, match="neither mixup nor cutmix"):
         Mixer(None, None, 0)

@@ -19,7 +19,7 @@ def by_definition(rows: np.ndarray) -> np.ndarray:
     return rows / rows.std(axis=1, ddof=1, keepdims=True) * CONSTANTS.numpy()[LABELS, None]
 
 
-def test_reshaped_logits_are_those_of_the_formula():
+def test_reshaped_logits_match_the_formula():
     teacher = drawn(6, 5, seed=1)
     found = reshape_logits(teacher, LABELS, CONSTANTS)
     expected = torch.from_numpy(by_definition(teacher.numpy()))
@@ -42,7 +42,7 @@ def test_a_constant_in_a_row_changes_no_probability_of_reshaped_logits():
 
 
 @pytest.mark.parametrize("classes", [1, 4])
-def test_a_row_of_equal_logits_stays(classes):
+def test_a_row_of_equal_logits_is_unchanged(classes):
     rows = torch.full((2, classes), 3.0)
     labels = torch.zeros(2, dtype=torch.int64)
     assert torch.equal(reshape_logits(rows, labels, torch.full((classes,), 2.0)), rows)

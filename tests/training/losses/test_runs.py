@@ -33,7 +33,7 @@ def settings_of(**options: object) -> LossSettings:
     ("accumulate", "progress"),
     [(1, [0.25, 0.625, 1.0]), (2, [0.2, 0.6, 1.0]), (3, [0.0, 0.5, 1.0])],
 )
-def test_the_weight_of_the_teacher_follows_the_optimiser_steps(
+def test_alpha_follows_the_optimiser_steps(
     parts: Parts, tmp_path: Path, accumulate: int, progress: list[float]
 ):
     """Three epochs of three batches, so of three, two or one step; the last step of each counts."""
@@ -43,7 +43,7 @@ def test_the_weight_of_the_teacher_follows_the_optimiser_steps(
     assert found == pytest.approx([0.9 - 0.8 * point for point in progress], abs=1e-12)
 
 
-def test_a_run_of_one_step_is_at_its_beginning(parts: Parts, tmp_path: Path):
+def test_a_run_of_one_step_uses_the_start_of_alpha(parts: Parts, tmp_path: Path):
     loss = settings_of(alpha="linear(0.9, 0.1)")
     run(parts, tmp_path / "run", loss=loss, accumulate=3, epochs=1, evaluate=False)
     assert [line["alpha"] for line in metrics(tmp_path / "run")] == [0.9]
@@ -62,7 +62,7 @@ def test_a_run_of_one_step_is_at_its_beginning(parts: Parts, tmp_path: Path):
     ids=str,
 )
 @pytest.mark.parametrize("has_teacher", [True, False])
-def test_the_loop_takes_the_loss_of_what_its_student_saw(
+def test_the_training_loop_computes_the_loss_of_the_mixed_batch(
     parts: Parts, tmp_path: Path, options: dict[str, object], has_teacher: bool
 ):
     """With a rate of nearly 0, the whole first epoch is that of the untrained student."""
@@ -98,7 +98,7 @@ def test_the_loop_takes_the_loss_of_what_its_student_saw(
 
 
 @pytest.mark.parametrize("step", [1, 4, 7])
-def test_a_mixed_run_stopped_at_any_step_goes_on_to_the_same_student(
+def test_a_mixed_run_stopped_at_any_step_resumes_to_the_same_student(
     parts: Parts, tmp_path: Path, step: int
 ):
     loss = settings_of(mixup=0.4, cutmix=1.0, alpha="cosine(1, 0.5)")
@@ -161,7 +161,7 @@ def config_of(result: dict[str, object]) -> dict[str, object]:
     return json.loads(Path(str(result["path"]), "config.json").read_text())["config"]
 
 
-def test_a_run_tells_its_loss_at_the_start_and_in_its_config(workspace, messages):
+def test_a_run_logs_its_loss_and_records_it_in_its_config(workspace, messages):
     asked = {
         "loss": "dist(gamma=1)",
         "alpha": "linear(0.9, 0.5)",
@@ -182,7 +182,7 @@ def test_a_run_tells_its_loss_at_the_start_and_in_its_config(workspace, messages
         train(options(workspace, **asked | {"cutmix": None}, resume=True))
 
 
-def test_auto_follows_what_is_kept_and_says_that_it_is_a_placeholder(workspace, messages):
+def test_auto_depends_on_keep_and_is_logged_as_a_placeholder(workspace, messages):
     result = train(options(workspace, alpha="auto")).to_json()
     expected = 1 - 50 / 72 / 2
     assert config_of(result)["alpha"] == expected
@@ -193,7 +193,7 @@ def test_auto_follows_what_is_kept_and_says_that_it_is_a_placeholder(workspace, 
     assert config_of(full)["alpha"] == 0.5
 
 
-def test_without_a_teacher_the_labels_are_smoothed_and_mixed(workspace, messages):
+def test_without_a_teacher_label_smoothing_and_mixing_still_apply(workspace, messages):
     train(options(workspace, kd=False, label_smoothing=0.1, mixup=0.2))
     words = "labels alone, label smoothing 0.1, mixup 0.2, no KD"
     assert sum(words in message for message in messages) == 1
@@ -209,7 +209,7 @@ def test_without_a_teacher_the_labels_are_smoothed_and_mixed(workspace, messages
         ({"reshape": True}, "reshape is given with kd=False"),
     ],
 )
-def test_without_a_teacher_what_only_it_has_is_refused(changes, message):
+def test_options_of_distillation_are_refused_without_a_teacher(changes, message):
     with pytest.raises(ConfigError, match=message):
         TrainOptions(kd=False, **changes)
 
@@ -225,7 +225,7 @@ def test_without_a_teacher_what_only_it_has_is_refused(changes, message):
         ({"mixup": -1.0}, r"mixup=-1\.0"),
     ],
 )
-def test_a_loss_that_cannot_be_is_refused_before_anything_is_read(
+def test_an_invalid_loss_is_refused_before_anything_is_read(
     tmp_path, monkeypatch, changes, message
 ):
     monkeypatch.chdir(tmp_path)
@@ -234,7 +234,7 @@ def test_a_loss_that_cannot_be_is_refused_before_anything_is_read(
     assert files(tmp_path) == []
 
 
-def test_draws_are_refused_for_other_losses_before_anything_is_written(workspace):
+def test_sampled_rows_are_refused_for_other_losses_before_anything_is_written(workspace):
     build_logits(
         BuildLogitsOptions(
             teacher="tests.teachers:projection",

@@ -33,7 +33,7 @@ def settings_of(**options: object) -> LossSettings:
         ("dist(0.12345678, 0.1)", Dist(0.12345678, 0.1)),
     ],
 )
-def test_a_method_is_read(text, expected):
+def test_a_loss_is_parsed(text, expected):
     assert parse_method(text) == expected
     assert parse_method(str(expected)) == expected
 
@@ -44,19 +44,19 @@ def test_a_method_is_read(text, expected):
         ("kl", r"loss='kl': expected one of kd, dkd, dist at character 1"),
         ("kd(0.9)", "at most 0 numbers at character 4"),
         ("dkd(gamma=1)", "expected alpha or beta or warm_up at character 5"),
-        ("dkd(beta=-1)", r"beta=-1, .*expected weights of at least 0"),
-        ("dkd(alpha=-1)", r"alpha=-1, .*expected weights of at least 0"),
-        ("dkd(0, 0)", "one of them above"),
+        ("dkd(beta=-1)", r"beta=-1, .*expected finite weights >= 0"),
+        ("dkd(alpha=-1)", r"alpha=-1, .*expected finite weights >= 0"),
+        ("dkd(0, 0)", "at least one of them > 0"),
         ("dkd(beta=1e999)", "beta=inf"),
-        ("dkd(warm_up=1.5)", r"warm_up of dkd is 1\.5, expected a share in \[0, 1\]"),
+        ("dkd(warm_up=1.5)", r"warm_up of dkd is 1\.5, expected a fraction in \[0, 1\]"),
         ("dkd(warm_up=-0.5)", r"warm_up of dkd is -0\.5"),
-        ("dist(0, 0)", r"dist\(beta=0, gamma=0\), expected weights"),
+        ("dist(0, 0)", r"dist\(beta=0, gamma=0\), expected finite weights"),
         ("dist(gamma=-2)", "gamma=-2"),
         ("dist(beta=-2)", "beta=-2"),
         ("dist(1e999)", "beta=inf"),
     ],
 )
-def test_a_method_that_cannot_be_is_refused(text, message):
+def test_an_invalid_loss_is_an_error(text, message):
     with pytest.raises(ConfigError, match=message):
         parse_method(text)
 
@@ -73,7 +73,7 @@ def test_a_method_that_cannot_be_is_refused(text, message):
     ],
     ids=str,
 )
-def test_left_out_weight_and_temperature_are_the_methods_own(options, alpha, temperature):
+def test_alpha_and_temperature_default_to_those_of_the_loss(options, alpha, temperature):
     found = settings_of(**options)
     assert (found.alpha.at(0.5), found.temperature) == (alpha, temperature)
 
@@ -97,7 +97,7 @@ def test_left_out_weight_and_temperature_are_the_methods_own(options, alpha, tem
     ],
     ids=str,
 )
-def test_what_means_nothing_is_refused(options, message):
+def test_values_out_of_range_and_contradictions_are_errors(options, message):
     with pytest.raises(ConfigError, match=message):
         settings_of(**options)
 
@@ -117,7 +117,7 @@ def test_what_means_nothing_is_refused(options, message):
     ],
     ids=str,
 )
-def test_what_means_something_is_taken(options):
+def test_meaningful_combinations_are_accepted(options):
     assert settings_of(**options).content != settings_of().content
 
 
@@ -140,11 +140,11 @@ def test_what_means_something_is_taken(options):
     ],
     ids=str,
 )
-def test_a_loss_is_written_as_it_is(options, words):
+def test_str_shows_the_settings_of_the_loss(options, words):
     assert str(settings_of(**options)) == words
 
 
-def test_without_a_teacher_what_is_left_is_written():
+def test_labels_alone_shows_the_settings_without_a_teacher():
     assert settings_of().labels_alone() == "labels alone"
     found = settings_of(label_smoothing=0.1, mixup=0.2).labels_alone()
     assert found == "labels alone, label smoothing 0.1, mixup 0.2"
@@ -188,12 +188,12 @@ def test_every_option_of_the_loss_is_in_its_content():
     ],
     ids=str,
 )
-def test_draws_are_refused_where_they_are_not_right_in_the_mean(options, message):
+def test_sampled_rows_are_refused_for_losses_that_they_would_bias(options, message):
     with pytest.raises(ConfigError, match=message):
         settings_of(**options).require_codec(make_codec("sampled", 5), "a.zarr")
 
 
-def test_draws_are_taken_where_they_are():
+def test_sampled_rows_are_accepted_for_plain_kd_at_their_temperature():
     settings_of(temperature=2.0).require_codec(make_codec("sampled", 5), "a.zarr")
     settings_of(temperature=2.0, mixup=0.2).require_codec(make_codec("sampled", 5), "a.zarr")
     for kind in ("dense", "int8", "topk", "lowrank", "float32"):

@@ -17,7 +17,7 @@ from kdcache.training.losses import loss as loss_module
 from kdcache.training.losses.loss import Loss
 from kdcache.training.losses.mix import Mix
 from kdcache.training.losses.settings import LossSettings
-from kdcache.training.losses.sparse import LEAST_CLASSES, sparse_divergence
+from kdcache.training.losses.sparse import MIN_CLASSES, sparse_divergence
 from tests.store.codecs import KINDS, drawn_logits, encoded, hard_logits, make_codec, softmax
 from tests.training.losses.reference import (
     assert_gradient_is_that_of_finite_differences,
@@ -42,26 +42,26 @@ def from_rows(
     student: torch.Tensor,
     rows: Rows,
     *,
-    least_classes: int,
+    min_classes: int,
     **options: object,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the loss and its gradient, in the sparse form from so many classes on."""
-    monkeypatch.setattr(loss_module, "LEAST_CLASSES", least_classes)
+    """Return the loss and its gradient; from `min_classes` classes on in the sparse form."""
+    monkeypatch.setattr(loss_module, "MIN_CLASSES", min_classes)
     student = student.clone().requires_grad_()
     labels = torch.arange(len(student)) % student.shape[1]
     parts = loss_of(temperature=2.0, **options)(student, rows, labels, progress=1.0)
     parts.total.backward()
-    return parts.of_each, student.grad
+    return parts.per_sample, student.grad
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("classes", [1, 2, 3, 4, 17, 300])
 @pytest.mark.parametrize("alpha", [0.9, 1.0])
-def test_from_rows_the_loss_is_that_of_the_decoded_ones(monkeypatch, kind, classes, alpha):
+def test_the_sparse_loss_equals_that_of_decoded_rows(monkeypatch, kind, classes, alpha):
     codec = make_codec(kind, classes)
     rows, student = rows_of(codec, drawn_logits(7, classes)), student_of(7, classes)
-    found = from_rows(monkeypatch, student, rows, least_classes=0, alpha=alpha)
-    dense = from_rows(monkeypatch, student, rows, least_classes=10**9, alpha=alpha)
+    found = from_rows(monkeypatch, student, rows, min_classes=0, alpha=alpha)
+    dense = from_rows(monkeypatch, student, rows, min_classes=10**9, alpha=alpha)
     # Sums of float32 in another order; near 0 they cancel.
     torch.testing.assert_close(found[0], dense[0], rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(found[1], dense[1], rtol=1e-5, atol=1e-6)
@@ -69,7 +69,7 @@ def test_from_rows_the_loss_is_that_of_the_decoded_ones(monkeypatch, kind, class
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 4.0, 20.0])
 @pytest.mark.parametrize("k", [1, 3, 10])
-def test_sparse_probabilities_are_those_of_the_decoded_row(temperature, k):
+def test_sparse_probabilities_equal_those_of_the_decoded_row(temperature, k):
     codec = TopK(10, k)
     rows = torch.from_numpy(encoded(codec, drawn_logits(6, 10)))
     found = codec.sparse(rows, temperature=temperature)
@@ -87,7 +87,7 @@ def test_sparse_probabilities_are_those_of_the_decoded_row(temperature, k):
     temperature=st.sampled_from([1.0, 4.0]),
     kind=st.sampled_from(HAVE_SPARSE),
 )
-def test_the_divergence_is_that_of_the_decoded_row(logits, temperature, kind):
+def test_the_sparse_divergence_equals_that_of_the_decoded_row(logits, temperature, kind):
     classes = logits.shape[1]
     codec = (
         TopK(classes, min(3, classes))
@@ -106,7 +106,7 @@ def test_the_divergence_is_that_of_the_decoded_row(logits, temperature, kind):
 
 @pytest.mark.parametrize("kind", HAVE_SPARSE)
 @pytest.mark.parametrize("temperature", [2.0])
-def test_the_gradient_is_that_of_finite_differences(kind, temperature):
+def test_the_gradient_matches_finite_differences(kind, temperature):
     codec = make_codec(kind, 6)
     rows = torch.from_numpy(encoded(codec, drawn_logits(4, 6)))
     answers = codec.sparse(rows, temperature=temperature)
@@ -129,7 +129,7 @@ def test_other_codecs_have_no_sparse_form(kind):
     assert codec.sparse(rows, temperature=2.0) is None
 
 
-def test_draws_of_one_class_are_one_probability():
+def test_repeated_draws_of_a_class_add_up():
     codec = Sampled(5, draws=8, temperature=1.0, seed=0)
     rows = torch.tensor([[0, 0, 0, 0, 3, 3, 4, 4], [2] * 8], dtype=torch.uint8)
     found = codec.sparse(rows, temperature=1.0)
@@ -156,10 +156,10 @@ def test_draws_for_another_temperature_are_refused():
     ],
     ids=str,
 )
-def test_the_sparse_form_is_taken_for_many_classes_where_the_loss_has_one(
+def test_the_sparse_form_is_used_for_many_classes_if_the_loss_supports_it(
     monkeypatch, options, is_sparse
 ):
-    """What is not asked to decode stays encoded; the other losses need every class."""
+    """Plain KD does not decode; the other losses need the probability of every class."""
     decoded: list[int] = []
     decode = TopK.decode
 
@@ -168,29 +168,27 @@ def test_the_sparse_form_is_taken_for_many_classes_where_the_loss_has_one(
         return decode(self, *given, **named)
 
     monkeypatch.setattr(TopK, "decode", count)
-    for classes in (LEAST_CLASSES - 1, LEAST_CLASSES):
+    for classes in (MIN_CLASSES - 1, MIN_CLASSES):
         codec = TopK(classes, 3)
         rows, student = rows_of(codec, drawn_logits(2, classes)), student_of(2, classes)
         loss_of(**options)(student, rows, torch.tensor([0, 1]), progress=1.0)
-    assert decoded == [LEAST_CLASSES - 1, LEAST_CLASSES][: 1 if is_sparse else 2]
+    assert decoded == [MIN_CLASSES - 1, MIN_CLASSES][: 1 if is_sparse else 2]
 
 
 @pytest.mark.parametrize("changed", ["mixed", "reshaped"])
-def test_answers_that_the_loss_changes_are_decoded_however_many_classes_there_are(
-    monkeypatch, changed
-):
+def test_mixed_or_reshaped_rows_are_always_decoded(monkeypatch, changed):
     rows, student = rows_of(TopK(20, 3), drawn_logits(6, 20)), student_of(6, 20)
     mix = Mix(0.3, torch.tensor([3, 0, 2, 5, 1, 4]), None) if changed == "mixed" else None
     loss = Loss(LossSettings(reshape=changed == "reshaped"), torch.linspace(0.5, 3.0, 20))
     found = []
-    for least_classes in (0, 10**9):
-        monkeypatch.setattr(loss_module, "LEAST_CLASSES", least_classes)
-        found.append(loss(student, rows, torch.arange(6), progress=1.0, mix=mix).of_each)
+    for min_classes in (0, 10**9):
+        monkeypatch.setattr(loss_module, "MIN_CLASSES", min_classes)
+        found.append(loss(student, rows, torch.arange(6), progress=1.0, mix=mix).per_sample)
     assert torch.equal(*found)
 
 
-def test_rows_with_infinite_logits_are_refused_before_they_are_encoded():
-    """Upstream, so that no loss meets them: a build asks each row whether it is representable."""
+def test_infinite_logits_are_not_representable_by_any_codec():
+    """A build refuses rows that are not representable, so no loss gets them."""
     logits = np.zeros((3, 4), dtype=np.float32)
     logits[1, 2] = -np.inf
     for kind in KINDS:

@@ -24,7 +24,7 @@ LABELS = torch.tensor([0, 4, 2, 2, 1, 3])
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0, 5.0])
-def test_the_loss_is_what_its_formula_says(temperature):
+def test_the_loss_matches_the_papers_formula(temperature):
     student, teacher = drawn(6, 5, seed=0), drawn(6, 5, seed=1, scale=9.0)
     p_s = softmax(z_score(student.numpy()) / temperature)
     p_t = softmax(z_score(teacher.numpy()) / temperature)
@@ -36,21 +36,21 @@ def test_the_loss_is_what_its_formula_says(temperature):
 
 @settings(max_examples=30, deadline=None)
 @given(size=st.floats(0.01, 100), shift=st.floats(-50, 50))
-def test_the_size_of_a_students_logits_is_its_own_affair(size, shift):
+def test_the_loss_does_not_depend_on_the_scale_of_the_students_logits(size, shift):
     student, teacher = drawn(6, 5, seed=0), drawn(6, 5, seed=1)
     found = parts_of(size * student + shift, teacher, LABELS, standardise=True)
     expected = parts_of(student, teacher, LABELS, standardise=True)
     torch.testing.assert_close(found.distillation, expected.distillation, rtol=1e-9, atol=1e-11)
 
 
-def test_a_row_has_mean_0_and_deviation_1_with_divisor_c():
+def test_a_row_has_mean_0_and_standard_deviation_1_with_divisor_c():
     found = standardise(drawn(6, 5, seed=0)).numpy()
     np.testing.assert_allclose(found.mean(axis=1), 0, atol=1e-15)
     np.testing.assert_allclose((found**2).mean(axis=1), 1, rtol=1e-14)
 
 
 @pytest.mark.parametrize("classes", [1, 4])
-def test_a_row_of_equal_logits_is_0_and_has_a_gradient(classes):
+def test_a_row_of_equal_logits_becomes_0_and_has_a_finite_gradient(classes):
     rows = torch.full((2, classes), 3.0, requires_grad=True)
     found = standardise(rows)
     assert torch.equal(found, torch.zeros(2, classes))
@@ -58,7 +58,7 @@ def test_a_row_of_equal_logits_is_0_and_has_a_gradient(classes):
     assert rows.grad.isfinite().all()
 
 
-def test_the_gradient_is_that_of_finite_differences():
+def test_the_gradient_matches_finite_differences():
     weights = drawn(6, 5, seed=2)
 
     def total(logits: torch.Tensor) -> torch.Tensor:

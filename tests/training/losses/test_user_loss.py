@@ -119,13 +119,13 @@ def test_a_resumed_run_ends_with_the_same_loss_parameters(module, train, monkeyp
         torch.testing.assert_close(resumed[name], whole[name], rtol=0, atol=0)
 
 
-def test_the_code_is_part_of_the_run(module, train):
+def test_the_config_of_a_run_has_the_digest_of_the_code(module, train):
     folder = train("run", "--loss", f"{module}:one_number", "--epochs", "1")
     config = read_json(folder / "config.json")["config"]
     assert config["loss"] == f"{module}:one_number"
     assert len(config["loss_code_digest"]) == 64
 
 
-def test_another_shape_is_refused(module, train, capsys):
+def test_a_loss_of_another_shape_is_refused(module, train, capsys):
     train("run", "--loss", f"{module}:wrong_shape", "--epochs", "1", status=2)
     assert "expected a tensor of shape () or (24,)" in capsys.readouterr().err
