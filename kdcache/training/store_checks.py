@@ -10,7 +10,7 @@ from kdcache.options import TrainOptions
 from kdcache.progress import logger
 from kdcache.reader.probe import PROBE_VIEWS, probe_ids, probe_pixels
 from kdcache.store.codecs.dense import Dense
-from kdcache.store.codecs.fidelity import LARGEST_ANGLE_DEGREES, NORM_RATIOS
+from kdcache.store.codecs.fidelity import MAX_ANGLE_DEGREES, NORM_RATIOS
 from kdcache.store.logit_store import LogitStore
 from kdcache.training.losses.fidelity import fidelity_of
 from kdcache.training.losses.settings import LossSettings
@@ -81,6 +81,6 @@ def check_codec(store: LogitStore, loss: LossSettings) -> None:
             loss,
             found.angle_degrees,
             found.norm_ratio,
-            LARGEST_ANGLE_DEGREES,
+            MAX_ANGLE_DEGREES,
             *NORM_RATIOS,
         )

@@ -15,7 +15,7 @@ from kdcache.store.codecs.int8 import Int8
 from kdcache.store.codecs.largest import largest_in_rows
 from kdcache.store.codecs.lowrank import LowRank
 from kdcache.store.codecs.registry import codec_from
-from kdcache.store.codecs.rows import classes, unpack
+from kdcache.store.codecs.rows import as_int64, unpack
 from kdcache.store.codecs.sampled import LOG_UNSEEN, Sampled
 from kdcache.store.codecs.topk import TopK
 from tests.store.codecs import (
@@ -49,7 +49,7 @@ def tail_of(logits_BC: np.ndarray, indices_BK: np.ndarray) -> np.ndarray:
 
 @several_examples
 @given(logits_BC=hard_logits(1e30), k=st.integers(1, 12))
-def test_the_k_largest_are_those_of_a_stable_sort(logits_BC, k):
+def test_the_k_largest_match_a_stable_sort(logits_BC, k):
     k = min(k, logits_BC.shape[1])
     order = np.argsort(-logits_BC, axis=1, kind="stable")[:, :k]
     indices, values = largest_in_rows(logits_BC, k)
@@ -58,7 +58,7 @@ def test_the_k_largest_are_those_of_a_stable_sort(logits_BC, k):
 
 
 @pytest.mark.parametrize("k", [1, 10, 999, 1000])
-def test_the_k_largest_of_many_classes_are_those_of_a_stable_sort(k):
+def test_the_k_largest_of_many_classes_match_a_stable_sort(k):
     logits_BC = np.round(drawn_logits(20, 1000))  # rounded: many ties
     indices, _ = largest_in_rows(logits_BC, k)
     order = np.argsort(-logits_BC, axis=1, kind="stable")[:, :k]
@@ -81,7 +81,7 @@ def test_dense_is_within_its_bound_of_the_centred_logits(logits_BC):
 
 @several_examples
 @given(logits_BC=hard_logits(1000), scale=st.integers(0, 30))
-def test_dense_is_within_its_bound_to_the_bit_where_centring_is_exact(logits_BC, scale):
+def test_dense_reaches_its_exact_bound_if_centring_is_exact(logits_BC, scale):
     # Multiples of 1 / 64 in 8 classes: every step of the mean is exact in float32.
     grid_BC = (np.resize(logits_BC, (len(logits_BC), 8)) * 64).round() / np.float32(64)
     grid_BC *= np.float32(2.0**-scale)
@@ -117,7 +117,7 @@ def test_int8_is_within_half_a_step(logits_BC, shrink):
     assert (np.abs(decoded_BC - exact_BC) <= allowed_BC).all()
 
 
-def test_int8_takes_the_nearest_of_255_steps():
+def test_int8_rounds_to_the_nearest_of_255_steps():
     logits_BC = np.array([[255.0, 254.4, 100.6, 0.0]], np.float32)
     assert round_trip(Int8(4), logits_BC).tolist() == [[0.0, -1.0, -154.0, -255.0]]
 
@@ -147,7 +147,7 @@ def test_kept_logits_are_within_their_bound(kind, logits_BC):
 
 @pytest.mark.parametrize("classes", [1 << 8, (1 << 8) + 1, 1 << 16, (1 << 16) + 1])
 @pytest.mark.parametrize("kind", ["topk", "sampled", "lowrank"])
-def test_the_last_class_is_kept_at_every_width_of_an_index(kind, classes):
+def test_the_last_class_can_be_kept_with_every_index_type(kind, classes):
     codec = make_codec(kind, classes)
     logits_BC = np.zeros((2, classes), np.float32)
     logits_BC[0, -1] = logits_BC[1, 0] = 60.0
@@ -156,7 +156,7 @@ def test_the_last_class_is_kept_at_every_width_of_an_index(kind, classes):
 
 @several_examples
 @given(logits_BC=hard_logits(30), k=st.integers(1, 12))
-def test_the_tail_of_topk_has_its_own_logsumexp_mean_and_variance(logits_BC, k):
+def test_topk_stores_logsumexp_mean_and_variance_of_the_tail(logits_BC, k):
     if k >= logits_BC.shape[1]:
         return
     codec = TopK(logits_BC.shape[1], k)
@@ -169,7 +169,7 @@ def test_the_tail_of_topk_has_its_own_logsumexp_mean_and_variance(logits_BC, k):
     np.testing.assert_allclose(parts.tail_variance[:, 0], tail.var(axis=1), **close)
 
 
-def test_the_tail_of_topk_weighs_what_it_did_at_temperature_1():
+def test_the_tail_of_topk_has_its_exact_mass_at_temperature_1():
     logits_BC, codec = drawn_logits(50, 300), TopK(300, 5)
     indices = codec.parts(encoded(codec, logits_BC)).indices
     decoded_tail = tail_of(round_trip(codec, logits_BC), indices)
@@ -182,7 +182,7 @@ def test_the_tail_of_topk_weighs_what_it_did_at_temperature_1():
     ("temperature", "atol"),
     [(1.0, 1e-5), (1.5, 0.1), (2.0, 0.1), (4.0, 0.05), (20.0, 1e-3), (1e4, 1e-6)],
 )
-def test_the_tail_of_topk_weighs_what_it_did_at_other_temperatures(temperature, atol):
+def test_the_tail_of_topk_has_about_its_mass_at_other_temperatures(temperature, atol):
     logits_BC, codec = drawn_logits(50, 300, scale=1.5), TopK(300, 5)
     indices = codec.parts(encoded(codec, logits_BC)).indices
     decoded_tail = tail_of(round_trip(codec, logits_BC, temperature=temperature), indices)
@@ -192,7 +192,7 @@ def test_the_tail_of_topk_weighs_what_it_did_at_other_temperatures(temperature, 
 
 
 @pytest.mark.parametrize("temperature", [0.05, 0.5, 1.0, 3.0])
-def test_no_tail_logit_is_above_the_kept_or_below_the_mean(temperature):
+def test_the_tail_logit_is_between_the_tails_mean_and_the_kept_logits(temperature):
     logits_BC, codec = drawn_logits(50, 40, scale=20.0), TopK(40, 3)
     parts = codec.parts(encoded(codec, logits_BC))
     filling = parts.tail_logit(temperature, 37)
@@ -211,7 +211,7 @@ def test_the_tail_of_topk_is_uniform():
 # lowrank
 
 
-def test_a_basis_of_all_dimensions_gives_every_logit_within_half_a_step_of_each_coefficient():
+def test_a_full_basis_has_only_the_error_of_rounding_the_coefficients():
     directions = np.random.default_rng(1).standard_normal((5, 60))
     # No logit is kept but the largest: lowering it to the second is then all that is lost.
     logits_NC = (np.random.default_rng(2).standard_normal((400, 5)) @ directions).astype(np.float32)
@@ -227,7 +227,7 @@ def test_a_basis_of_all_dimensions_gives_every_logit_within_half_a_step_of_each_
     assert (np.abs(error_BC) <= allowed_BC + 0.05 * logits_NC.std()).all()
 
 
-def test_coefficients_are_those_of_a_projection_on_the_basis():
+def test_coefficients_match_a_projection_on_the_basis():
     logits_NC = drawn_logits(300, 50)
     codec = LowRank.fit(logits_NC, k=4, r=7)
     fields = unpack(codec._fields, encoded(codec, logits_NC))
@@ -246,7 +246,7 @@ def test_coefficients_are_those_of_a_projection_on_the_basis():
 
 
 @pytest.mark.parametrize("coarse", [1, 2, 5])
-def test_coarse_coefficients_are_within_half_a_step_of_their_own(coarse):
+def test_coarse_coefficients_are_within_half_a_coarse_step(coarse):
     logits_NC = drawn_logits(300, 50)
     exact = LowRank.fit(logits_NC, k=4, r=2 + coarse, fine=2 + coarse)
     codec = replace(exact, fine=2)
@@ -263,12 +263,12 @@ def test_coarse_coefficients_are_within_half_a_step_of_their_own(coarse):
     # What is decoded is mean, offset and these coefficients, where nothing was kept.
     fine_BR = fields["step"] * fields["coefficients"].astype(np.float64)
     shape_BC = np.concatenate([fine_BR, found_BR], axis=1) @ codec.basis + codec.mean
-    tail_BC = tail_of(shape_BC + fields["offset"], classes(fields["indices"]))
-    decoded_BC = tail_of(round_trip(codec, logits_NC), classes(fields["indices"]))
+    tail_BC = tail_of(shape_BC + fields["offset"], as_int64(fields["indices"]))
+    decoded_BC = tail_of(round_trip(codec, logits_NC), as_int64(fields["indices"]))
     np.testing.assert_allclose(decoded_BC, tail_BC, atol=1e-4)
 
 
-def test_rows_of_the_first_version_had_a_byte_for_each_coefficient():
+def test_settings_of_the_first_version_mean_one_byte_per_coefficient():
     codec = LowRank.fit(drawn_logits(300, 50), k=4, r=20, fine=20)
     settings = {word: value for word, value in codec.settings.items() if word != "fine"}
     found = codec_from(settings, codec.arrays)
@@ -276,7 +276,7 @@ def test_rows_of_the_first_version_had_a_byte_for_each_coefficient():
     assert codec_from(codec.settings, codec.arrays) == codec
 
 
-def test_coarse_steps_for_most_keep_more_than_a_byte_for_each_at_equal_bytes():
+def test_at_equal_size_coarse_coefficients_have_smaller_errors_than_fine_ones():
     logits_NC = drawn_logits(600, 200)
     wide = LowRank.fit(logits_NC, k=3, r=72)
     narrow = replace(wide.truncated(48), fine=48)
@@ -288,7 +288,7 @@ def test_coarse_steps_for_most_keep_more_than_a_byte_for_each_at_equal_bytes():
     assert errors[0] < 0.95 * errors[1]
 
 
-def test_the_tail_of_lowrank_weighs_what_it_did_at_temperature_2():
+def test_the_tail_of_lowrank_has_its_exact_mass_at_temperature_2():
     logits_NC = drawn_logits(300, 200)
     codec = LowRank.fit(logits_NC, k=5, r=6)
     indices, _ = largest_in_rows(logits_NC, 5)
@@ -298,7 +298,7 @@ def test_the_tail_of_lowrank_weighs_what_it_did_at_temperature_2():
     assert np.abs(log_weight(decoded_tail, 1) - log_weight(exact_tail, 1)).max() > 1e-3
 
 
-def test_more_coefficients_come_closer():
+def test_more_coefficients_have_smaller_errors():
     logits_NC = drawn_logits(400, 60)
     full = LowRank.fit(logits_NC, k=3, r=32)
     errors = [
@@ -325,7 +325,7 @@ def test_equal_rows_give_an_equal_basis():
 
 
 @pytest.mark.parametrize("rows", [30, 80])
-def test_a_basis_is_of_principal_components_as_long_as_their_deviations(rows):
+def test_a_basis_has_principal_components_as_long_as_their_standard_deviations(rows):
     logits_NC = drawn_logits(rows, 50)  # fewer and more rows than classes
     codec = LowRank.fit(logits_NC, k=4, r=6)
     lowered_NC = np.minimum(logits_NC, np.sort(logits_NC, axis=1)[:, -5][:, None])
@@ -340,7 +340,7 @@ def test_a_basis_is_of_principal_components_as_long_as_their_deviations(rows):
     assert (codec.basis.max(axis=1) == np.abs(codec.basis).max(axis=1)).all()
 
 
-def test_the_basis_of_constant_rows_is_zero_and_decodes_them():
+def test_constant_rows_have_a_zero_basis_and_are_decoded():
     constant_NC = np.full((5, 4), 3.0, np.float32)
     codec = LowRank.fit(constant_NC, k=2, r=3)
     assert not codec.basis.any()
@@ -374,7 +374,7 @@ def test_every_frequency_is_within_one_draw_of_its_probability(logits_BC, draws,
     assert (np.abs(frequencies - expected) < 1 / draws + 1e-6).all()
 
 
-def test_drawn_frequencies_have_the_mean_of_the_probabilities():
+def test_drawn_frequencies_are_unbiased():
     codec = Sampled(30, draws=7, temperature=2.0, seed=3)
     logits_BC = np.repeat(drawn_logits(1, 30), 4000, axis=0)
     frequencies = softmax(round_trip(codec, logits_BC) / 2).mean(axis=0)
@@ -399,7 +399,7 @@ def test_draws_are_a_function_of_seed_view_and_sample_id():
     assert not (reference == rows(other, [4, 5, 6], 1)).all(axis=1).any()
 
 
-def test_draws_are_even_steps_through_the_cumulative_distribution():
+def test_draws_are_systematic_samples_of_the_cumulative_distribution():
     logits_BC = drawn_logits(5, 50, scale=1.0)
     codec = Sampled(50, draws=9, temperature=2.0, seed=11)
     rows = codec.encode(logits_BC, sample_ids=np.arange(5), view=7)
@@ -411,14 +411,14 @@ def test_draws_are_even_steps_through_the_cumulative_distribution():
         assert codec.classes_drawn(row).tolist() == expected.tolist()
 
 
-def test_a_class_without_weight_is_never_drawn():
+def test_a_class_of_probability_0_is_never_drawn():
     logits_BC = np.full((200, 6), -1e30, np.float32)
     logits_BC[:, 2:4] = 0.0
     rows = encoded(Sampled(6, draws=4, temperature=1.0, seed=0), logits_BC)
     assert set(np.unique(rows)) == {2, 3}
 
 
-def test_a_class_that_was_not_drawn_has_no_probability_but_a_finite_logit():
+def test_a_class_that_was_not_drawn_has_probability_0_and_a_finite_logit():
     logits_BC = np.array([[0.0, -1e4]], np.float32)
     codec = Sampled(2, draws=5, temperature=2.0, seed=0)
     assert round_trip(codec, logits_BC).tolist() == [[0.0, 2.0 * LOG_UNSEEN]]

@@ -10,7 +10,7 @@ import pytest
 from kdcache.errors import ConfigError
 from kdcache.rng import generator
 from kdcache.store.codecs.choice import (
-    MOST_ROWS,
+    MAX_ROWS,
     choice_sample_ids,
     choose_codec,
     fidelities,
@@ -39,7 +39,7 @@ from tests.store.codecs import drawn_logits, softmax
         ("sampled(temperature=0.5, seed=0)", "sampled", {"temperature": 0.5, "seed": 0}),
     ],
 )
-def test_a_request_is_read_and_written(text, name, parameters):
+def test_a_request_is_parsed_and_formatted(text, name, parameters):
     request = CodecRequest.parse(text)
     assert (request.name, request.parameters) == (name, parameters)
     assert CodecRequest.parse(str(request)) == request
@@ -53,7 +53,7 @@ def test_a_request_is_read_and_written(text, name, parameters):
         *("lowrank(**{'k': 1})", "topk(k=x)", "a.b(k=1)", "topk(k=-1+x)"),
     ],
 )
-def test_a_request_that_cannot_be_read_is_shown_with_the_forms_that_can(text):
+def test_the_error_of_a_malformed_request_lists_the_known_forms(text):
     with pytest.raises(ConfigError, match=r"It takes: auto, dense, int8, topk\(k=10\)") as error:
         CodecRequest.parse(text)
     assert repr(text) in str(error.value)
@@ -70,7 +70,7 @@ def test_a_request_that_cannot_be_read_is_shown_with_the_forms_that_can(text):
         (f"sampled(seed={1 << 64})", r"seed of sampled is 18446744073709551616, expected .* 2\^64"),
     ],
 )
-def test_a_parameter_out_of_its_range_is_named(text, message):
+def test_the_error_of_a_parameter_out_of_range_names_it(text, message):
     with pytest.raises(ConfigError, match=message):
         CodecRequest.parse(text)
 
@@ -93,7 +93,7 @@ def reference(logits_BC, decoded_BC, temperature):
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 4.0])
-def test_angle_ratio_and_divergence_are_those_of_the_gradients(temperature):
+def test_angle_ratio_and_divergence_match_their_definitions(temperature):
     logits_BC = drawn_logits(30, 40).astype(np.float64)
     decoded_BC = logits_BC + np.random.default_rng(5).standard_normal(logits_BC.shape)
     found = measure_fidelity(logits_BC, decoded_BC, temperature=temperature)
@@ -104,7 +104,7 @@ def test_angle_ratio_and_divergence_are_those_of_the_gradients(temperature):
 def test_many_rows_are_measured_as_one_vector(monkeypatch):
     logits_BC, decoded_BC = drawn_logits(30, 40), drawn_logits(30, 40, seed=1)
     whole = measure_fidelity(logits_BC, decoded_BC, temperature=2.0)
-    monkeypatch.setattr("kdcache.store.codecs.fidelity._BLOCK_NUMBERS", 7 * 40)
+    monkeypatch.setattr("kdcache.store.codecs.fidelity._BLOCK_LOGITS", 7 * 40)
     assert measure_fidelity(logits_BC, decoded_BC, temperature=2.0) == pytest.approx(whole)
 
 
@@ -121,7 +121,7 @@ def test_one_class_has_no_gradient_and_no_angle():
     assert measure_fidelity(ones, 2 * ones, temperature=1.0) == (1.0, 0.0, 1.0, 0.0)
 
 
-def test_a_gradient_where_there_was_none_is_not_accepted():
+def test_a_gradient_is_not_accepted_if_the_exact_one_is_0():
     flat = np.zeros((4, 3), np.float32)
     assert measure_fidelity(flat, drawn_logits(4, 3), temperature=1.0).angle_degrees == 90.0
     assert not measure_fidelity(flat, drawn_logits(4, 3), temperature=1.0).is_accepted
@@ -145,7 +145,7 @@ def choose(request, logits_NC):
     return choose_codec(request, logits_NC, np.arange(len(logits_NC)))
 
 
-def test_auto_takes_the_smallest_codec_that_is_accepted_at_1_2_and_4():
+def test_auto_chooses_the_smallest_codec_accepted_at_1_2_and_4():
     choice = choose("auto", drawn_logits(600, 120))
     sizes = [row["row_bytes"] for row in choice.table]
     assert sizes == sorted(sizes)
@@ -158,13 +158,13 @@ def test_auto_takes_the_smallest_codec_that_is_accepted_at_1_2_and_4():
     assert 4.0 not in choice.table[0]["accepted_for"]
 
 
-def test_auto_takes_dense_where_nothing_is_smaller():
+def test_auto_chooses_dense_if_no_codec_is_smaller():
     choice = choose("auto", drawn_logits(100, 3))
     assert [row["codec"] for row in choice.table] == ["dense"]
     assert str(choice.codec) == "dense"
 
 
-def test_the_table_is_json_and_says_what_was_measured():
+def test_the_table_is_json_with_the_measurements():
     choice = choose("auto", drawn_logits(600, 120))
     table = json.loads(json.dumps(choice.table))
     assert table == choice.table
@@ -185,13 +185,13 @@ def test_the_table_is_json_and_says_what_was_measured():
     assert f"{first['angle_degrees']:.1f} / {first['norm_ratio']:.3f}" in line
 
 
-def test_the_choice_is_the_same_for_the_same_rows():
+def test_equal_rows_give_an_equal_choice():
     first, second = (choose("auto", drawn_logits(300, 60)) for _ in range(2))
     assert first == second
     np.testing.assert_array_equal(first.codec.arrays["basis"], second.codec.arrays["basis"])
 
 
-def test_a_basis_is_judged_on_rows_that_it_has_not_seen():
+def test_a_basis_is_measured_on_held_out_rows():
     # 24 rows of noise: the 21 that are fitted are spanned by 20 components, the 3 others are not.
     logits_NC = np.random.default_rng(3).standard_normal((24, 200)).astype(np.float32)
     choice = choose("lowrank(k=1, r=20)", logits_NC)
@@ -202,7 +202,7 @@ def test_a_basis_is_judged_on_rows_that_it_has_not_seen():
 
 
 @pytest.mark.parametrize("request_text", ["dense", "int8", "float32"])
-def test_a_codec_asked_for_by_name_is_taken(request_text):
+def test_a_codec_requested_by_name_is_chosen(request_text):
     choice = choose(request_text, drawn_logits(50, 20))
     assert str(choice.codec) == request_text
     assert [row["chosen"] for row in choice.table] == [True]
@@ -221,7 +221,7 @@ def test_a_codec_asked_for_by_name_is_taken(request_text):
         ("sampled(draws=9, seed=4)", 30, "sampled(draws=9, temperature=1.0, seed=4)"),
     ],
 )
-def test_what_is_left_out_follows_the_data(request_text, classes, expected):
+def test_the_defaults_depend_on_the_size_of_the_data(request_text, classes, expected):
     assert str(choose(request_text, drawn_logits(90, classes)).codec) == expected
 
 
@@ -233,7 +233,7 @@ def test_what_is_left_out_follows_the_data(request_text, classes, expected):
         ("lowrank(r=21)", "r of lowrank is 21, expected at most 20"),
     ],
 )
-def test_parameters_that_do_not_fit_the_data_are_refused(request_text, message):
+def test_parameters_that_are_too_large_for_the_data_are_refused(request_text, message):
     with pytest.raises(ConfigError, match=message):
         choose(request_text, drawn_logits(50, 20))
 
@@ -241,7 +241,7 @@ def test_parameters_that_do_not_fit_the_data_are_refused(request_text, message):
 @pytest.mark.parametrize(
     "request_text", ["topk(k=21)", "lowrank(k=21)", "lowrank(r=21)", "lowrank(r=45)"]
 )
-def test_what_does_not_fit_is_refused_before_there_are_logits(request_text):
+def test_a_request_that_does_not_fit_is_refused_before_the_clean_view(request_text):
     """And by the same word as when there are: 44 of 50 rows fit a basis."""
     classes = 60 if "45" in request_text else 20
     request = CodecRequest.parse(request_text)
@@ -254,12 +254,12 @@ def test_what_does_not_fit_is_refused_before_there_are_logits(request_text):
 
 
 @pytest.mark.parametrize("request_text", ["auto", "dense", "topk(k=20)", "lowrank(k=20, r=20)"])
-def test_what_fits_is_accepted_before_there_are_logits(request_text):
+def test_a_request_that_fits_is_accepted_before_the_clean_view(request_text):
     require_fits(CodecRequest.parse(request_text), 50, 20)
     assert choose(request_text, drawn_logits(50, 20)).codec.num_classes == 20
 
 
-def test_a_codec_for_one_temperature_is_measured_there_alone():
+def test_a_codec_bound_to_a_temperature_is_measured_there_only():
     choice = choose("sampled(draws=400, temperature=4)", drawn_logits(80, 20, scale=1.0))
     (row,) = choice.table
     assert [found["temperature"] for found in row["fidelity"]] == [4.0]
@@ -270,16 +270,16 @@ def test_a_codec_for_one_temperature_is_measured_there_alone():
 
 @pytest.mark.parametrize("rows", [1, 2, 9])
 @pytest.mark.parametrize("request_text", ["auto", "topk", "int8"])
-def test_a_handful_of_rows_is_enough_to_choose(request_text, rows):
+def test_a_codec_can_be_chosen_from_a_few_rows(request_text, rows):
     assert choose(request_text, drawn_logits(rows, 20)).codec.num_classes == 20
 
 
-def test_a_basis_needs_a_row_to_fit_it_to():
+def test_a_basis_needs_at_least_one_row():
     with pytest.raises(ConfigError, match=r"r of lowrank is 1, expected at most 0: .* 0 rows"):
         choose("lowrank", drawn_logits(1, 20))
 
 
-def test_fidelity_is_measured_at_the_temperatures_that_are_asked_for():
+def test_fidelity_is_measured_at_the_given_temperatures():
     logits_BC = drawn_logits(20, 30)
     found = fidelities(Float32(30), logits_BC, np.arange(20), [7.0, 3.0])
     assert [fidelity.temperature for fidelity in found] == [7.0, 3.0]
@@ -288,9 +288,9 @@ def test_fidelity_is_measured_at_the_temperatures_that_are_asked_for():
 
 @pytest.mark.parametrize(
     ("samples", "classes", "expected"),
-    [(100, 10, 100), (10**6, 10, MOST_ROWS), (10**6, 21_841, 2**25 // 21_841), (5, 2**26, 1)],
+    [(100, 10, 100), (10**6, 10, MAX_ROWS), (10**6, 21_841, 2**25 // 21_841), (5, 2**26, 1)],
 )
-def test_the_samples_that_decide_are_few_enough_for_memory(samples, classes, expected):
+def test_the_number_of_samples_for_the_choice_is_limited(samples, classes, expected):
     ids = choice_sample_ids(samples, classes)
     assert len(ids) == expected
     assert (np.diff(ids) > 0).all()

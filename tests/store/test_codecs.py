@@ -22,7 +22,7 @@ every_kind = pytest.mark.parametrize("kind", KINDS)
 several_examples = settings(max_examples=40, deadline=None)
 
 
-def test_there_is_a_codec_for_every_name():
+def test_every_name_has_a_codec():
     assert set(CODECS) == set(KINDS)
     assert all(CODECS[kind].name == kind for kind in KINDS)
 
@@ -52,7 +52,7 @@ def test_rows_and_logits_have_the_stated_shape_and_type(kind, classes):
     ],
     ids=str,
 )
-def test_a_row_takes_the_stated_bytes(codec, row_bytes):
+def test_a_row_has_the_documented_size(codec, row_bytes):
     assert codec.row_bytes == row_bytes
 
 
@@ -70,7 +70,7 @@ def test_the_bytes_of_a_row_depend_on_no_other_row(kind):
 
 
 @every_kind
-def test_rows_from_torch_are_rows_from_numpy(kind):
+def test_torch_and_numpy_logits_are_encoded_alike(kind):
     codec, logits_BC = make_codec(kind, 40), drawn_logits(5, 40)
     from_torch = encoded(codec, torch.from_numpy(logits_BC).requires_grad_())
     np.testing.assert_array_equal(from_torch, encoded(codec, logits_BC))
@@ -78,7 +78,7 @@ def test_rows_from_torch_are_rows_from_numpy(kind):
 
 @every_kind
 @pytest.mark.parametrize("classes", [1, 3, 300])
-def test_torch_decodes_what_numpy_decodes(kind, classes):
+def test_torch_and_numpy_rows_are_decoded_alike(kind, classes):
     codec = make_codec(kind, classes)
     rows = encoded(codec, drawn_logits(7, classes))
     decoded = codec.decode(torch.from_numpy(rows)).numpy()
@@ -87,7 +87,7 @@ def test_torch_decodes_what_numpy_decodes(kind, classes):
 
 
 @every_kind
-def test_a_slice_of_staged_rows_decodes_as_the_rows_did(kind):
+def test_a_slice_of_staged_rows_is_decoded_as_the_whole(kind):
     codec = make_codec(kind, 33)
     rows = encoded(codec, drawn_logits(9, 33))
     expected = codec.decode(rows)
@@ -97,7 +97,7 @@ def test_a_slice_of_staged_rows_decodes_as_the_rows_did(kind):
 
 
 @every_kind
-def test_decoding_leaves_the_rows_as_they_are(kind):
+def test_decoding_does_not_change_the_rows(kind):
     codec = make_codec(kind, 12)
     rows = encoded(codec, drawn_logits(4, 12))
     before, staged = rows.copy(), torch.from_numpy(rows)
@@ -107,7 +107,7 @@ def test_decoding_leaves_the_rows_as_they_are(kind):
 
 
 @every_kind
-def test_a_codec_is_rebuilt_from_its_settings_and_arrays(kind):
+def test_a_codec_can_be_constructed_from_its_settings_and_arrays(kind):
     codec = make_codec(kind, 30)
     rebuilt = codec_from(json.loads(json.dumps(codec.settings)), codec.arrays)
     assert (rebuilt, str(rebuilt)) == (codec, str(codec))
@@ -118,13 +118,13 @@ def test_a_codec_is_rebuilt_from_its_settings_and_arrays(kind):
 
 
 @every_kind
-def test_a_codec_is_written_as_it_is_asked_for(kind):
+def test_the_text_form_of_a_codec_is_a_valid_request(kind):
     codec = make_codec(kind, 30)
     request = CodecRequest.parse(str(codec))
     assert (request.name, request.parameters) == (codec.name, codec.parameters)
 
 
-def test_a_codec_of_another_version_is_named():
+def test_the_error_of_an_unknown_codec_names_it():
     with pytest.raises(CacheMismatchError, match="codec is 'vq', expected one of dense, int8"):
         codec_from({"codec": "vq", "num_classes": 10}, {})
 
@@ -160,7 +160,7 @@ def test_inf_and_nan_are_not_representable(kind):
     # The row is (x, 0, 0): its spread is x, its centred largest logit 2 x / 3.
     [("dense", 65_504 * 1.5), ("topk", 65_504), ("lowrank", 65_504), ("int8", 3.4028234e38)],
 )
-def test_the_range_ends_where_it_is_stated(kind, largest):
+def test_the_range_has_its_documented_limit(kind, largest):
     codec = make_codec(kind, 3)
     inside = np.array([[largest, 0, 0]], np.float32)
     assert codec.representable(inside).tolist() == [True]
@@ -172,7 +172,7 @@ def test_the_range_ends_where_it_is_stated(kind, largest):
 
 
 @pytest.mark.parametrize("kind", ["sampled", "float32"])
-def test_two_codecs_take_every_finite_logit(kind):
+def test_float32_and_sampled_accept_every_finite_logit(kind):
     codec = make_codec(kind, 3)
     widest = np.array([[3.4e38, -3.4e38, 0]], np.float32)
     assert codec.representable(widest).tolist() == [True]
@@ -180,7 +180,7 @@ def test_two_codecs_take_every_finite_logit(kind):
 
 
 @every_kind
-def test_only_drawn_rows_are_bound_to_a_temperature(kind):
+def test_only_sampled_rows_are_bound_to_a_temperature(kind):
     codec = make_codec(kind, 8)
     rows = encoded(codec, drawn_logits(2, 8))
     if kind != "sampled":
@@ -193,7 +193,7 @@ def test_only_drawn_rows_are_bound_to_a_temperature(kind):
         codec.decode(rows, temperature=7.5)
 
 
-def test_a_low_rank_decode_is_float32_inside_autocast():
+def test_lowrank_is_decoded_in_float32_under_autocast():
     codec = make_codec("lowrank", 300)
     rows = torch.from_numpy(encoded(codec, drawn_logits(7, 300)))
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -204,7 +204,7 @@ def test_a_low_rank_decode_is_float32_inside_autocast():
 
 @pytest.mark.gpu
 @every_kind
-def test_a_device_encodes_and_decodes_what_the_host_does(kind):
+def test_a_gpu_encodes_and_decodes_as_the_cpu_does(kind):
     codec, logits_BC = make_codec(kind, 300), drawn_logits(7, 300)
     rows = encoded(codec, torch.from_numpy(logits_BC).cuda())
     np.testing.assert_array_equal(rows, encoded(codec, logits_BC))
@@ -213,12 +213,12 @@ def test_a_device_encodes_and_decodes_what_the_host_does(kind):
     np.testing.assert_allclose(decoded.cpu(), codec.decode(rows), rtol=1e-5, atol=1e-5)
 
 
-def test_the_largest_number_of_coefficients_is_that_of_classes_and_rows():
+def test_the_number_of_coefficients_is_limited_by_classes_and_rows():
     with pytest.raises(ConfigError, match=r"r of lowrank is 6, expected at most 5: .* 5 rows"):
         LowRank.fit(drawn_logits(5, 30), k=3, r=6)
 
 
-def test_dense_holds_a_row_whose_sum_is_no_float32():
+def test_dense_encodes_a_row_whose_float32_sum_overflows():
     given_logits = np.array([[3e38] * 10, [0, 4, -4] + [0] * 7], dtype=np.float32)
     codec = Dense(10)
     assert codec.representable(given_logits).tolist() == [True, True]

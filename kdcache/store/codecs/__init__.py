@@ -1,1 +1,1 @@
-"""In: float32 logits. Out: stored rows, and logits again; one codec per file."""
+"""Codecs: float32 logits to stored rows and back. Each codec is a file."""

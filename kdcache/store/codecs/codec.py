@@ -1,11 +1,11 @@
-"""What every codec is: encode and decode side by side, each with its stated error.
+"""The base class of codecs, which encode logits as stored rows and decode them.
 
-Encoding runs on the host, row by row: the bytes of a row depend on its logits, its sample id and
-its view, and on no other row of the batch. So a build that was killed writes the same bytes again,
-whatever it is cut into. The compiled parts release the interpreter, for a thread beside a GPU.
+Encoding runs on the CPU, row by row. The bytes of a row depend on its logits, sample id and view
+only, not on other rows of the batch. So a build that was killed and runs again writes the same
+bytes, whatever its batches are. The compiled parts release the GIL.
 
-Decoding is arithmetic on whole batches, written once for the array library of its argument: torch
-on the rows' device in a training loop, numpy where a store is read without torch.
+Decoding works on whole batches, through the array API of its argument: torch on the device of the
+rows in a training loop, numpy if a store is read without torch.
 """
 
 from __future__ import annotations
@@ -25,28 +25,28 @@ from kdcache.store.codecs.sparse import SparseProbabilities
 
 @dataclass(frozen=True)
 class Codec(ABC):
-    """Rows of C logits to rows of stored numbers and back. Logits count up to a constant per row.
+    """Encodes rows of C logits as rows of stored numbers, up to a constant per row.
 
-    `settings` and `arrays` rebuild it: `kdcache.store.codecs.registry.codec_from`. `str` writes it
-    the way `--codec` reads it.
+    `kdcache.store.codecs.registry.codec_from` constructs a codec from its `settings` and `arrays`.
+    `str` returns the text form that `--codec` reads.
     """
 
     num_classes: int
-    """C."""
+    """Number of classes C."""
 
     name: ClassVar[str] = ""
-    """Its name in the registry; empty for a codec of the user's own, whose name is module:class."""
+    """Name in the registry; empty for a user's codec, whose name is module:class."""
 
     is_exact: ClassVar[bool] = False
-    """True if decoding gives every logit back, bit for bit."""
+    """True if decoding returns every logit bit for bit."""
 
     request_parameters: ClassVar[Mapping[str, tuple[type, int]]] = {}
-    """The parameters that `--codec` takes: name -> (int or float, minimum); a float must be above
-    its minimum."""
+    """The parameters of `--codec`: name -> (int or float, minimum). A float must be above its
+    minimum, an int at least the minimum."""
 
     @classmethod
     def spelling(cls) -> str:
-        """Return the name by which a store and `--codec` call this codec."""
+        """Return the name of this codec in a store and in `--codec`."""
         return cls.name or f"{cls.__module__}:{cls.__qualname__}"
 
     @classmethod
@@ -57,10 +57,10 @@ class Codec(ABC):
         num_rows: int,
         num_classes: int,
     ) -> None:
-        """Check requested parameters against the data; by default everything fits.
+        """Check requested parameters against the size of the data. By default nothing is checked.
 
         Raises:
-            ConfigError: if a parameter does not fit the number of classes or of fitted rows.
+            ConfigError: if a parameter is too large for the number of classes or fitted rows.
         """
         del parameters, num_rows, num_classes
 
@@ -71,8 +71,8 @@ class Codec(ABC):
         """Return the codec of a request.
 
         Args:
-            parameters: those of `request_parameters` that were given.
-            fitted_NC: (N, C) clean logits, for a codec that is fitted to them.
+            parameters: the given parameters, a part of `request_parameters`.
+            fitted_NC: (N, C) clean logits, to which a codec may be fitted.
         """
         return cls(fitted_NC.shape[1], **parameters)
 
@@ -83,12 +83,12 @@ class Codec(ABC):
         parameters: Mapping[str, Any],
         arrays: Mapping[str, npt.NDArray[np.float32]],
     ) -> Self:
-        """Return the codec that a store describes.
+        """Return the codec of a store.
 
         Args:
-            num_classes: C.
-            parameters: the rest of `settings`.
-            arrays: what it was fitted to.
+            num_classes: number of classes C.
+            parameters: the `settings`, without the name and `num_classes`.
+            arrays: the `arrays` of the codec.
         """
         del arrays
         return cls(num_classes, **parameters)
@@ -96,36 +96,36 @@ class Codec(ABC):
     @property
     @abstractmethod
     def dtype(self) -> np.dtype[Any]:
-        """Of the stored numbers; uint8 where a row mixes types."""
+        """Type of the stored numbers; uint8 if a row mixes types."""
 
     @property
     @abstractmethod
     def row_width(self) -> int:
-        """How many stored numbers one row takes."""
+        """Number of stored numbers of a row."""
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of one row."""
+        """Size of a row in bytes."""
         return self.row_width * self.dtype.itemsize
 
     @property
     def parameters(self) -> dict[str, int | float]:
-        """What was chosen for it, in the order in which it is written."""
+        """The parameters by name, in the order of the text form."""
         return {}
 
     @property
     def settings(self) -> dict[str, Any]:
-        """JSON content that rebuilds it, together with `arrays`."""
+        """JSON content from which, with `arrays`, the codec can be constructed."""
         return {"codec": self.spelling(), "num_classes": self.num_classes, **self.parameters}
 
     @property
     def arrays(self) -> dict[str, npt.NDArray[np.float32]]:
-        """What it was fitted to, by name."""
+        """The fitted arrays by name; empty for a codec that is not fitted."""
         return {}
 
     @property
     def bound_to(self) -> float | None:
-        """The one temperature at which its rows can be used; None: every temperature."""
+        """The only temperature at which the rows can be used; None: any temperature."""
         return None
 
     def __str__(self) -> str:
@@ -135,23 +135,23 @@ class Codec(ABC):
     def encode(
         self, logits_BC: Any, *, sample_ids: npt.ArrayLike, view: int
     ) -> npt.NDArray[np.generic]:
-        """Return stored rows, (B, row_width) of `dtype`, in the host's memory.
+        """Return the stored rows, (B, row_width) of `dtype`, as a numpy array.
 
         Args:
-            logits_BC: (B, C) float32, finite and `representable`: numpy, or torch on any device.
-            sample_ids: (B,) integers, of each row.
-            view: of all rows.
+            logits_BC: (B, C) float32, `representable`; numpy, or torch on any device.
+            sample_ids: (B,) integers, the sample id of each row.
+            view: the view of all rows.
         """
         ids = np.asarray(sample_ids).astype(np.uint64)
         return self._encode(self._on_host(logits_BC), ids, np.uint64(view))
 
     def decode(self, rows_BW: Any, *, temperature: float | None = None) -> Any:
-        """Return (B, C) float32 logits, finite, in the library and on the device of the rows.
+        """Return finite logits, (B, C) float32, in the library and on the device of the rows.
 
         Args:
             rows_BW: (B, row_width) of `dtype`, numpy or torch.
-            temperature: at which the logits will be used; matters to `topk` alone, whose tail is
-                right at one temperature at a time (1 when left out).
+            temperature: the temperature at which the logits will be used. Only `topk` uses it: its
+                tail is correct at one temperature. None means 1.
 
         Raises:
             ConfigError: if the rows are bound to another temperature.
@@ -160,9 +160,9 @@ class Codec(ABC):
         return self._decode(rows_BW, 1.0 if temperature is None else temperature)
 
     def sparse(self, rows_BW: Any, *, temperature: float) -> SparseProbabilities | None:
-        """Return the softmax of `decode(rows) / T` without its (B, C) numbers, of torch rows.
+        """Return softmax(decode(rows) / T) in sparse form, without decoding to (B, C).
 
-        None where a codec has no such form.
+        The rows must be a torch tensor. Returns None if the codec has no sparse form.
 
         Raises:
             ConfigError: if the rows are bound to another temperature.
@@ -171,7 +171,7 @@ class Codec(ABC):
         return self._sparse(rows_BW, temperature)
 
     def representable(self, logits_BC: Any) -> npt.NDArray[np.bool_]:
-        """Return for each row whether its logits are finite and within the codec's range, (B,)."""
+        """Return whether the logits of each row are finite and in the codec's range, (B,) bool."""
         logits = self._on_host(logits_BC)
         is_finite = np.logical_and.reduce(np.isfinite(logits), axis=1)
         # float64: the spread of finite float32 numbers may be infinite in float32.
@@ -185,7 +185,8 @@ class Codec(ABC):
         if temperature is not None and self.bound_to not in {None, temperature}:
             raise ConfigError(
                 f"temperature is {temperature}, expected {self.bound_to}: rows of {self} hold "
-                "draws at that temperature. Build a store with another --codec for this one"
+                "draws at that temperature. Build a store with another --codec to use other "
+                "temperatures"
             )
 
     @abstractmethod
@@ -212,11 +213,11 @@ class Codec(ABC):
 
 
 def spread(logits_BC: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Return the largest less the smallest logit of each row, (B,)."""
+    """Return the largest minus the smallest logit of each row, (B,)."""
     return np.asarray(logits_BC.max(axis=1) - logits_BC.min(axis=1))
 
 
 def as_float32(array: Any) -> Any:
-    """Widen or narrow to float32, numpy or torch."""
+    """Convert a numpy or torch array to float32."""
     xp = array_namespace(array)
     return xp.astype(array, xp.float32)

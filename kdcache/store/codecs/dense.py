@@ -1,4 +1,4 @@
-"""Every logit: in float16 without the row's mean, or as it is."""
+"""Codecs that store every logit: as float16 after centring, or as float32."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import numpy.typing as npt
 
 from kdcache.store.codecs.codec import Codec, as_float32
 
-LARGEST_FLOAT16 = 65_504.0
+MAX_FLOAT16 = 65_504.0
 
 
 @dataclass(frozen=True)
 class Dense(Codec):
-    """float16 with the row's mean removed: 2 C bytes.
+    """Stores centred logits (minus the row's mean) as float16, in 2 C bytes.
 
-    Error of a centred logit z: at most |z| 2^-11 + 2^-25. Range: |z| <= 65,504.
+    The error of a centred logit z is at most |z| 2^-11 + 2^-25. Range: |z| <= 65,504.
     """
 
     name: ClassVar[str] = "dense"
@@ -41,12 +41,12 @@ class Dense(Codec):
         return as_float32(rows_BW)
 
     def _in_range(self, logits_BC: npt.NDArray[np.float64], /) -> npt.NDArray[np.bool_]:
-        return (np.abs(logits_BC - _mean(logits_BC)) <= LARGEST_FLOAT16).all(axis=1)
+        return (np.abs(logits_BC - _mean(logits_BC)) <= MAX_FLOAT16).all(axis=1)
 
 
 @dataclass(frozen=True)
 class Float32(Codec):
-    """Exact, for tests and comparisons: 4 C bytes. Range: every finite logit."""
+    """Stores logits unchanged, in 4 C bytes, for tests and comparisons. Range: finite logits."""
 
     name: ClassVar[str] = "float32"
     is_exact: ClassVar[bool] = True
@@ -76,7 +76,7 @@ class Float32(Codec):
 def _mean(logits_BC: npt.NDArray[Any]) -> npt.NDArray[Any]:
     with np.errstate(over="ignore"):
         means_B1 = np.asarray(logits_BC.mean(axis=1, keepdims=True))
-    # The sum of a few logits near the largest float32 is no float32.
+    # The float32 sum of a few very large logits overflows.
     if not np.isfinite(means_B1).all():
         exact_B1 = logits_BC.mean(axis=1, keepdims=True, dtype=np.float64)
         means_B1 = np.where(np.isfinite(means_B1), means_B1, exact_B1.astype(means_B1.dtype))

@@ -1,16 +1,16 @@
-"""What a codec does to the gradient that a student gets.
+"""Measure how a codec changes the gradient of the distillation loss.
 
-The gradient of the distillation loss with respect to a student's logits s is, for each row,
-T (softmax(s / T) - softmax(z / T)). It is taken twice, with the teacher's exact logits z and with
-the decoded ones, and compared as one vector over all rows: the angle says whether the student is
-sent elsewhere, the norm ratio whether the loss changes its weight.
+For each row, the gradient with respect to the student's logits s is
+T (softmax(s / T) - softmax(z / T)). It is computed with the teacher's exact logits z and with the
+decoded ones. The two gradients, concatenated over all rows, are compared by their angle (a change
+of direction) and by the ratio of their norms (a change of the loss's weight).
 
-Where the student stands decides the angle, too; none is trained yet when a codec is chosen. It is
-assumed to be on its way: s = 0.7 z + 0.3 std(z) e for each row, with e standard normal, drawn from
-a named seed. A better student has a smaller gradient and a larger angle.
+The angle depends on the student, but no student is trained when a codec is chosen. So a partly
+trained one is assumed: s = 0.7 z + 0.3 std(z) e for each row, with e standard normal from a fixed
+seed. A better student has a smaller gradient and a larger angle.
 
-The noise of drawn rows counts in full here, although it averages out over samples and views in the
-gradient of a weight; a bias, such as that of a uniform tail, stays.
+The noise of `sampled` rows counts in full here, although in the gradient of a weight it averages
+out over samples and views. A bias, such as that of a uniform tail, does not average out.
 """
 
 from __future__ import annotations
@@ -24,33 +24,36 @@ import numpy.typing as npt
 from kdcache.rng import generator
 
 STUDENT_SHARE = 0.7
-"""Of the teacher's logits in the assumed student's."""
+"""Weight of the teacher's logits in those of the assumed student."""
 
 STUDENT_NOISE = 0.3
-"""Deviation of the assumed student's own part, in units of the row's."""
+"""Standard deviation of the noise, relative to that of the row."""
 
-LARGEST_ANGLE_DEGREES = 10.0
+MAX_ANGLE_DEGREES = 10.0
+"""Largest angle that `auto` accepts."""
+
 NORM_RATIOS = (0.95, 1.05)
+"""Smallest and largest norm ratio that `auto` accepts."""
 
-_BLOCK_NUMBERS = 1 << 20
+_BLOCK_LOGITS = 1 << 20
 
 
 class Fidelity(NamedTuple):
-    """What a codec does at one temperature."""
+    """The effect of a codec on the gradient at one temperature."""
 
     temperature: float
     angle_degrees: float
-    """Between the gradients with decoded and with exact logits, in [0, 180]."""
+    """Angle between the gradients with decoded and with exact logits, in [0, 180]."""
     norm_ratio: float
-    """Length of the gradient with decoded logits over that with exact ones."""
+    """Norm of the gradient with decoded logits, divided by that with exact logits."""
     kl: float
-    """KL(exact || decoded) of the teacher's probabilities, in nats, mean over the rows."""
+    """Mean KL(exact || decoded) of the teacher's probabilities, in nats."""
 
     @property
     def is_accepted(self) -> bool:
-        """Whether a student learns the same from decoded logits."""
+        """True if angle and norm ratio are within the limits of `auto`."""
         low, high = NORM_RATIOS
-        return self.angle_degrees <= LARGEST_ANGLE_DEGREES and low <= self.norm_ratio <= high
+        return self.angle_degrees <= MAX_ANGLE_DEGREES and low <= self.norm_ratio <= high
 
 
 def measure_fidelity(
@@ -60,18 +63,18 @@ def measure_fidelity(
     temperature: float,
     seed: int = 0,
 ) -> Fidelity:
-    """Compare decoded with exact logits.
+    """Compare the gradients with decoded and with exact logits.
 
     Args:
-        logits_BC: (B, C) exact.
-        decoded_BC: (B, C) of the same rows, decoded for this temperature.
+        logits_BC: (B, C) exact logits.
+        decoded_BC: (B, C) decoded logits of the same rows, for this temperature.
         temperature: T, above 0.
-        seed: of the assumed student.
+        seed: seed of the assumed student's noise.
     """
     rng = generator(seed, "assumed-student")
     products = np.zeros(3)
     divergence = 0.0
-    block_rows = max(1, _BLOCK_NUMBERS // logits_BC.shape[1])
+    block_rows = max(1, _BLOCK_LOGITS // logits_BC.shape[1])
     for start in range(0, len(logits_BC), block_rows):
         exact_BC = logits_BC[start : start + block_rows].astype(np.float64)
         student_BC = assumed_student(exact_BC, rng)
@@ -93,15 +96,21 @@ def measure_fidelity(
 def assumed_student(
     exact_BC: npt.NDArray[np.float64], rng: np.random.Generator
 ) -> npt.NDArray[np.float64]:
-    """Return logits of a student on its way to these, (B, C)."""
+    """Return the logits of a partly trained student, (B, C), from the teacher's logits."""
     deviation_B1 = exact_BC.std(axis=1, keepdims=True)
     noise_BC = rng.standard_normal(exact_BC.shape)
     return STUDENT_SHARE * exact_BC + STUDENT_NOISE * deviation_B1 * noise_BC
 
 
 def angle_and_ratio(exact: float, between: float, decoded: float) -> tuple[float, float]:
-    """Return the angle in degrees and the ratio of lengths, from squares and inner product."""
-    if exact == 0:  # one class, or a teacher that tells none apart
+    """Return angle in degrees and norm ratio of two vectors, from their inner products.
+
+    Args:
+        exact: squared norm of the exact gradient.
+        between: inner product of both.
+        decoded: squared norm of the decoded gradient.
+    """
+    if exact == 0:  # one class, or a teacher with equal logits
         return (0.0, 1.0) if decoded == 0 else (90.0, math.inf)
     if decoded == 0:
         return 90.0, 0.0

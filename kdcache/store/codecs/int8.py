@@ -1,4 +1,4 @@
-"""Every logit in one byte, with a step of its own for each row."""
+"""A codec that stores every logit in one byte, with a step size per row."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from kdcache.store.codecs.codec import Codec, as_float32, spread
 from kdcache.store.codecs.rows import Fields, pack, unpack
 
 LEVELS = 255
-"""Steps between a row's smallest and largest logit."""
+"""Number of steps between the smallest and the largest logit of a row."""
 
-LARGEST_FLOAT32 = float(np.finfo(np.float32).max)
+MAX_FLOAT32 = float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True)
 class Int8(Codec):
-    """Steps below the row's largest logit, and the size of a step: C + 4 bytes.
+    """Stores each logit as a number of steps below the row's largest, in C + 4 bytes.
 
-    Error of a logit's distance from the row's largest: at most half a step, spread / 510, and
-    2^-23 of the distance for float32 arithmetic. Range: spread <= 3.4e38.
+    The error of a logit's distance from the largest is at most half a step, that is spread / 510,
+    plus 2^-23 of the distance for float32 arithmetic. Range: spread <= 3.4e38.
     """
 
     name: ClassVar[str] = "int8"
@@ -47,7 +47,7 @@ class Int8(Codec):
         exact_BC = logits_BC.astype(np.float64)
         below_BC = exact_BC.max(axis=1, keepdims=True) - exact_BC
         step_B1 = (below_BC.max(axis=1, keepdims=True) / LEVELS).astype(np.float32)
-        # A row of one value, or of denormal ones, has no step: all of it is the largest.
+        # If all logits are equal (or differ by denormals), the step is 0, and so are all distances.
         steps_BC = np.rint(below_BC / np.where(step_B1 > 0, step_B1, np.inf))
         return pack(self._fields, {"step": step_B1, "steps_below": np.minimum(steps_BC, LEVELS)})
 
@@ -56,4 +56,4 @@ class Int8(Codec):
         return -fields["step"] * as_float32(fields["steps_below"])
 
     def _in_range(self, logits_BC: npt.NDArray[np.float64], /) -> npt.NDArray[np.bool_]:
-        return spread(logits_BC) <= LARGEST_FLOAT32
+        return spread(logits_BC) <= MAX_FLOAT32

@@ -1,4 +1,4 @@
-"""How many of the largest logits of a row a codec keeps."""
+"""The parameter k of codecs that keep the k largest logits of a row."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from collections.abc import Mapping
 from kdcache.errors import ConfigError
 
 DEFAULT_KEPT = 10
+"""Default of k."""
 
 
 def kept_classes(codec: str, parameters: Mapping[str, int | float], num_classes: int) -> int:
-    """Return k of a request, 10 or C when it is left out.
+    """Return k of a request; by default min(10, C).
 
     Raises:
-        ConfigError: if it is more than C.
+        ConfigError: if k > C.
     """
     k = int(parameters.get("k", min(DEFAULT_KEPT, num_classes)))
     if k > num_classes:

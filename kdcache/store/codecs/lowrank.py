@@ -1,4 +1,4 @@
-"""The k largest logits, and the others in a basis that was fitted to the clean pass."""
+"""A codec that keeps the k largest logits, and the others in a basis fitted to clean logits."""
 
 from __future__ import annotations
 
@@ -14,54 +14,58 @@ from array_api_compat import array_namespace, device, is_torch_array
 from kdcache.compiled import compiled
 from kdcache.errors import ConfigError
 from kdcache.store.codecs.codec import Codec, as_float32, spread
-from kdcache.store.codecs.dense import LARGEST_FLOAT16
+from kdcache.store.codecs.dense import MAX_FLOAT16
 from kdcache.store.codecs.kept_classes import kept_classes
 from kdcache.store.codecs.largest import below_largest, largest_in_rows
-from kdcache.store.codecs.rows import Fields, classes, index_type, pack, replace_in_rows, unpack
+from kdcache.store.codecs.rows import Fields, as_int64, index_type, pack, replace_in_rows, unpack
 
 EXACT_MASS_TEMPERATURE = 2.0
-"""Where the tail's share of the probability is exact: in the middle of the usual temperatures."""
+"""Temperature at which the tail's probability mass is exact, in the middle of the usual range."""
 
-NEGLIGIBLE = 1e-5
-"""Of the largest deviation: a component below it is rounding, not data."""
+MIN_RELATIVE_DEVIATION = 1e-5
+"""A component with a smaller standard deviation, relative to the largest, is rounding noise."""
 
-FINE = 16
-"""Coefficients of a byte each, when nothing else is said. Most of a tail's shape is in the first
-few; the others are small, so that a coarse step of theirs is a small error: at equal bytes, twice
-as many components keep more than finer steps do (benchmarks/codecs.py)."""
+DEFAULT_FINE = 16
+"""Default number of coefficients in one byte; the others take half a byte. The first coefficients
+carry most of a tail's shape. The others are small, so coarse steps make small errors: at equal
+size, twice as many components are better than finer steps (benchmarks/codecs.py)."""
 
-LARGEST_FINE, LARGEST_COARSE = 127, 7
-"""Steps of a coefficient, to either side of 0, in a byte and in half a byte."""
-
+MAX_FINE_STEPS, MAX_COARSE_STEPS = 127, 7
+"""Largest number of steps from 0 of a coefficient in one byte and in half a byte."""
 
 DEFAULT_COEFFICIENTS = 64
+"""Default of r."""
 
 
 @dataclass(frozen=True)
 class LowRank(Codec):
-    """The k largest in float16, and r coefficients for the shape of the tail.
+    """Stores the k largest logits as float16, and r coefficients for the shape of the tail.
 
-    k indices of 1, 2 or 4 bytes, 2 (k - 1) + 8 bytes, a byte for each of the first coefficients,
-    and half a byte for each of the others, with 4 bytes for their own step. The basis, principal
-    components of the rows with their k largest lowered to the largest of the tail, is fitted once
-    and stored beside the rows; each component has the length of its standard deviation, so that one
-    step size suits many coefficients. For T > 1, where the uniform tail of `topk` is another
-    objective.
+    It is meant for T > 1, where the uniform tail of `topk` changes the objective.
 
-    Error of a kept logit's distance d from the row's largest: at most d 2^-11 + 2^-25. Of the tail:
-    what the basis leaves, which `kdcache.store.codecs.fidelity` measures, and half a step of each
-    coefficient. The tail's share of the probability is exact at T = 2. Range: spread <= 65,504.
+    A row takes k class indices of 1, 2 or 4 bytes, 2 (k - 1) + 8 bytes for logits, offset and step,
+    one byte for each of the first `fine` coefficients, and half a byte for each of the others plus
+    4 bytes for their step.
+
+    The basis is fitted once and stored beside the rows. It consists of the principal components of
+    the fitted rows, after their k largest logits are lowered to the largest of the tail. Each
+    component is as long as its standard deviation, so one step size suits many coefficients.
+
+    The error of a kept logit's distance d from the row's largest is at most d 2^-11 + 2^-25. The
+    error of the tail is what the basis cannot represent, which `kdcache.store.codecs.fidelity`
+    measures, and half a step of each coefficient. The tail's probability mass is exact at T = 2.
+    Range: spread <= 65,504.
     """
 
     k: int
-    """Logits kept, in [1, C]."""
+    """Number of logits kept, in [1, C]."""
     mean: npt.NDArray[np.float32] = field(repr=False, compare=False)
-    """(C,) of the rows it was fitted to, their own means removed."""
+    """(C,) mean of the fitted rows, after centring each row."""
     basis: npt.NDArray[np.float32] = field(repr=False, compare=False)
-    """(r, C), orthogonal; a row of zeros where the data have fewer dimensions."""
-    fine: int = FINE
-    """Coefficients of a byte each, the first; all where there are no more."""
-    _placed: dict[Any, tuple[Any, Any]] = field(
+    """(r, C) orthogonal rows; zeros if the data have fewer dimensions."""
+    fine: int = DEFAULT_FINE
+    """Number of coefficients, from the first, in one byte; all if r is smaller."""
+    _device_arrays: dict[Any, tuple[Any, Any]] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
 
@@ -76,7 +80,7 @@ class LowRank(Codec):
     def require_fits(
         cls, parameters: Mapping[str, int | float], *, num_rows: int, num_classes: int
     ) -> None:
-        """Check k against the number of classes, and r against that and the rows to fit to."""
+        """Check k against the number of classes, and r against classes and fitted rows."""
         kept_classes(cls.name, parameters, num_classes)
         if "r" in parameters:
             require_components(int(parameters["r"]), num_rows, num_classes)
@@ -85,14 +89,14 @@ class LowRank(Codec):
     def from_request(
         cls, parameters: Mapping[str, int | float], fitted_NC: npt.NDArray[np.float32]
     ) -> Self:
-        """Return the codec fitted to rows; k is 10 and r 64, or less where the data are small."""
+        """Return the codec fitted to rows; by default k = 10 and r = 64, or less for small data."""
         num_rows, num_classes = fitted_NC.shape
         default = max(1, min(DEFAULT_COEFFICIENTS, num_rows, num_classes))
         return cls.fit(
             fitted_NC,
             k=kept_classes(cls.name, parameters, num_classes),
             r=int(parameters.get("r", default)),
-            fine=int(parameters.get("fine", FINE)),
+            fine=int(parameters.get("fine", DEFAULT_FINE)),
         )
 
     @classmethod
@@ -102,21 +106,26 @@ class LowRank(Codec):
         parameters: Mapping[str, Any],
         arrays: Mapping[str, npt.NDArray[np.float32]],
     ) -> Self:
-        """Return the codec with a store's basis."""
+        """Return the codec of a store, with its basis."""
         basis = arrays["basis"]
-        # The first version of this codec had a byte for every coefficient, and no word for it.
+        # The first version of this codec stored every coefficient in one byte, without `fine`.
         fine = parameters.get("fine", len(basis))
         return cls(num_classes, parameters["k"], arrays["mean"], basis, fine)
 
     @classmethod
-    def fit(cls, logits_NC: npt.NDArray[np.float32], *, k: int, r: int, fine: int = FINE) -> Self:
-        """Fit a basis to rows of logits; equal rows in equal order give an equal basis.
+    def fit(
+        cls, logits_NC: npt.NDArray[np.float32], *, k: int, r: int, fine: int = DEFAULT_FINE
+    ) -> Self:
+        """Fit a basis to logits. The result depends on the rows and their order only.
 
         Args:
             logits_NC: (N, C) finite.
-            k: logits kept, in [1, C].
-            r: components, in [1, min(N, C)].
-            fine: of which so many get a byte, at least 0.
+            k: number of logits kept, in [1, C].
+            r: number of components, in [1, min(N, C)].
+            fine: number of coefficients in one byte, at least 0.
+
+        Raises:
+            ConfigError: if r is out of range.
         """
         num_rows, num_classes = logits_NC.shape
         require_components(r, num_rows, num_classes)
@@ -128,12 +137,12 @@ class LowRank(Codec):
         return cls(num_classes, k, mean_C, basis_RC, fine)
 
     def truncated(self, r: int) -> Self:
-        """Return the codec with the first r components alone."""
+        """Return the codec with the first r components only."""
         return replace(self, basis=self.basis[:r])
 
     @property
     def r(self) -> int:
-        """Coefficients of a row."""
+        """Number of coefficients of a row."""
         return len(self.basis)
 
     @property
@@ -143,18 +152,18 @@ class LowRank(Codec):
 
     @property
     def row_width(self) -> int:
-        """Bytes of the fields."""
+        """Size of the fields in bytes."""
         return self._fields.itemsize
 
     @property
     def parameters(self) -> dict[str, int | float]:
-        """Logits kept, coefficients, and how many of these are fine where it is not as usual."""
+        """The parameters k and r, and `fine` unless it has its default."""
         given: dict[str, int | float] = {"k": self.k, "r": self.r}
-        return given if self.fine == FINE else given | {"fine": self.fine}
+        return given if self.fine == DEFAULT_FINE else given | {"fine": self.fine}
 
     @property
     def settings(self) -> dict[str, Any]:
-        """With `fine` in any case: what is usual may change."""
+        """The settings, always with `fine`, because its default may change."""
         return super().settings | {"fine": self.fine}
 
     @property
@@ -164,7 +173,7 @@ class LowRank(Codec):
 
     @property
     def num_fine(self) -> int:
-        """Coefficients of a byte each."""
+        """Number of coefficients that are stored in one byte."""
         return min(self.fine, self.r)
 
     @property
@@ -183,7 +192,7 @@ class LowRank(Codec):
 
     @cached_property
     def _projection(self) -> npt.NDArray[np.float32]:
-        """The basis divided by its squared lengths: rows times it are coefficients."""
+        """(C, r) map from centred rows to coefficients: the basis over its squared lengths."""
         exact_RC = self.basis.astype(np.float64)
         squares_R1 = (exact_RC**2).sum(axis=1, keepdims=True)
         scaled_RC = np.divide(exact_RC, squares_R1, out=exact_RC, where=squares_R1 > 0)
@@ -195,8 +204,8 @@ class LowRank(Codec):
         indices, values = largest_in_rows(logits_BC, min(self.k + 1, self.num_classes))
         indices_BK, values_BK, ceiling_B = indices[:, : self.k], values[:, : self.k], values[:, -1]
         exact_BR = _project(logits_BC, ceiling_B, self.mean, self._projection)
-        step_B1, fine_BR = _rounded(exact_BR[:, : self.num_fine], LARGEST_FINE)
-        coarse_step_B1, coarse_BR = _rounded(exact_BR[:, self.num_fine :], LARGEST_COARSE)
+        step_B1, fine_BR = _quantise(exact_BR[:, : self.num_fine], MAX_FINE_STEPS)
+        coarse_step_B1, coarse_BR = _quantise(exact_BR[:, self.num_fine :], MAX_COARSE_STEPS)
         rounded_BR = np.concatenate([step_B1 * fine_BR, coarse_step_B1 * coarse_BR], axis=1)
         parts: dict[str, npt.NDArray[Any]] = {
             "indices": indices_BK,
@@ -206,42 +215,42 @@ class LowRank(Codec):
             "coefficients": fine_BR,
         }
         if coarse_BR.shape[1]:
-            parts |= {"coarse_step": coarse_step_B1, "pairs": _as_pairs(coarse_BR)}
+            parts |= {"coarse_step": coarse_step_B1, "pairs": _pack_half_bytes(coarse_BR)}
         return pack(self._fields, parts)
 
     def _decode(self, rows_BW: Any, _temperature: float, /) -> Any:
         fields = unpack(self._fields, rows_BW)
         xp = array_namespace(rows_BW)
-        mean_C, basis_RC = self._beside(rows_BW)
+        mean_C, basis_RC = self._arrays_like(rows_BW)
         coefficients_BR = fields["step"] * as_float32(fields["coefficients"])
         if "pairs" in fields:
-            coarse_BR = _from_pairs(fields["pairs"])[:, : self.r - self.num_fine]
+            coarse_BR = _unpack_half_bytes(fields["pairs"])[:, : self.r - self.num_fine]
             coarse_BR = fields["coarse_step"] * as_float32(coarse_BR)
             coefficients_BR = xp.concat([coefficients_BR, coarse_BR], axis=1)
         tail_BC = _product(coefficients_BR, basis_RC) + (mean_C + fields["offset"])
         below_BK = -as_float32(fields["below"])
         kept_BK = xp.concat([xp.zeros_like(fields["offset"]), below_BK], axis=1)
-        return replace_in_rows(tail_BC, classes(fields["indices"]), kept_BK)
+        return replace_in_rows(tail_BC, as_int64(fields["indices"]), kept_BK)
 
     def _in_range(self, logits_BC: npt.NDArray[np.float64], /) -> npt.NDArray[np.bool_]:
-        return spread(logits_BC) <= LARGEST_FLOAT16
+        return spread(logits_BC) <= MAX_FLOAT16
 
-    def _beside(self, rows_BW: Any) -> tuple[Any, Any]:
-        """Return mean and basis in the library and on the device of the rows, copied there once."""
+    def _arrays_like(self, rows_BW: Any) -> tuple[Any, Any]:
+        """Return mean and basis as arrays like the rows; a device gets one cached copy."""
         if not is_torch_array(rows_BW):
             return self.mean, self.basis
-        place = device(rows_BW)
-        if place not in self._placed:
+        target = device(rows_BW)
+        if target not in self._device_arrays:
             xp = array_namespace(rows_BW)
-            self._placed[place] = (
-                xp.asarray(self.mean, device=place),
-                xp.asarray(self.basis, device=place),
+            self._device_arrays[target] = (
+                xp.asarray(self.mean, device=target),
+                xp.asarray(self.basis, device=target),
             )
-        return self._placed[place]
+        return self._device_arrays[target]
 
 
 def require_components(r: int, num_rows: int, num_classes: int) -> None:
-    """Raise a ConfigError unless rows of logits have as many components."""
+    """Raise a ConfigError unless 1 <= r <= min(num_rows, num_classes)."""
     if not 1 <= r <= min(num_rows, num_classes):
         raise ConfigError(
             f"r of lowrank is {r}, expected at most {min(num_rows, num_classes)}: the smaller "
@@ -256,42 +265,42 @@ def _principal(rows_NC: npt.NDArray[np.float32], r: int) -> npt.NDArray[np.float
     if num_classes <= num_rows:
         variances, vectors = np.linalg.eigh(exact_NC.T @ exact_NC / num_rows)
         basis_RC = (vectors * np.sqrt(np.maximum(variances, 0))).T[::-1][:r]
-    else:  # the same, from the smaller matrix of inner products
+    else:  # the same components, from the smaller Gram matrix
         _, vectors = np.linalg.eigh(exact_NC @ exact_NC.T)
         basis_RC = (vectors.T @ exact_NC)[::-1][:r] / np.sqrt(num_rows)
     deviations_R = np.linalg.norm(basis_RC, axis=1)
-    basis_RC[deviations_R <= NEGLIGIBLE * deviations_R[0]] = 0
-    # A component and its opposite are as good: the one whose largest entry is positive.
+    basis_RC[deviations_R <= MIN_RELATIVE_DEVIATION * deviations_R[0]] = 0
+    # The sign of a component is arbitrary; make its entry with the largest magnitude positive.
     largest_R = np.abs(basis_RC).argmax(axis=1)
     signs_R = np.where(basis_RC[np.arange(r), largest_R] < 0, -1.0, 1.0)
     return np.ascontiguousarray(basis_RC * signs_R[:, None], dtype=np.float32)
 
 
-def _rounded(
-    exact_BR: npt.NDArray[np.float32], largest: int
+def _quantise(
+    exact_BR: npt.NDArray[np.float32], max_steps: int
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """Return the step of each row, (B, 1), and its coefficients in steps, whole numbers (B, r)."""
-    step_B1 = np.abs(exact_BR).max(axis=1, keepdims=True, initial=0) / np.float32(largest)
+    """Return the step size of each row, (B, 1), and its coefficients in steps, (B, r)."""
+    step_B1 = np.abs(exact_BR).max(axis=1, keepdims=True, initial=0) / np.float32(max_steps)
     return step_B1, np.rint(exact_BR / np.where(step_B1 > 0, step_B1, np.float32(np.inf)))
 
 
-def _as_pairs(coarse_BR: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
-    """Return two coefficients to a byte: the first half of them low, the second half high."""
+def _pack_half_bytes(coarse_BR: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
+    """Pack two coefficients per byte: the first half of them in the low bits."""
     width = -(-coarse_BR.shape[1] // 2)
     padded_BR = np.pad(coarse_BR, ((0, 0), (0, 2 * width - coarse_BR.shape[1])))
-    halves_BR = (padded_BR + (LARGEST_COARSE + 1)).astype(np.uint8)
+    halves_BR = (padded_BR + (MAX_COARSE_STEPS + 1)).astype(np.uint8)
     return np.asarray(halves_BR[:, :width] | halves_BR[:, width:] << 4, dtype=np.uint8)
 
 
-def _from_pairs(pairs_BP: Any) -> Any:
-    """Return the coefficients in steps, (B, 2 P)."""
+def _unpack_half_bytes(pairs_BP: Any) -> Any:
+    """Return the coefficients as numbers of steps, (B, 2 P)."""
     xp = array_namespace(pairs_BP)
     halves_BR = xp.concat([pairs_BP & 15, pairs_BP >> 4], axis=1)
-    return as_float32(halves_BR) - (LARGEST_COARSE + 1)
+    return as_float32(halves_BR) - (MAX_COARSE_STEPS + 1)
 
 
 def _product(coefficients_BR: Any, basis_RC: Any) -> Any:
-    """Return a float32 matrix product, also inside torch's autocast."""
+    """Return the matrix product in float32, even under torch.autocast."""
     if not is_torch_array(coefficients_BR):
         return coefficients_BR @ basis_RC
     import torch
@@ -307,15 +316,16 @@ def _project(
     mean_C: npt.NDArray[np.float32],
     projection_CR: npt.NDArray[np.float32],
 ) -> npt.NDArray[np.float32]:
-    """Return the coefficients (B, r) of each row, whatever rows stand beside it.
+    """Return the coefficients of each row, (B, r).
 
-    A library's matrix product adds in an order that depends on the number of rows.
+    The bits of a row's coefficients do not depend on the other rows. With a library's matrix
+    product they would, because its order of summation depends on the number of rows.
 
     Args:
         logits_BC: (B, C).
-        ceiling_B: (B,) the largest logit of each tail, to which those kept are lowered.
-        mean_C: (C,) of the basis.
-        projection_CR: (C, r).
+        ceiling_B: (B,) the largest logit of each tail, to which the kept logits are lowered.
+        mean_C: (C,) the mean of the codec.
+        projection_CR: (C, r) the projection of the codec.
     """
     num_rows, num_classes = logits_BC.shape
     coefficients = np.zeros((num_rows, projection_CR.shape[1]), dtype=np.float32)
@@ -341,7 +351,10 @@ def _offset(
     mean_C: npt.NDArray[np.float32],
     basis_RC: npt.NDArray[np.float32],
 ) -> npt.NDArray[np.float64]:
-    """Return what to add to each decoded tail, (B,), from the row's largest logit; or 0."""
+    """Return the constant to add to each decoded tail, (B,); 0 without a tail.
+
+    It is relative to the row's largest logit.
+    """
     num_rows, num_classes = logits_BC.shape
     offsets = np.zeros(num_rows, dtype=np.float64)
     if indices_BK.shape[1] == num_classes:
@@ -362,7 +375,7 @@ def _offset(
 
 @compiled(nogil=True)
 def _tail_level(logits_C: npt.NDArray[np.float32], kept_C: npt.NDArray[np.bool_]) -> np.float64:
-    """Return T logsumexp(z / T) over the tail, at the temperature where it is kept."""
+    """Return T logsumexp(z / T) over the tail, at T = EXACT_MASS_TEMPERATURE."""
     largest = -np.inf
     for c in range(len(logits_C)):
         if not kept_C[c]:

@@ -1,7 +1,7 @@
 """The codecs by name. A new codec is one new file and one line here.
 
-A codec is a subclass of `kdcache.store.codecs.codec.Codec`: it encodes, decodes, names its
-parameters and constructs itself from a request or from what a store says of it.
+A codec is a subclass of `kdcache.store.codecs.codec.Codec`. It encodes and decodes rows, declares
+its parameters, and can be constructed from a request or from the settings in a store.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ CODECS = Registry(
 
 
 def codec_class(name: str) -> type[Codec]:
-    """Return the class of a codec's name, or of `module:name`.
+    """Return the class of a codec by its name or `module:name`.
 
     Raises:
-        ConfigError: if there is none, or it is no codec.
+        ConfigError: if it does not exist or is not a codec.
     """
     found = CODECS.load(name)
     if not (isinstance(found, type) and issubclass(found, Codec)) or found.spelling() != name:
@@ -53,8 +53,8 @@ def codec_from(settings: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[np.
     """Return the codec that has these `settings` and `arrays`.
 
     Raises:
-        CacheMismatchError: if this version has none of that kind.
-        ConfigError: if it is the user's own and cannot be imported.
+        CacheMismatchError: if this version of kdcache does not have the codec.
+        ConfigError: if a user's codec cannot be imported.
     """
     given = dict(settings)
     name, num_classes = given.pop("codec"), given.pop("num_classes")

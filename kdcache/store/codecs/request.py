@@ -1,4 +1,4 @@
-"""What `--codec` can be told: a codec with its parameters, or auto."""
+"""Parse `--codec`: a codec with its parameters, or `auto`."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ AUTO = "auto"
 
 @dataclass(frozen=True)
 class CodecRequest:
-    """A codec as it was asked for. What is left out is decided when the logits are known.
+    """A requested codec. Parameters that are left out get values that depend on the logits.
 
-    auto                                       the smallest that keeps the gradient
+    auto                                       the smallest codec that preserves the gradient
     dense, int8, float32
-    topk(k=10)                                 k largest and what the others sum to
-    lowrank(k=10, r=64, fine=16)               k largest and r coefficients, so many of them finer
-    sampled(draws=50, temperature=1, seed=0)   draws, for one temperature
+    topk(k=10)                                 the k largest logits and statistics of the others
+    lowrank(k=10, r=64, fine=16)               the k largest logits and r coefficients of the others
+    sampled(draws=50, temperature=1, seed=0)   draws from the probabilities at one temperature
     """
 
     name: str
@@ -29,16 +29,16 @@ class CodecRequest:
 
     @classmethod
     def parse(cls, text: str) -> CodecRequest:
-        """Read a codec, such as `auto`, `topk(k=32)` or `sampled(draws=50, temperature=4)`.
+        """Parse a codec, such as `auto`, `topk(k=32)` or `sampled(draws=50, temperature=4)`.
 
         Raises:
-            ConfigError: names what was expected at which character and the forms that are known,
-                or the parameter that is out of range.
+            ConfigError: if the text has another form (the message names the first wrong character
+                and the known forms), or a parameter is out of range.
         """
         name = text.partition("(")[0].strip()
         kind = codec_class(name) if name in CODECS or is_user_code(name) else None
         form = {} if kind is None else kind.request_parameters
-        # The parser reads names alone; one of the same length keeps the place of an error.
+        # The parser accepts simple names only. A stand-in of the same length preserves positions.
         stand_in = "_" * len(name)
         names, parsed = [AUTO, *CODECS], text
         if is_user_code(name):
@@ -63,7 +63,7 @@ class CodecRequest:
         return cls(name, given)
 
     def __str__(self) -> str:
-        """Write the form that `parse` reads."""
+        """Return the text form that `parse` reads."""
         words = ", ".join(f"{word}={value}" for word, value in self.parameters.items())
         return f"{self.name}({words})" if words else self.name
 
@@ -75,6 +75,6 @@ def _parameters(call: Call, form: Mapping[str, tuple[type, int]]) -> dict[str, i
             raise CallError(unused_names(form, given), offset)
         kind, _ = form[name]
         if type(value) is not int and type(value) is not kind:
-            raise CallError("a number" if kind is float else "a whole number", value_offset)
+            raise CallError("a number" if kind is float else "an integer", value_offset)
         given[name] = kind(value)
     return given

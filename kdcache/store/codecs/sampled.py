@@ -1,4 +1,4 @@
-"""Draws from the teacher's probabilities at one temperature."""
+"""A codec that stores draws from the teacher's probabilities at one temperature."""
 
 from __future__ import annotations
 
@@ -13,26 +13,29 @@ from array_api_compat import array_namespace, device, is_torch_array
 from kdcache.compiled import compiled
 from kdcache.data.philox import philox, uniform
 from kdcache.store.codecs.codec import Codec, as_float32
-from kdcache.store.codecs.rows import classes, index_type
+from kdcache.store.codecs.rows import as_int64, index_type
 from kdcache.store.codecs.sparse import SparseProbabilities
 
 DEFAULT_DRAWS = 50
+"""Default number of draws."""
 
 LOG_UNSEEN = -80.0
-"""Log-probability of a class that was not drawn: nothing, and still a finite float32."""
+"""Decoded log-probability of a class that was not drawn: practically 0, but finite."""
 
 _STREAM_DRAWS = np.uint64(0x6472617773)  # "draws"
 
 
 @dataclass(frozen=True)
 class Sampled(Codec):
-    """Classes drawn with the teacher's probabilities at one temperature: 1, 2 or 4 bytes a draw.
+    """Stores n classes drawn from the teacher's probabilities, in 1, 2 or 4 bytes per draw.
 
-    The drawn frequencies are an unbiased estimate of the probabilities, so the gradient is right in
-    the mean over samples, views and seeds, where a cut-off tail is wrong in each of them. The draws
-    are the n points (i + u) / n of the cumulative distribution, with one uniform u for each
-    (seed, view, sample id), instead of n independent ones as in the paper: the same mean, a smaller
-    variance, and every frequency within 1 / n of its probability. Range: every finite logit.
+    The frequencies of the draws are unbiased estimates of the probabilities. So the gradient is
+    unbiased over samples, views and seeds, unlike that of a truncated tail.
+
+    kdcache uses systematic sampling instead of the paper's independent draws: the points
+    (i + u) / n of the cumulative distribution, with one uniform u per (seed, view, sample id). It
+    has the same mean and a smaller variance, and every frequency is within 1 / n of its
+    probability. Range: all finite logits.
 
     References:
         Anshumann et al. 2025, "Sparse Logit Sampling" (RS-KD). Systematic sampling: Cochran 1977,
@@ -40,11 +43,11 @@ class Sampled(Codec):
     """
 
     draws: int
-    """How many, at least 1."""
+    """Number of draws n, at least 1."""
     temperature: float
-    """At which they are drawn, above 0; the rows can be used at no other."""
+    """Temperature of the draws, above 0; the rows can be used at no other."""
     seed: int
-    """Of the draws."""
+    """Seed of the draws."""
 
     name: ClassVar[str] = "sampled"
     request_parameters: ClassVar[Mapping[str, tuple[type, int]]] = {
@@ -57,7 +60,7 @@ class Sampled(Codec):
     def from_request(
         cls, parameters: Mapping[str, int | float], fitted_NC: npt.NDArray[np.float32]
     ) -> Self:
-        """Return the codec with 50 draws at temperature 1 of seed 0 where they are left out."""
+        """Return the codec; by default 50 draws at temperature 1 with seed 0."""
         return cls(
             fitted_NC.shape[1],
             draws=int(parameters.get("draws", DEFAULT_DRAWS)),
@@ -67,7 +70,7 @@ class Sampled(Codec):
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """Of a class index."""
+        """The smallest unsigned integer type that can hold a class index."""
         return np.dtype(index_type(self.num_classes))
 
     @property
@@ -77,7 +80,7 @@ class Sampled(Codec):
 
     @property
     def parameters(self) -> dict[str, int | float]:
-        """Draws, temperature and seed."""
+        """`draws`, `temperature` and `seed`."""
         return {"draws": self.draws, "temperature": self.temperature, "seed": self.seed}
 
     @property
@@ -86,8 +89,8 @@ class Sampled(Codec):
         return self.temperature
 
     def classes_drawn(self, rows_BN: Any) -> Any:
-        """Return the draws, (B, n) int64, sorted in each row; each weighs 1 / n."""
-        return classes(rows_BN)
+        """Return the drawn classes, (B, n) int64, sorted in each row."""
+        return as_int64(rows_BN)
 
     def _encode(
         self, logits_BC: npt.NDArray[np.float32], ids_B: npt.NDArray[np.uint64], view: np.uint64, /
@@ -97,7 +100,7 @@ class Sampled(Codec):
 
     def _decode(self, rows_BW: Any, _temperature: float, /) -> Any:
         xp = array_namespace(rows_BW)
-        shares_BC = as_float32(_counts(classes(rows_BW), self.num_classes)) / self.draws
+        shares_BC = as_float32(_counts(as_int64(rows_BW), self.num_classes)) / self.draws
         logs_BC = xp.log(xp.where(shares_BC > 0, shares_BC, xp.ones_like(shares_BC)))
         unseen = xp.full_like(shares_BC, LOG_UNSEEN)
         return self.temperature * xp.where(shares_BC > 0, logs_BC, unseen)
@@ -105,9 +108,11 @@ class Sampled(Codec):
     def _sparse(self, rows_BW: Any, _temperature: float, /) -> SparseProbabilities:
         import torch
 
-        drawn_BN = classes(rows_BW)
+        drawn_BN = as_int64(rows_BW)
         counts_BN = torch.searchsorted(drawn_BN, drawn_BN, right=True)
-        counts_BN -= torch.searchsorted(drawn_BN, drawn_BN)  # sorted: how often each stands there
+        counts_BN -= torch.searchsorted(
+            drawn_BN, drawn_BN
+        )  # rows are sorted, so this counts each class
         share = torch.full_like(drawn_BN, 1 / self.draws, dtype=torch.float32)
         return SparseProbabilities(
             indices=drawn_BN,
@@ -121,7 +126,7 @@ class Sampled(Codec):
 
 
 def _counts(drawn_BN: Any, num_classes: int) -> Any:
-    """Return how often each row holds each class, (B, C) integers."""
+    """Return the count of each class in each row, (B, C) integers."""
     xp = array_namespace(drawn_BN)
     num_rows = drawn_BN.shape[0]
     if is_torch_array(drawn_BN):
@@ -141,14 +146,14 @@ def _draw(
     view: np.uint64,
     ids_B: npt.NDArray[np.uint64],
 ) -> npt.NDArray[np.int64]:
-    """Return the classes drawn for each row, (B, n), sorted."""
+    """Return the drawn classes of each row, (B, n), sorted."""
     num_rows, num_classes = logits_BC.shape
     drawn = np.empty((num_rows, draws), dtype=np.int64)
     weights = np.empty(num_classes, dtype=np.float64)
     for b in range(num_rows):
         largest = np.float64(logits_BC[b].max())
         total = 0.0
-        last = 0  # class with any weight: rounding must not push a draw beyond it
+        last = 0  # last class with a weight above 0; rounding must not move a draw past it
         for c in range(num_classes):
             weights[c] = np.exp((np.float64(logits_BC[b, c]) - largest) / temperature)
             total += weights[c]

@@ -1,4 +1,4 @@
-"""Probabilities of which most are equal, without a number for every class."""
+"""A sparse form of probabilities that are equal for most classes."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from typing import Any, NamedTuple
 
 
 class SparseProbabilities(NamedTuple):
-    """A batch of rows of probabilities p: one number for all classes, and more for a few."""
+    """Probabilities p of a batch: `rest` for every class, plus `excess` for K classes."""
 
     indices: Any
-    """(B, K) int64 classes; one that stands here twice has both its numbers."""
+    """(B, K) int64 classes; for a class that occurs twice, both excesses are added."""
     excess: Any
-    """(B, K) float32, what these classes have beyond `rest`."""
+    """(B, K) float32, the probabilities of these classes minus `rest`."""
     rest: Any
-    """(B, 1) float32, the probability of every class that is not named."""
+    """(B, 1) float32, the probability of every class that is not in `indices`."""
     negative_entropy: Any
     """(B,) float32, the sum of p log p over all classes."""

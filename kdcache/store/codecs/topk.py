@@ -1,4 +1,4 @@
-"""The k largest logits, and of all others what they sum to."""
+"""A codec that keeps the k largest logits, and statistics of the others (the tail)."""
 
 from __future__ import annotations
 
@@ -13,57 +13,62 @@ from array_api_compat import array_namespace
 
 from kdcache.compiled import compiled
 from kdcache.store.codecs.codec import Codec, as_float32, spread
-from kdcache.store.codecs.dense import LARGEST_FLOAT16
+from kdcache.store.codecs.dense import MAX_FLOAT16
 from kdcache.store.codecs.kept_classes import kept_classes
 from kdcache.store.codecs.largest import below_largest, largest_in_rows
-from kdcache.store.codecs.rows import Fields, classes, index_type, pack, put_in_rows, unpack
+from kdcache.store.codecs.rows import Fields, as_int64, index_type, pack, put_in_rows, unpack
 from kdcache.store.codecs.sparse import SparseProbabilities
 
-_LEAST = 1e-12
-"""Instead of a divisor of 0: the tail has one value, or T is far below 1."""
+_MIN_DIVISOR = 1e-12
+"""Smallest divisor; it would be 0 if all logits of the tail are equal, or T is far below 1."""
 
 
 class TopRows(NamedTuple):
-    """A batch of rows, not yet spread over all classes. Logits count from the row's largest."""
+    """The fields of a batch of rows. Logits are relative to the row's largest."""
 
     indices: Any
     """(B, k) int64, the classes with the largest logits, largest first."""
     logits: Any
-    """(B, k) float32, from 0 downwards."""
+    """(B, k) float32, in descending order; the first is 0."""
     tail_logsumexp: Any
-    """(B, 1) float32, over the C - k other classes."""
+    """(B, 1) float32, logsumexp over the C - k other classes."""
     tail_mean: Any
-    """(B, 1) float32."""
+    """(B, 1) float32, mean over the other classes."""
     tail_variance: Any
-    """(B, 1) float32."""
+    """(B, 1) float32, variance over the other classes."""
 
     def tail_logit(self, temperature: float, tail_classes: int) -> Any:
-        """Return the one logit that stands for each class of the tail, (B, 1) float32.
+        """Return one logit u for all classes of the tail, (B, 1) float32.
 
-        At temperature T a tail of n classes weighs n exp(u / T) with u = T K(1 / T), where K(s) is
-        the logarithm of the mean of exp(s z) over the tail, its cumulant generating function. A row
-        tells K(1), K'(0) = mean and K''(0) = variance. u is what K(s) / s is for the simplest
-        fraction through them, s (mean + a s / (1 + b s)): exact at T = 1 and as T grows, and, as K
-        does, rising from the mean with s. Below T = 1 no class of the tail passes a kept one.
+        u is chosen so that n exp(u / T), for n classes, is the tail's weight at temperature T. The
+        exact value is u = K(s) / s with s = 1 / T, where K(s) is the log of the mean of exp(s z)
+        over the tail, its cumulant generating function. A row stores K(1), K'(0) (the mean) and
+        K''(0) (the variance). K is approximated by the rational function with these values,
+        s (mean + a s / (1 + b s)). So u is exact at T = 1 and in the limit of large T, and it
+        increases with s from the mean, as the exact u does. For T < 1, u is limited to the smallest
+        kept logit.
         """
         xp = array_namespace(self.logits)
         s = 1 / temperature
         rise = self.tail_logsumexp - math.log(tail_classes) - self.tail_mean
-        rise = xp.maximum(rise, xp.zeros_like(rise))  # rounding alone puts it below
+        rise = xp.maximum(rise, xp.zeros_like(rise))  # negative only by rounding
         half = self.tail_variance / 2
         between = rise * (1 - s) + half * s
-        logit = self.tail_mean + rise * half * s / xp.maximum(between, xp.full_like(rise, _LEAST))
+        logit = self.tail_mean + rise * half * s / xp.maximum(
+            between, xp.full_like(rise, _MIN_DIVISOR)
+        )
         return xp.minimum(logit, self.logits[:, -1:])
 
 
 @dataclass(frozen=True)
 class TopK(Codec):
-    """The k largest in float16, and logsumexp, mean and variance of the tail.
+    """Stores the k largest logits as float16, and logsumexp, mean and variance of the tail.
 
-    k indices of 1, 2 or 4 bytes, 2 (k - 1) + 12 bytes. The tail gets its right share of the
-    probability at any temperature (see `TopRows.tail_logit`) but a uniform shape: good near T = 1
-    alone, where the tail hardly counts. Error of a kept logit's distance d from the row's largest:
-    at most d 2^-11 + 2^-25. Range: spread <= 65,504.
+    A row takes k class indices of 1, 2 or 4 bytes and 2 (k - 1) + 12 bytes. The decoded tail has
+    about the right probability mass at every temperature (see `TopRows.tail_logit`), but it is
+    uniform. So the codec is good only near T = 1, where the tail hardly matters. The error of a
+    kept logit's distance d from the row's largest is at most d 2^-11 + 2^-25. Range:
+    spread <= 65,504.
 
     References:
         Shen and Xing 2022, "A Fast Knowledge Distillation Framework for Visual Recognition", has
@@ -71,7 +76,7 @@ class TopK(Codec):
     """
 
     k: int
-    """Logits kept, in [1, C]."""
+    """Number of logits kept, in [1, C]."""
 
     name: ClassVar[str] = "topk"
     request_parameters: ClassVar[Mapping[str, tuple[type, int]]] = {"k": (int, 1)}
@@ -88,7 +93,7 @@ class TopK(Codec):
     def from_request(
         cls, parameters: Mapping[str, int | float], fitted_NC: npt.NDArray[np.float32]
     ) -> Self:
-        """Return the codec with k, 10 or C when it is left out."""
+        """Return the codec; by default k = min(10, C)."""
         num_classes = fitted_NC.shape[1]
         return cls(num_classes, kept_classes(cls.name, parameters, num_classes))
 
@@ -99,12 +104,12 @@ class TopK(Codec):
 
     @property
     def row_width(self) -> int:
-        """Bytes of the fields."""
+        """Size of the fields in bytes."""
         return self._fields.itemsize
 
     @property
     def parameters(self) -> dict[str, int | float]:
-        """How many logits are kept."""
+        """`k`."""
         return {"k": self.k}
 
     @property
@@ -118,13 +123,13 @@ class TopK(Codec):
         )
 
     def parts(self, rows_BW: Any) -> TopRows:
-        """Return what rows hold, without spreading it over all classes."""
+        """Return the fields of rows."""
         fields = unpack(self._fields, rows_BW)
         xp = array_namespace(rows_BW)
         tail = fields["tail"]
         below_BK = -as_float32(fields["below"])
         return TopRows(
-            indices=classes(fields["indices"]),
+            indices=as_int64(fields["indices"]),
             logits=xp.concat([xp.zeros_like(tail[:, :1]), below_BK], axis=1),
             tail_logsumexp=tail[:, 0:1],
             tail_mean=tail[:, 1:2],
@@ -147,8 +152,8 @@ class TopK(Codec):
     def _decode(self, rows_BW: Any, temperature: float, /) -> Any:
         parts = self.parts(rows_BW)
         tail_classes = self.num_classes - self.k
-        filling = parts.tail_logit(temperature, tail_classes) if tail_classes else parts.tail_mean
-        return put_in_rows(filling, self.num_classes, parts.indices, parts.logits)
+        tail_B1 = parts.tail_logit(temperature, tail_classes) if tail_classes else parts.tail_mean
+        return put_in_rows(tail_B1, self.num_classes, parts.indices, parts.logits)
 
     def _sparse(self, rows_BW: Any, temperature: float, /) -> SparseProbabilities:
         parts = self.parts(rows_BW)
@@ -172,7 +177,7 @@ class TopK(Codec):
         )
 
     def _in_range(self, logits_BC: npt.NDArray[np.float64], /) -> npt.NDArray[np.bool_]:
-        return spread(logits_BC) <= LARGEST_FLOAT16
+        return spread(logits_BC) <= MAX_FLOAT16
 
 
 @compiled(nogil=True)
@@ -181,7 +186,10 @@ def _tail(
     indices_BK: npt.NDArray[np.int64],
     values_BK: npt.NDArray[np.float32],
 ) -> npt.NDArray[np.float64]:
-    """Return logsumexp, mean and variance of what was not kept, from the row's largest; or 0."""
+    """Return logsumexp, mean and variance of each tail, (B, 3).
+
+    They are relative to the row's largest logit, and 0 if there is no tail.
+    """
     tails = np.zeros((len(logits_BC), 3), dtype=np.float64)
     count = logits_BC.shape[1] - indices_BK.shape[1]
     if count == 0:
@@ -189,12 +197,12 @@ def _tail(
     tail = np.empty(count, dtype=np.float64)
     for b in range(len(logits_BC)):
         smallest_kept, last_kept = values_BK[b, -1], indices_BK[b, -1]
-        held = 0
+        found = 0
         for c in range(logits_BC.shape[1]):
             value = logits_BC[b, c]
             if value < smallest_kept or (value == smallest_kept and c > last_kept):
-                tail[held] = np.float64(value) - np.float64(values_BK[b, 0])
-                held += 1
+                tail[found] = np.float64(value) - np.float64(values_BK[b, 0])
+                found += 1
         largest, total, weight, squares = tail.max(), 0.0, 0.0, 0.0
         for logit in tail:
             total += logit

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from kdcache.loader.staging import Rows
 from kdcache.rng import generator
-from kdcache.store.codecs.choice import choice_sample_ids, judged_rows
+from kdcache.store.codecs.choice import choice_sample_ids, held_out_rows
 from kdcache.store.codecs.dense import Float32
 from kdcache.store.codecs.fidelity import Fidelity, angle_and_ratio, assumed_student
 from kdcache.store.logit_store import LogitStore
@@ -36,7 +36,7 @@ def fidelity_of(store: LogitStore, settings: LossSettings) -> Fidelity:
     loss = Loss(settings, constants_C)
     manifest, codec, temperature = store.manifest, store.codec, settings.temperature
     ids = choice_sample_ids(manifest.samples, manifest.classes)
-    ids = ids[judged_rows(len(ids))]
+    ids = ids[held_out_rows(len(ids))]
     rng = generator(0, "assumed-student")
     products, kl = np.zeros(3), 0.0
     for batch_ids in np.array_split(ids, -(-len(ids) // _BATCH_SIZE)):

@@ -9,7 +9,7 @@ import pytest
 
 from kdcache.options import BuildLogitsOptions, TrainOptions
 from kdcache.store.build.build import build_logits
-from kdcache.store.codecs.choice import choice_sample_ids, fidelities, judged_rows
+from kdcache.store.codecs.choice import choice_sample_ids, fidelities, held_out_rows
 from kdcache.store.logit_store import LogitStore
 from kdcache.training.losses.fidelity import fidelity_of
 from kdcache.training.losses.settings import LossSettings
@@ -41,7 +41,7 @@ def settings_of(**options: object) -> LossSettings:
 @pytest.mark.parametrize("temperature", [1.0, 4.0])
 def test_for_plain_kd_the_fidelity_is_that_of_the_codec_choice(store, temperature):
     ids = choice_sample_ids(store.manifest.samples, store.manifest.classes)
-    ids = ids[judged_rows(len(ids))]
+    ids = ids[held_out_rows(len(ids))]
     (expected,) = fidelities(store.codec, store.logits(ids, 0), ids, [temperature])
     found = fidelity_of(store, settings_of(temperature=temperature))
     assert expected.angle_degrees > 1e-3
