@@ -1,7 +1,7 @@
-"""Does a student learn the same from a compact store? Several seeds on `dense` and another codec.
+"""Compare students that are trained from a `dense` store and from one with another codec.
 
-Each command is a process of its own. Both stores hold views of the same samples by the same
-teacher; the students differ in their seed and in the store alone.
+Each command runs in its own process. Both stores have the same samples, views and teacher. The
+students differ in their seed and store only.
 
     python benchmarks/codec_accuracy.py SOURCE --codec auto --seeds 3 --record
 """
@@ -19,8 +19,8 @@ from measure import record
 STORES = ("dense", "compact")
 
 
-def take(pipeline: Pipeline, options: argparse.Namespace, folder: Path) -> None:
-    """Run every stage."""
+def run_steps(pipeline: Pipeline, options: argparse.Namespace, folder: Path) -> None:
+    """Run every step."""
     pipeline.run("pack", "pack", options.source)
     teacher = ("--teacher", options.teacher)
     pipeline.run(
@@ -47,7 +47,7 @@ def take(pipeline: Pipeline, options: argparse.Namespace, folder: Path) -> None:
 
 
 def report(pipeline: Pipeline, options: argparse.Namespace) -> dict[str, list[float]]:
-    """Print the accuracies and return them."""
+    """Print and return the top-1 accuracies of each store's students, in percent."""
     accuracies = {
         name: [pipeline.results[f"train {name} {seed}"]["top1"] for seed in range(options.seeds)]
         for name in STORES
@@ -62,15 +62,15 @@ def report(pipeline: Pipeline, options: argparse.Namespace) -> dict[str, list[fl
         )
     pairs = zip(*accuracies.values(), strict=True)
     gains = [compact - dense for dense, compact in pairs]
-    print(f"compact less dense, seed by seed: {', '.join(f'{gain:+.2f}' for gain in gains)}")
+    print(f"compact minus dense, seed by seed: {', '.join(f'{gain:+.2f}' for gain in gains)}")
     return accuracies
 
 
 def main() -> None:
-    """Measure and print; with --record, keep the result."""
+    """Measure and print; with --record, write the result to a file."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("source", help="as for kdcache pack")
-    parser.add_argument("--codec", default="auto", help="beside dense")
+    parser.add_argument("--codec", default="auto", help="codec to compare with dense")
     parser.add_argument("--teacher", default="resnet20")
     parser.add_argument("--teacher-epochs", type=int, default=10)
     parser.add_argument("--student", default="resnet8")
@@ -79,13 +79,15 @@ def main() -> None:
     parser.add_argument("--views", type=int, default=4)
     parser.add_argument("--temperature", type=float, default=4.0)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--folder", type=Path, help="kept, so that a second run finds the teacher")
+    parser.add_argument(
+        "--folder", type=Path, help="not deleted, so that a second run reuses the teacher"
+    )
     parser.add_argument("--record", action="store_true", help="write to benchmarks/results/")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="kdcache-codecs-") as name:
         folder = (options.folder or Path(name)).absolute()
         pipeline = Pipeline(folder / "workspace")
-        take(pipeline, options, folder)
+        run_steps(pipeline, options, folder)
     accuracies = report(pipeline, options)
     if options.record:
         for result in pipeline.results.values():

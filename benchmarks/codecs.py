@@ -1,14 +1,14 @@
-"""What each codec costs and keeps: bytes, gradient, divergence, and rows per second.
+"""Measure size, fidelity and speed of each codec.
 
-The first table compares the gradient that a student gets from decoded logits with the one from
-exact logits (`kdcache.store.codecs.fidelity`): angle in degrees / norm ratio, and KL in nats, at
-several temperatures; the KL of `sampled` is that of the classes that were not drawn, without
-meaning. Real logits come from view 0 of stores; beside them, logits are drawn: classes in groups,
-features of 512 dimensions whose variance falls off as a power of their rank, and a teacher as sure
-as it is told to be. How well a basis does depends on that power, so drawn logits say how codecs
-compare, not how good one is for your teacher: `--codec auto` measures that.
+The first table compares the gradient of the distillation loss with decoded and with exact logits
+(`kdcache.store.codecs.fidelity`): angle in degrees / norm ratio, and KL in nats, at several
+temperatures. The KL of `sampled` is meaningless, because it is dominated by classes that were not
+drawn. Real logits come from view 0 of stores. Synthetic logits have groups of classes, 512 features
+whose variance falls as a power of their index, and a given mean top-1 probability. The quality of a
+basis depends on that power. So synthetic logits show how codecs compare, not how good a codec is
+for your teacher; `--codec auto` measures that.
 
-The second table is the speed of encoding (one thread) and decoding, in batches as a loader's.
+The second table has the speed of encoding (one thread) and decoding, in batches of a loader's size.
 
     python benchmarks/codecs.py --store W/stores/resnet50.zarr
     python benchmarks/codecs.py --tiny
@@ -43,11 +43,11 @@ Logits = npt.NDArray[np.float32]
 
 
 def drawn_logits(rows: int, classes: int, *, decay: float, confidence: float) -> Logits:
-    """Return (rows, classes) logits with a mean top-1 probability.
+    """Return synthetic logits, (rows, classes) float32, with a given mean top-1 probability.
 
     Args:
-        rows: how many.
-        classes: C, in sqrt(C) groups that share a part of their weights.
+        rows: number of rows.
+        classes: number of classes C, in sqrt(C) groups that share a part of their weights.
         decay: the variance of feature j is j^-decay.
         confidence: mean of the largest probability, in (1 / C, 1).
     """
@@ -74,7 +74,7 @@ def drawn_logits(rows: int, classes: int, *, decay: float, confidence: float) ->
 
 
 def sources(arguments: argparse.Namespace) -> Iterator[tuple[str, Logits, npt.NDArray[np.int64]]]:
-    """Yield name, logits and sample ids of each set."""
+    """Yield name, logits and sample ids of each set of logits."""
     for path in arguments.store:
         store = LogitStore.open(path)
         manifest = store.manifest
@@ -89,18 +89,18 @@ def sources(arguments: argparse.Namespace) -> Iterator[tuple[str, Logits, npt.ND
 
 
 def fidelity_table(logits: Logits, ids: npt.NDArray[np.int64]) -> list[dict[str, Any]]:
-    """Measure every request on one set, smallest first; `auto` adds what it chose."""
+    """Measure every request on one set of logits; return its rows, smallest first."""
     rows: list[dict[str, Any]] = []
     for text in REQUESTS:
-        asked = CodecRequest.parse(text).parameters
-        if asked.get("k", 0) < logits.shape[1] and asked.get("r", 0) <= logits.shape[1]:
+        parameters = CodecRequest.parse(text).parameters
+        if parameters.get("k", 0) < logits.shape[1] and parameters.get("r", 0) <= logits.shape[1]:
             table = choose_codec(text, logits, ids).table
             rows += [row | {"request": text} for row in table if row["chosen"]]
     return sorted(rows, key=lambda row: row["row_bytes"])
 
 
 def print_fidelity(name: str, table: list[dict[str, Any]], dense_bytes: int) -> None:
-    """Print one set's table."""
+    """Print the table of one set of logits."""
     heads = "".join(f"{f'T={temperature}':>24}" for temperature in TEMPERATURES)
     print(f"\n{name}\n{'codec':38}{'bytes':>7}{'1/dense':>9}{heads}")
     for row in table:
@@ -144,18 +144,20 @@ def speeds(classes: int, rows: int, batch_size: int, repeats: int) -> dict[str, 
         arms[f"decode {short}, numpy"] = decode(encoded)
         arms[f"decode {short}, torch"] = decode(torch.from_numpy(encoded))
 
-    asked = ("dense", "int8", "topk", "lowrank(r=64)", "sampled")
-    for request in asked:
+    requests = ("dense", "int8", "topk", "lowrank(r=64)", "sampled")
+    for request in requests:
         add(choose_codec(request, logits, np.arange(len(logits))).codec)
     return measure(arms, repeats=repeats)
 
 
 def main() -> None:
-    """Measure and print; with --record, keep the result."""
+    """Measure and print; with --record, write the result to a file."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--store", type=Path, action="append", default=[], help="of real logits")
-    parser.add_argument("--rows", type=int, default=8_192, help="drawn for each table")
-    parser.add_argument("--batch-size", type=int, default=256, help="of the timed rows")
+    parser.add_argument(
+        "--store", type=Path, action="append", default=[], help="store of real logits"
+    )
+    parser.add_argument("--rows", type=int, default=8_192, help="synthetic rows of each table")
+    parser.add_argument("--batch-size", type=int, default=256, help="batch size of the timed rows")
     parser.add_argument("--timed-rows", type=int, default=8_192)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--record", action="store_true", help="write to benchmarks/results/")

@@ -1,4 +1,4 @@
-"""What kdcache asks of FFCV's library for a view, step by step, to be timed alone."""
+"""The calls of FFCV's library that kdcache makes for a view, one by one, for timing."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ U8 = npt.NDArray[np.uint8]
 
 
 class DecodingJob(NamedTuple):
-    """One JPEG and one box of it."""
+    """A JPEG and a box in it."""
 
     content: U8
-    """The file as stored."""
+    """The stored JPEG file."""
     height: int
     width: int
     box: npt.NDArray[np.int64]
     """Top, left, height, width, flip."""
     scale: int
-    """At which the box is decoded: 1, 2, 4 or 8."""
+    """The box is decoded at 1/scale of its size: 1, 2, 4 or 8."""
     cut: U8
-    """The rows of the box as a JPEG of their own; `content` where all rows are needed."""
+    """A JPEG with the rows of the box only; `content` if all rows are needed."""
     first: int
-    """Row of the image where `cut` begins."""
+    """Row of the image at which `cut` begins."""
     held: int
-    """Rows that `cut` holds."""
+    """Number of rows of `cut`."""
 
     def find_rows(self) -> tuple[int, int, int]:
         """Find the restart markers and copy the rows."""
@@ -46,15 +46,15 @@ class DecodingJob(NamedTuple):
         return _decode(self.cut, self.held, self.width, self.scale)
 
     def decode_eighth(self) -> U8:
-        """Decode the rows at 1/8: entropy decoding, and of the rest one part in 64."""
+        """Decode the rows at 1/8: all of the entropy decoding, and 1/64 of the rest."""
         return _decode(self.cut, self.held, self.width, 8)
 
     def decode_whole(self) -> U8:
-        """Decode all rows at full size, as stock FFCV does."""
+        """Decode all rows at full size, as unmodified FFCV does."""
         return _decode(self.content, self.height, self.width, 1)
 
     def resize(self, decoded: U8, image_size: int) -> U8:
-        """Return the box, resized and not mirrored."""
+        """Return the resized box, not mirrored, (image_size, image_size, 3)."""
         half = self.scale // 2
         top, left = self.box[0] - self.first, self.box[1]
         edges = (top, top + self.box[2], left, left + self.box[3])
@@ -63,7 +63,7 @@ class DecodingJob(NamedTuple):
         return output
 
     def mirror(self, output: U8) -> None:
-        """Mirror the output, where the view does."""
+        """Mirror the output if the view is flipped."""
         if self.box[4]:
             mirror(output)
 
@@ -76,7 +76,7 @@ def _decode(content: U8, height: int, width: int, scale: int) -> U8:
 
 
 def decoding_jobs(beton: Beton, views: Views, *, view: int) -> list[DecodingJob]:
-    """Return the job of each image of a beton of JPEGs, in the order of the file."""
+    """Return a job for each image of a beton of JPEGs, in the order of the file."""
     boxes = view_parameters(views.policy, views.seed, view, beton.sample_ids, beton.sizes)
     file = np.memmap(beton.path, dtype=np.uint8, mode="r")
     jobs = []

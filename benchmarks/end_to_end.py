@@ -1,9 +1,9 @@
-"""From images to students, each command a process of its own, and a table of the results.
+"""Run all commands from images to students, each in its own process, and print a table of results.
 
-Pack, train a teacher, run it once over all images, select, train students with and without its
-answers: with 70 % of the images of medium difficulty, and with 5 % at random. Three seeds each. The
-figures are the commands' own; the teacher forwards during student training are counted by `kdcache
-train`. `make demo` runs this on the digits.
+The steps are: pack, train a teacher, build its logits, select, and train students with and without
+the teacher. Students are trained on the 70 % of the images with medium difficulty, and on a random
+5 %, with three seeds each. All figures come from the commands; `kdcache train` counts the teacher's
+forward passes. `make demo` runs this on the digits.
 
     python benchmarks/end_to_end.py digits
     python benchmarks/end_to_end.py SOURCE --teacher-epochs 6 --record
@@ -26,14 +26,14 @@ from typing import Any, NamedTuple
 
 
 class Arm(NamedTuple):
-    """A selection on which students are trained."""
+    """A selection of the images on which students are trained."""
 
     method: str
     keep: float
 
     @property
     def subset(self) -> str:
-        """The name that `kdcache select` gives it."""
+        """The name that `kdcache select` gives the subset."""
         return f"{self.method}-{self.keep}"
 
 
@@ -44,7 +44,7 @@ class Pipeline:
     """Runs kdcache commands in one workspace and keeps their results.
 
     Attributes:
-        seconds: step -> seconds of the whole process.
+        seconds: step -> wall time of the process in seconds.
         results: step -> the command's JSON object.
     """
 
@@ -57,12 +57,12 @@ class Pipeline:
         """Run one command.
 
         Args:
-            step: the name that its result is kept under.
-            arguments: words after `kdcache`.
-            threads: of torch; all cores when left out.
+            step: key of its result.
+            arguments: the words after `kdcache`.
+            threads: number of torch's threads; None: torch's default.
 
         Raises:
-            SystemExit: with the command's status, when it fails.
+            SystemExit: with the command's status, if it fails.
         """
         print(f"$ kdcache {' '.join(arguments)}", flush=True)
         limit = {} if threads is None else {"OMP_NUM_THREADS": str(threads)}
@@ -80,7 +80,7 @@ class Pipeline:
         self.results[step] = json.loads(process.stdout)
 
 
-def take(pipeline: Pipeline, options: argparse.Namespace) -> None:
+def run_steps(pipeline: Pipeline, options: argparse.Namespace) -> None:
     """Run every step."""
     pipeline.run("pack", "pack", options.source)
     epochs = ("--epochs", options.teacher_epochs) if options.teacher_epochs else ()
@@ -95,9 +95,10 @@ def take(pipeline: Pipeline, options: argparse.Namespace) -> None:
 
 
 def train_students(pipeline: Pipeline, options: argparse.Namespace) -> None:
-    """Train the students of both arms, with and without KD, as many at once as there are cores.
+    """Train the students of both arms, with and without KD, one per core at a time.
 
-    They are small: one thread for each of two students takes less time than two threads for one.
+    The students are small, so one thread for each of two students is faster than two threads for
+    one student.
     """
     model = ("--model", options.student) if options.student else ()
     epochs = ("--epochs", options.epochs) if options.epochs else ()
@@ -115,7 +116,7 @@ def train_students(pipeline: Pipeline, options: argparse.Namespace) -> None:
 
 
 def report(pipeline: Pipeline, options: argparse.Namespace) -> None:
-    """Print the table, where the time went, and what the table shows."""
+    """Print the table of accuracies, the seconds of each step, and a summary."""
     pack, store = pipeline.results["pack"], pipeline.results["build-logits"]
     print(
         f"\n{options.source}: {pack['train']['samples']:,} training images, "
@@ -135,7 +136,7 @@ def report(pipeline: Pipeline, options: argparse.Namespace) -> None:
         means[arm] = [
             statistics.mean(run["top1"] for run in runs_of(student)) for student in students
         ]
-    print("\nseconds of each command, the start of its process included")
+    print("\nseconds of each command, including the start of its process")
     for step, duration in pipeline.seconds.items():
         print(f"  {step:30}{duration:>8.1f}")
     print(f"\nstore: {store['bytes']:,} bytes for {store['views']} views and the clean one")
@@ -150,35 +151,35 @@ def report(pipeline: Pipeline, options: argparse.Namespace) -> None:
 
 
 def runs_of(result: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the students of one `kdcache train`; without several seeds it is one."""
+    """Return the results of the students of a `kdcache train` command."""
     runs: list[dict[str, Any]] = result.get("runs", [result])
     return runs
 
 
 def text(runs: Sequence[dict[str, Any]]) -> str:
-    """Return the mean accuracy, and the standard deviation of several students."""
+    """Return the mean accuracy as text, with the standard deviation of several students."""
     top1 = [run["top1"] for run in runs]
     deviation = f" +- {statistics.stdev(top1):.2f}" if len(top1) > 1 else ""
     return f"{statistics.mean(top1):.2f}{deviation}"
 
 
 def main() -> None:
-    """Take the pipeline in a temporary workspace."""
+    """Run all steps in a temporary workspace."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("source", help="as for kdcache pack")
     parser.add_argument("--teacher", default="resnet20")
     parser.add_argument("--teacher-epochs", help="kdcache's default when left out")
     parser.add_argument("--views", help="kdcache's default when left out")
     parser.add_argument("--student", help="kdcache's default when left out")
-    parser.add_argument("--epochs", help="of the students; kdcache's default when left out")
+    parser.add_argument("--epochs", help="epochs of the students; kdcache's default when left out")
     parser.add_argument("--eval-every", default="20", help="epochs between two evaluations")
-    parser.add_argument("--seeds", default="3", help="students of each kind")
+    parser.add_argument("--seeds", default="3", help="number of students of each kind")
     parser.add_argument("--record", action="store_true", help="write to benchmarks/results/")
     options = parser.parse_args()
     started = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="kdcache-pipeline-") as folder:
         pipeline = Pipeline(Path(folder) / "workspace")
-        take(pipeline, options)
+        run_steps(pipeline, options)
     report(pipeline, options)
     print(f"{time.perf_counter() - started:.0f} s in all.")
     if options.record:

@@ -1,10 +1,9 @@
-"""Seconds of one training epoch: labels alone, cached KD, live teacher, and what limits them.
+"""Measure the time of a training epoch: labels only, cached KD and live teacher, and their limits.
 
-The first three arms run kdcache's own training loop on the same samples in the same order; they
-differ in where the teacher's answers come from. The others are their limits: the student's and the
-teacher's work on one batch that is there already, and the loader alone. The weights of the models
-are random and the store's logits are drawn, which costs what real ones cost; no accuracy is
-measured here.
+The first three arms run kdcache's training loop on the same samples in the same order. They differ
+in the source of the teacher's logits. The other arms are their limits: the student and the teacher
+on one batch that is already on the device, and the loader alone. The models' weights and the
+store's logits are random, which does not change the time. No accuracy is measured.
 
     python benchmarks/epoch_throughput.py --workspace W --student resnet20 --teacher resnet56
     python benchmarks/epoch_throughput.py --tiny
@@ -52,11 +51,11 @@ from kdcache.training.trainer import Trainer, TrainSettings
 NUM_VIEWS = 2
 
 PASS_VIEWS = 9
-"""Forwards of each image in a pass with the usual number of views: 8 and the clean one."""
+"""Teacher forwards per image with the default number of views: 8, and the clean view."""
 
 
-class Watched:
-    """A loader that notes which samples were seen."""
+class RecordingLoader:
+    """A loader that records which samples it has delivered."""
 
     def __init__(self, loader: DistillLoader) -> None:
         self._loader = loader
@@ -78,11 +77,11 @@ class Watched:
         self.work = Work(images, checksum)
 
 
-class Synthetic(Watched):
-    """One batch, on the device already, again and again: what the student alone can do."""
+class Synthetic(RecordingLoader):
+    """A loader that repeats one batch on the device, to measure a model without loading."""
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
-        """Yield the first batch in the place of every batch."""
+        """Yield the first batch once for every batch of the epoch."""
         kept: Batch | None = None
         images = checksum = 0
         for batch in self._loader.epoch(epoch) if not hasattr(self, "_plan") else ():
@@ -97,7 +96,7 @@ class Synthetic(Watched):
 
 
 def drawn_store(path: Path, beton: Beton, *, classes: int, image_size: int) -> LogitStore:
-    """Write a dense store with drawn logits for a beton, as if a teacher of C classes answered."""
+    """Write a dense store with random logits of C classes for the samples of a beton."""
     data = beton.manifest
     rng = np.random.default_rng(0)
     manifest = StoreManifest(
@@ -179,21 +178,21 @@ def run(arguments: argparse.Namespace, workspace: Path) -> dict[str, Measured]:
         beton, teacher, sample_ids, batch_size=arguments.batch_size, num_views=NUM_VIEWS
     )
     loaders = {
-        "labels alone": Watched(loader(None)),
-        "cached KD": Watched(loader(store)),
-        "live teacher": Watched(live),
+        "labels alone": RecordingLoader(loader(None)),
+        "cached KD": RecordingLoader(loader(store)),
+        "live teacher": RecordingLoader(live),
         "student on one batch": Synthetic(loader(store)),
         "teacher on one batch": Synthetic(loader(store)),
-        "loader alone": Watched(loader(store)),
+        "loader alone": RecordingLoader(loader(store)),
     }
 
-    def training(watched: Watched) -> Callable[[int], None]:
+    def training(loader_arm: RecordingLoader) -> Callable[[int], None]:
         torch.manual_seed(0)
         model = make_model(arguments.student, num_classes=classes, image_size=image_size)
         model = model.to(device).to(memory_format=torch.channels_last)
         trainer = Trainer(
             model,
-            watched,  # type: ignore[arg-type]  (a loader in all that the trainer uses)
+            loader_arm,  # type: ignore[arg-type]  (it has all methods that the trainer uses)
             None,
             settings,
             normalise=normalise,
@@ -202,40 +201,40 @@ def run(arguments: argparse.Namespace, workspace: Path) -> dict[str, Measured]:
         )
         return trainer.train_epoch
 
-    def answering(watched: Watched) -> Callable[[int], None]:
+    def answering(loader_arm: RecordingLoader) -> Callable[[int], None]:
         def answer(epoch: int) -> None:
-            for batch in watched.epoch(epoch):
+            for batch in loader_arm.epoch(epoch):
                 teacher(batch.images)
 
         return answer
 
-    def reading(watched: Watched) -> Callable[[int], None]:
+    def reading(loader_arm: RecordingLoader) -> Callable[[int], None]:
         def read(epoch: int) -> None:
-            for batch in watched.epoch(epoch):
+            for batch in loader_arm.epoch(epoch):
                 assert batch.rows is not None
 
         return read
 
-    def arm(name: str, watched: Watched) -> Callable[[], Work]:
+    def arm(name: str, loader_arm: RecordingLoader) -> Callable[[], Work]:
         kinds = {"teacher on one batch": answering, "loader alone": reading}
-        run_epoch = kinds.get(name, training)(watched)
-        epochs = count(0)  # one after the other, so that rows are staged during the one before
+        run_epoch = kinds.get(name, training)(loader_arm)
+        epochs = count(0)  # consecutive epochs, so that rows are prefetched during the previous one
 
         def once() -> Work:
             run_epoch(next(epochs))
-            return watched.work
+            return loader_arm.work
 
         return once
 
-    arms = {name: arm(name, watched) for name, watched in loaders.items()}
+    arms = {name: arm(name, loader_arm) for name, loader_arm in loaders.items()}
     measured = measure(arms, repeats=arguments.repeats)
-    for watched in loaders.values():
-        watched.close()
+    for loader_arm in loaders.values():
+        loader_arm.close()
     return measured
 
 
 def ratios_of(measured: dict[str, Measured]) -> dict[str, float]:
-    """Return what is claimed, from the seconds that each arm takes for an image."""
+    """Return the ratios that kdcache claims, from the seconds per image of each arm."""
     seconds = {name: 1 / arm.images_per_second for name, arm in measured.items()}
     labels, cached, live = (seconds[name] for name in ("labels alone", "cached KD", "live teacher"))
     student, teacher = seconds["student on one batch"], seconds["teacher on one batch"]
@@ -252,7 +251,7 @@ def ratios_of(measured: dict[str, Measured]) -> dict[str, float]:
 
 
 def main() -> None:
-    """Measure and print; with --record, keep the result."""
+    """Measure and print; with --record, write the result to a file."""
     start_as_the_command_line_does()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--workspace", type=Path, help="packed data; digits when left out")

@@ -1,10 +1,11 @@
-"""Images per second out of the loader alone: kdcache, stock FFCV, and what people use instead.
+"""Measure images per second of the loader alone: kdcache, unmodified FFCV, and alternatives.
 
-Every arm yields the same images once, as batches of uint8 of one size, cut by RandomResizedCrop (at
-32 px: zero padding, crop and flip). Arms that another package makes (`pip install kdcache[bench]`)
-run where it is installed and are recorded as missing where it is not. `libjpeg-turbo alone` decodes
-whole images with as many threads and does nothing else: the floor of every arm that decodes whole
-images. `libjpeg-turbo, rows alone` decodes what kdcache decodes of them: its own floor.
+Every arm yields the same images once, as uint8 batches of one size, after RandomResizedCrop (up to
+64 px: zero padding, crop and flip). Arms of other packages (`pip install kdcache[bench]`) run if
+the package is installed; otherwise they are recorded as missing. `libjpeg-turbo alone` decodes
+whole images with the same number of threads and does nothing else; it is the limit of every arm
+that decodes whole images. `libjpeg-turbo, rows alone` decodes only the rows that kdcache decodes;
+it is the limit of kdcache.
 
     python benchmarks/loader.py PHOTOS --image-size 224
     python benchmarks/loader.py --tiny
@@ -52,7 +53,7 @@ def transform(image_size: int) -> v2.Transform:
 
 
 class Files(Dataset[tuple[torch.Tensor, int]]):
-    """JPEG files, decoded in one of the usual ways."""
+    """JPEG files, decoded by Pillow or libjpeg-turbo."""
 
     def __init__(self, paths: list[Path], *, decoder: str, image_size: int) -> None:
         self._paths = paths
@@ -70,7 +71,7 @@ class Files(Dataset[tuple[torch.Tensor, int]]):
 
 
 class Arrays(Dataset[tuple[torch.Tensor, int]]):
-    """Decoded images of one size, in one array in memory."""
+    """Decoded images of one size, in memory."""
 
     def __init__(self, images: np.ndarray, *, image_size: int) -> None:
         self._images = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
@@ -83,8 +84,8 @@ class Arrays(Dataset[tuple[torch.Tensor, int]]):
         return self._transform(self._images[position]), position
 
 
-def tally(batches: Iterator[tuple[torch.Tensor, torch.Tensor]]) -> Work:
-    """Count what the batches hold."""
+def consume(batches: Iterator[tuple[torch.Tensor, torch.Tensor]]) -> Work:
+    """Consume batches; return the number of images and the sum of their ids."""
     images = checksum = 0
     for pixels, ids in batches:
         images += len(pixels)
@@ -93,13 +94,13 @@ def tally(batches: Iterator[tuple[torch.Tensor, torch.Tensor]]) -> Work:
 
 
 def views_of(options: argparse.Namespace) -> Views:
-    """Return the views of kdcache's arms."""
+    """Return the views that kdcache's arms read."""
     policy = "pad-crop(4, flip)" if options.image_size <= SMALL else "rrc"
     return Views(Policy.parse(policy), 0, options.image_size)
 
 
 def ours(beton: Path, options: argparse.Namespace) -> Callable[[], Work]:
-    """Return the arm of kdcache's reader; each epoch another view."""
+    """Return the arm of kdcache's reader; each epoch reads another view."""
     opened = open_beton(beton)
     reader = PixelReader(
         opened, views_of(options), batch_size=options.batch_size, num_workers=options.num_workers
@@ -111,13 +112,13 @@ def ours(beton: Path, options: argparse.Namespace) -> Callable[[], Work]:
         epoch += 1
         order = np.random.default_rng(epoch).permutation(len(opened))
         batches = np.split(order, batch_bounds(len(order), options.batch_size)[1:-1])
-        return tally((batch.images, batch.sample_ids) for batch in reader.read(batches, epoch))
+        return consume((batch.images, batch.sample_ids) for batch in reader.read(batches, epoch))
 
     return once
 
 
 def stock_ffcv(beton: Path, options: argparse.Namespace) -> Callable[[], Work]:
-    """Return the arm of FFCV's own loader and operations on the same file."""
+    """Return the arm of FFCV's loader and operations on the same file."""
     from ffcv.fields.basics import IntDecoder
     from ffcv.fields.decoders import (
         RandomResizedCropRGBImageDecoder,
@@ -145,25 +146,25 @@ def stock_ffcv(beton: Path, options: argparse.Namespace) -> Callable[[], Work]:
             "sample_id": [IntDecoder(), ToTensor()],
         },
     )
-    return lambda: tally(iter(loader))
+    return lambda: consume(iter(loader))
 
 
 def torch_loader(data: Dataset[Any], options: argparse.Namespace) -> Callable[[], Work]:
-    """Return the arm of a torch DataLoader with worker processes that stay."""
+    """Return the arm of a torch DataLoader with persistent workers."""
     loader = DataLoader(
         data,
         batch_size=options.batch_size,
         shuffle=True,
         num_workers=options.num_workers,
         persistent_workers=True,
-        # Not fork: this process has the threads of the other arms.
+        # Not fork, because this process has threads of other arms.
         multiprocessing_context="forkserver",
     )
-    return lambda: tally(iter(loader))
+    return lambda: consume(iter(loader))
 
 
 def decode_alone(paths: list[Path], options: argparse.Namespace) -> Callable[[], Work]:
-    """Return the floor: libjpeg-turbo on every file, nothing else."""
+    """Return the arm that decodes every file with libjpeg-turbo and does nothing else."""
     contents = [torch.frombuffer(bytearray(path.read_bytes()), dtype=torch.uint8) for path in paths]
     pool = ThreadPoolExecutor(options.num_workers)
 
@@ -176,7 +177,7 @@ def decode_alone(paths: list[Path], options: argparse.Namespace) -> Callable[[],
 
 
 def decode_rows(beton: Path, options: argparse.Namespace) -> Callable[[], Work]:
-    """Return kdcache's floor: the rows of a view's boxes, at their scale, and nothing else."""
+    """Return the arm that decodes the rows of each box at its scale and does nothing else."""
     jobs = decoding_jobs(open_beton(beton), views_of(options), view=1)
     pool = ThreadPoolExecutor(options.num_workers)
 
@@ -213,7 +214,7 @@ def web_dataset(paths: list[Path], options: argparse.Namespace, folder: Path) ->
         persistent_workers=True,
         multiprocessing_context="forkserver",
     )
-    return lambda: tally((images, torch.as_tensor(ids)) for images, ids in loader)
+    return lambda: consume((images, torch.as_tensor(ids)) for images, ids in loader)
 
 
 def lit_data(paths: list[Path], options: argparse.Namespace, folder: Path) -> Callable[[], Work]:
@@ -222,7 +223,7 @@ def lit_data(paths: list[Path], options: argparse.Namespace, folder: Path) -> Ca
     from litdata.streaming.writer import BinaryWriter
 
     optimized = str(folder / "litdata")
-    # Not `litdata.optimize`: it starts processes for what one loop does.
+    # Not `litdata.optimize`, which starts processes for this loop.
     writer = BinaryWriter(optimized, chunk_bytes="64MB")
     for position, path in enumerate(paths):
         writer[position] = {"jpg": path.read_bytes(), "id": position}
@@ -242,7 +243,7 @@ def lit_data(paths: list[Path], options: argparse.Namespace, folder: Path) -> Ca
         drop_last=False,
         multiprocessing_context="forkserver",
     )
-    return lambda: tally(iter(loader))
+    return lambda: consume(iter(loader))
 
 
 def _lit_decode(item: dict[str, Any], *, size: int) -> tuple[torch.Tensor, int]:
@@ -250,7 +251,7 @@ def _lit_decode(item: dict[str, Any], *, size: int) -> tuple[torch.Tensor, int]:
 
 
 def spdl(paths: list[Path], options: argparse.Namespace) -> Callable[[], Work]:
-    """Return the arm of SPDL's pipeline of threads; its own decoder needs FFmpeg's libraries."""
+    """Return the arm of SPDL's thread pipeline, with libjpeg-turbo (its decoder needs FFmpeg)."""
     from spdl.pipeline import PipelineBuilder
 
     def read(position: int) -> tuple[torch.Tensor, int]:
@@ -277,7 +278,7 @@ def spdl(paths: list[Path], options: argparse.Namespace) -> Callable[[], Work]:
             .build(num_threads=1)
         )
         with pipeline.auto_stop():
-            return tally(iter(pipeline))
+            return consume(iter(pipeline))
 
     return once
 
@@ -347,12 +348,12 @@ def is_installed(package: str) -> bool:
     """Return whether a package can be imported."""
     try:
         return find_spec(package) is not None
-    except ModuleNotFoundError:  # not even the package around it
+    except ModuleNotFoundError:  # the parent package is missing
         return False
 
 
 def main() -> None:
-    """Measure and print; with --record, keep the result."""
+    """Measure and print; with --record, write the result to a file."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("source", nargs="?", default="digits", help="as for kdcache pack")
     parser.add_argument("--image-size", type=int, default=224)
@@ -387,11 +388,11 @@ def main() -> None:
     for name, ratio in ratios.items():
         print(f"{name:28}{ratio['wall']:>8.2f}{ratio['cpu']:>8.2f}")
     if options.record:
-        told = vars(options) | {"source": Path(options.source).name}
+        recorded = vars(options) | {"source": Path(options.source).name}
         figures = {name: arm._asdict() for name, arm in measured.items()}
         path = record(
             f"loader-{options.image_size}px",
-            {"options": told, "arms": figures, "missing": missing, "ratios": ratios},
+            {"options": recorded, "arms": figures, "missing": missing, "ratios": ratios},
         )
         print(f"\nrecorded in {path}")
 

@@ -1,10 +1,10 @@
-"""What a step's loss costs, forward and backward, from the rows of each codec.
+"""Measure the time of the loss in a training step, forward and backward, for each codec.
 
-The arms of one table share student logits, labels and the teacher's logits. `decoded` makes the
-teacher's (B, C) numbers from the rows and compares; `sparse` works on the few that a row holds,
-where a codec has such a form: `kdcache train` takes it from `MIN_CLASSES` classes on. Beside them
-stand the labels alone and the other losses. That both ways give the same loss and gradient is
-checked before anything is timed. Logits are drawn: the arithmetic does not depend on them.
+The arms of a table share student logits, labels and teacher logits. `decoded` decodes the rows to
+(B, C) and computes the loss from these; `sparse` computes it from the sparse form of the rows, if
+the codec has one. `kdcache train` uses the sparse form from `MIN_CLASSES` classes on. Other arms
+are the labels alone and the other losses. Before anything is timed, the benchmark checks that both
+forms give the same loss and gradient. The logits are random, which does not change the time.
 
     python benchmarks/losses.py
     python benchmarks/losses.py --tiny
@@ -34,12 +34,12 @@ HAVE_SPARSE = ("topk", "sampled")
 
 
 class Arm(NamedTuple):
-    """A loss of one batch, and how it reads the rows."""
+    """A loss of one batch, and the form in which it reads the rows."""
 
     loss: Loss
     rows: Rows | None
     min_classes: int
-    """From how many classes on it takes the sparse form."""
+    """It uses the sparse form from this many classes on."""
 
     def step(self, student: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Return the loss and its gradient."""
@@ -52,7 +52,7 @@ class Arm(NamedTuple):
 
 
 def request(name: str, classes: int) -> str:
-    """Return a codec that fits the number of classes."""
+    """Return a request for a codec that fits the number of classes."""
     k = min(10, classes - 1)
     return {
         "topk": f"topk(k={k})",
@@ -62,7 +62,7 @@ def request(name: str, classes: int) -> str:
 
 
 def arms_of(classes: int, batch_size: int) -> dict[str, Arm]:
-    """Return every arm for one shape."""
+    """Return name -> arm for one shape."""
     rng = np.random.default_rng(1)
     logits = 3 * rng.standard_normal((1024, classes), dtype=np.float32)
     ids = np.arange(len(logits))
@@ -83,15 +83,15 @@ def arms_of(classes: int, batch_size: int) -> dict[str, Arm]:
 
 
 def loss_of(**options: str | bool) -> Loss:
-    """Return a loss as `kdcache train` makes it."""
+    """Return the loss that `kdcache train` makes from its options."""
     return Loss(LossSettings.of(TrainOptions(temperature=TEMPERATURE, **options)))  # type: ignore[arg-type]
 
 
 def check_equal(arms: dict[str, Arm], student: Tensor, labels: Tensor) -> None:
-    """Compare the sparse form with the decoded one."""
+    """Check that the sparse and the decoded form give the same loss and gradient."""
     for name in HAVE_SPARSE:
         decoded, sparse = (
-            arms[f"kd, {name}, {way}"].step(student, labels) for way in ("decoded", "sparse")
+            arms[f"kd, {name}, {form}"].step(student, labels) for form in ("decoded", "sparse")
         )
         torch.testing.assert_close(sparse[0], decoded[0], rtol=1e-5, atol=0)
         largest = float(decoded[1].abs().max())
@@ -101,7 +101,7 @@ def check_equal(arms: dict[str, Arm], student: Tensor, labels: Tensor) -> None:
 def measure_shape(
     classes: int, batch_size: int, *, numbers: int, repeats: int
 ) -> dict[str, Measured]:
-    """Measure all arms for one shape; an image is a row."""
+    """Measure all arms for one shape; each row counts as an image."""
     generator = torch.Generator().manual_seed(0)
     student = 2 * torch.randn(batch_size, classes, generator=generator)
     labels = torch.randint(classes, (batch_size,), generator=generator)
@@ -121,12 +121,15 @@ def measure_shape(
 
 
 def main() -> None:
-    """Measure and print; with --record, keep the result."""
+    """Measure and print; with --record, write the result to a file."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--classes", type=int, nargs="+", default=[10, 200, 1000, 21_841])
     parser.add_argument("--batch-size", type=int, nargs="+", default=[128, 256])
     parser.add_argument(
-        "--numbers", type=int, default=1 << 19, help="student logits of a timed run, at least"
+        "--numbers",
+        type=int,
+        default=1 << 19,
+        help="minimum number of student logits in a timed run",
     )
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--record", action="store_true", help="write to benchmarks/results/")
@@ -149,7 +152,7 @@ def main() -> None:
             print_table(measured)
             for arm, found in measured.items():
                 steps = found.num_images / batch_size
-                # Beside the median: the least, which other work on the machine disturbs least.
+                # Record the minimum too: other load on the machine affects it least.
                 tables[name][arm]["least_ms_per_step"] = round(1000 * min(found.seconds) / steps, 4)
     if arguments.record:
         options = {key: str(value) for key, value in vars(arguments).items()}

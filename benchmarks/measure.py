@@ -1,4 +1,4 @@
-"""Timing that can be believed: interleaved repeats, equal work, the machine beside the numbers."""
+"""Timing for benchmarks: interleaved repeats, a check for equal work, and the environment."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def start_as_the_command_line_does() -> None:
-    """Start this script again with the setting that `kdcache` makes before torch is loaded.
+    """Restart this script with the environment variable that `kdcache` sets before it loads torch.
 
-    Call it first. A setting of the user's own stays.
+    Call this function first. If the user has set the variable, nothing happens.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ["OMP_WAIT_POLICY"] = "passive"
@@ -36,25 +36,25 @@ def start_as_the_command_line_does() -> None:
 
 
 class Work(NamedTuple):
-    """What one run of an arm did."""
+    """The work of one run of an arm."""
 
     num_images: int
     checksum: int
-    """Sum of the sample ids seen: arms that are compared did equal work."""
+    """Sum of the sample ids, which shows that the arms did equal work."""
 
 
 class Measured(NamedTuple):
-    """What an arm came to."""
+    """The measurements of an arm."""
 
     images_per_second: float
     """Median over the repeats."""
     spread: float
-    """(max - min) / median of the repeats."""
+    """(max - min) / median of the seconds of the repeats."""
     cpu_ms_per_image: float
-    """Processor time of this process and its children, median; steadier than the clock on a shared
-    machine."""
+    """Median CPU time of this process and its children. On a shared machine, it varies less than
+    the wall time."""
     seconds: list[float]
-    """Of each repeat."""
+    """Wall time of each repeat."""
     num_images: int
     checksum: int
 
@@ -62,15 +62,15 @@ class Measured(NamedTuple):
 def measure(
     arms: Mapping[str, Callable[[], Work]], *, repeats: int, warm_ups: int = 1
 ) -> dict[str, Measured]:
-    """Time every arm; the arms take turns, so that a slow minute of the machine hits all.
+    """Time every arm. The arms take turns, so that a temporary load affects all of them.
 
     Args:
-        arms: name -> a function that does the work once.
-        repeats: timed runs of each arm.
-        warm_ups: runs of each arm before, not timed.
+        arms: name -> function that does the work once.
+        repeats: number of timed runs of each arm.
+        warm_ups: number of untimed runs of each arm before.
 
     Raises:
-        ValueError: if the arms did not do equal work.
+        ValueError: if the arms do not do equal work.
     """
     for run in arms.values():
         for _ in range(warm_ups):
@@ -103,7 +103,7 @@ def measure(
 
 
 def environment() -> dict[str, Any]:
-    """Return the machine, the versions and the commit."""
+    """Return the machine, the versions of packages, and the commit."""
     packages = ("kdcache", "torch", "torchvision", "ffcv", "numba", "numpy", "zarr")
     return {
         "date": datetime.now(UTC).date().isoformat(),
@@ -121,7 +121,7 @@ def environment() -> dict[str, Any]:
 
 
 def record(name: str, content: Mapping[str, Any], *, folder: Path = RESULTS) -> Path:
-    """Write a result under a name that tells benchmark, machine, date and commit."""
+    """Write a result to a new file, named after benchmark, machine, date and commit."""
     where = environment()
     device = where["gpu"] or where["cpu"]
     machine = re.sub(r"[^a-z0-9]+", "-", f"{device} {where['cores']}c".lower()).strip("-")
@@ -129,7 +129,7 @@ def record(name: str, content: Mapping[str, Any], *, folder: Path = RESULTS) -> 
     stem = f"{name}_{machine}_{where['date']}_{where['commit']}"
     path = folder / f"{stem}.json"
     for number in count(2):
-        if not path.exists():  # a record stays as it is
+        if not path.exists():  # an existing record is never replaced
             break
         path = folder / f"{stem}_{number}.json"
     path.write_text(json.dumps({"environment": where, **content}, indent=1) + "\n")
@@ -151,7 +151,7 @@ def _synchronise() -> None:
 
 
 def _cpu_seconds() -> float:
-    """Return the processor time of this process, of workers that run, and of those that ended."""
+    """Return the CPU time of this process and of its running and ended children."""
     ended = os.times()
     total = time.process_time() + ended.children_user + ended.children_system
     for worker in psutil.Process().children(recursive=True):

@@ -1,13 +1,13 @@
-"""Images per second of a pack, beside the least that it could do.
+"""Measure images per second of `kdcache pack`, and of the minimum work that it has to do.
 
-Arms, each with a process for every core:
+Each arm uses one process per core:
 
-- kdcache: `kdcache pack` as a user runs it: decodes, checks, encodes, digests, writes a beton;
-- decode and encode: a bare process pool that decodes and encodes each image as the beton would hold
-  it (JPEG of quality 90, or raw pixels up to 64 px) and drops the result; writes nothing;
+- kdcache: `kdcache pack`, which decodes, checks, encodes and hashes images, and writes a beton;
+- decode and encode: a process pool that decodes each image, encodes it as in the beton (JPEG of
+  quality 90, or raw pixels up to 64 px), and writes nothing;
 - decode: the same without encoding.
 
-The number of pixels is the checksum. Starting the processes is part of every arm.
+The checksum is the number of pixels. The time includes the start of the processes.
 
     python benchmarks/pack.py PHOTOS
     python benchmarks/pack.py cifar10/test.parquet --copies 1
@@ -37,19 +37,19 @@ from kdcache.data.source import Split
 from kdcache.data.sources import open_source
 from kdcache.options import PackOptions
 
-if TYPE_CHECKING:  # it loads torch, which no worker needs: each of them imports this file
+if TYPE_CHECKING:  # measure loads torch, which the workers, who import this file, do not need
     from measure import Work
 
 TARGET = 0.8
-"""Of kdcache over decoding and encoding."""
+"""Target for the speed of kdcache, relative to decoding and encoding."""
 
 IMAGES_PER_TASK = 32
 
 
-def write_copies(source: str, folder: Path, copies: int, most: int | None) -> Path:
-    """Write the training images of a source to an ImageFolder, several times over."""
+def write_copies(source: str, folder: Path, copies: int, max_images: int | None) -> Path:
+    """Write copies of a source's training images as an ImageFolder; return the folder."""
     split = open_source(source).splits["train"]
-    for position in range(min(len(split.labels), most or len(split.labels))):
+    for position in range(min(len(split.labels), max_images or len(split.labels))):
         content = split.read(position)
         target = folder / f"{split.labels[position]:05}"
         target.mkdir(parents=True, exist_ok=True)
@@ -58,8 +58,8 @@ def write_copies(source: str, folder: Path, copies: int, most: int | None) -> Pa
     return folder
 
 
-def bare(split: Split, *, encode: bool) -> Work:
-    """Decode every image in a process pool, and encode it as a beton holds it."""
+def run_pool(split: Split, *, encode: bool) -> Work:
+    """Decode every image in a process pool and, if `encode`, encode it as in a beton."""
     from measure import Work
 
     count = len(split.labels)
@@ -70,18 +70,18 @@ def bare(split: Split, *, encode: bool) -> Work:
 
 
 def start_worker(split: Split, encode: bool) -> None:
-    """Keep what this process works on."""
-    global todo  # noqa: PLW0603  (a worker process has one task for its whole life)
-    todo = partial(decode, split, encode)
+    """Set the task of this worker process."""
+    global task  # noqa: PLW0603  (a worker process has one task for its whole life)
+    task = partial(decode, split, encode)
 
 
 def pixels_of(first: int) -> int:
-    """Decode some images; return their number of pixels."""
-    return sum(map(todo, range(first, first + IMAGES_PER_TASK)))
+    """Decode a chunk of images; return its number of pixels."""
+    return sum(map(task, range(first, first + IMAGES_PER_TASK)))
 
 
 def decode(split: Split, encode: bool, position: int) -> int:
-    """Decode an image and, where that is asked for, encode it."""
+    """Decode an image and, if `encode`, encode it; return its number of pixels."""
     if position >= len(split.labels):
         return 0
     with Image.open(io.BytesIO(split.read(position))) as image:
@@ -94,7 +94,7 @@ def decode(split: Split, encode: bool, position: int) -> int:
 
 
 def arms(source: str, workspace: Path) -> dict[str, Callable[[], Work]]:
-    """Return what is timed."""
+    """Return name -> function of every arm."""
     from measure import Work
 
     split = open_source(source).splits["train"]
@@ -108,27 +108,32 @@ def arms(source: str, workspace: Path) -> dict[str, Callable[[], Work]]:
 
     return {
         "kdcache": ours,
-        "decode and encode": partial(bare, split, encode=True),
-        "decode": partial(bare, split, encode=False),
+        "decode and encode": partial(run_pool, split, encode=True),
+        "decode": partial(run_pool, split, encode=False),
     }
 
 
 def main() -> None:
-    """Measure and print; with --record, keep the result."""
+    """Measure and print; with --record, write the result to a file."""
     from measure import environment, measure, print_table, record
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("source", help="as kdcache pack takes it; its training images are used")
-    parser.add_argument("--copies", type=int, default=10, help="of each image; 200 are few")
+    parser.add_argument(
+        "--copies",
+        type=int,
+        default=10,
+        help="copies of each image, so that small sources last long enough",
+    )
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--record", action="store_true", help="write to benchmarks/results/")
     parser.add_argument("--tiny", action="store_true", help="few images: does it still run?")
     options = parser.parse_args()
-    most = 50 if options.tiny else None
+    max_images = 50 if options.tiny else None
     if options.tiny:
         options.copies, options.repeats = 1, 1
     with TemporaryDirectory() as folder:
-        files = write_copies(options.source, Path(folder, "files"), options.copies, most)
+        files = write_copies(options.source, Path(folder, "files"), options.copies, max_images)
         measured = measure(arms(str(files), Path(folder, "workspace")), repeats=options.repeats)
         write_mode = open_beton(Path(folder, "workspace", "train.beton")).manifest.write_mode
     where = environment()

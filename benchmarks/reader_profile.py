@@ -1,9 +1,9 @@
-"""Where the reader's time goes, in milliseconds of one processor for each image.
+"""Profile the reader: CPU milliseconds per image of each step.
 
-Each step of a view runs alone, through the functions that the reader calls; the reader as a whole
-runs with one thread. What is left of it after the steps is FFCV, numba, our threads and queues.
-Entropy decoding is the decoding at 1/8, which does one part in 64 of what comes after; the rest of
-the decoding is the inverse transform, the interpolation of chroma and the conversion of colour.
+Each step of a view runs alone, through the functions that the reader calls. The whole reader runs
+with one thread; the difference to the sum of the steps is the overhead of FFCV, numba, threads and
+queues. The time of entropy decoding is that of decoding at 1/8, which includes 1/64 of the later
+stages. The rest of the decoding is the inverse transform, chroma upsampling and colour conversion.
 
     python benchmarks/reader_profile.py PHOTOS --image-size 224
 """
@@ -31,11 +31,11 @@ from kdcache.reader.order import batch_bounds
 from kdcache.reader.photometric_kernels import apply_change
 
 CHANGE = tuple(np.int64(number) for number in (300, 200, 300, 10, 10, 20, 20))
-"""Brighter, with less contrast, more colour and an erased box."""
+"""A photometric change: brighter, less contrast, more saturation, and an erased box."""
 
 
 def ms_of(step: Callable[[DecodingJob], object], jobs: list[DecodingJob]) -> float:
-    """Return a step's processor time for each image."""
+    """Return the CPU milliseconds per image of a step."""
     started = time.thread_time()
     for job in jobs:
         step(job)
@@ -43,7 +43,7 @@ def ms_of(step: Callable[[DecodingJob], object], jobs: list[DecodingJob]) -> flo
 
 
 def ms_of_reader(beton: Beton, views: Views, batch_size: int) -> Callable[[], float]:
-    """Return a function that reads an epoch with one thread and returns likewise."""
+    """Return a function that reads an epoch with one thread and returns CPU ms per image."""
     reader = PixelReader(beton, views, batch_size=batch_size, num_workers=1)
     batches = np.split(np.arange(len(beton)), batch_bounds(len(beton), batch_size)[1:-1])
 
@@ -57,7 +57,7 @@ def ms_of_reader(beton: Beton, views: Views, batch_size: int) -> Callable[[], fl
 
 
 def profile(beton: Beton, options: argparse.Namespace) -> dict[str, float]:
-    """Return the milliseconds of each step, medians over the repeats."""
+    """Return step -> median milliseconds per image over the repeats."""
     size = options.image_size
     views = Views(Policy.parse("rrc"), 0, size)
     changed = Views(
@@ -86,7 +86,7 @@ def profile(beton: Beton, options: argparse.Namespace) -> dict[str, float]:
 
 
 def shares(steps: dict[str, float]) -> dict[str, float]:
-    """Return what the reader's time is made of."""
+    """Return the parts of the reader's time, in milliseconds per image."""
     parts = {
         "find and copy rows": steps["find and copy rows"],
         "entropy decoding of the rows": steps["decode rows at 1/8"],
@@ -98,7 +98,7 @@ def shares(steps: dict[str, float]) -> dict[str, float]:
 
 
 def main() -> None:
-    """Measure and print; with --record, keep the result."""
+    """Measure and print; with --record, write the result to a file."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("source", help="photos, as for kdcache pack")
     parser.add_argument("--image-size", type=int, default=224)
@@ -114,7 +114,7 @@ def main() -> None:
     parts = shares(steps)
     where = environment()
     print(f"\n{where['cpu']}, {options.repeats} repeats, {len(beton)} photos, one thread")
-    print(f"processor ms for each image -> {options.image_size} px\n")
+    print(f"CPU ms per image -> {options.image_size} px\n")
     for name, value in parts.items():
         print(f"{name:32}{value:>8.3f}{value / steps['reader']:>8.1%}")
     print(f"{'reader':32}{steps['reader']:>8.3f}\n")
@@ -122,8 +122,8 @@ def main() -> None:
         print(f"{f'reader / {name} alone':32}{steps['reader'] / steps[name]:>8.2f}")
     print(f"{'reader with photometric changes':32}{steps['reader, with changes']:>8.3f}")
     if options.record:
-        told = vars(options) | {"source": Path(options.source).name}
-        content = {"options": told, "steps_ms": steps, "parts_ms": parts}
+        recorded = vars(options) | {"source": Path(options.source).name}
+        content = {"options": recorded, "steps_ms": steps, "parts_ms": parts}
         path = record(f"reader-profile-{options.image_size}px", content)
         print(f"\nrecorded in {path}")
 

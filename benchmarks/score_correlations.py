@@ -1,4 +1,4 @@
-"""Rank correlations between the scores of a store: which of them would choose other samples?
+"""Print rank correlations between the scores of a store, and the overlap of their selections.
 
 python benchmarks/score_correlations.py kdcache-workspace/stores/resnet50.zarr
 """
@@ -21,10 +21,12 @@ KEEP = 0.3
 
 
 def main() -> None:
-    """Print the table; with --record, keep it."""
+    """Print the table; with --record, write it to a file."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("store", type=Path)
-    parser.add_argument("--record", metavar="NAME", help="write to benchmarks/results/")
+    parser.add_argument(
+        "--record", metavar="NAME", help="write to benchmarks/results/ under this name"
+    )
     arguments = parser.parse_args()
     store = LogitStore.open(arguments.store)
     scores = {name: store.scores[name] for name in store.scores}

@@ -1,14 +1,13 @@
-"""Seconds and memory of a selection: ImageNet's number of samples, then up to 10^8.
+"""Measure time and memory of a selection, for as many samples as ImageNet has, and up to 10^8.
 
-Arms that choose the same ids are compared at equal work (the sum of the ids is checked):
+These arms must select the same ids (the sum of the ids is checked):
 
-- kdcache: `select_ids`, called again in a process where its code is compiled;
+- kdcache: `select_ids`, after its code is compiled;
 - numpy, class by class: `np.where(labels == c)` and an argsort for each class;
-- a loop in Python over all samples for each class, the straightforward way. It is measured with
-  fewer samples and the same number of classes, and its time at N is extrapolated: it grows with
-  samples x classes, so the ratio is that of N.
+- a loop: a Python loop over all samples for each class. It runs with fewer samples and the same
+  number of classes. Its time grows with samples x classes, so the time at N is extrapolated.
 
-numpy's argsort of N float32 is the yardstick beside them; it chooses nothing.
+numpy's argsort of N float32, which selects nothing, is the reference for all methods.
 
     python benchmarks/selection.py
     python benchmarks/selection.py --tiny
@@ -38,7 +37,7 @@ KEEP = 0.7
 
 
 def parity(data: dict[str, np.ndarray]) -> np.ndarray:
-    """Return what `--parity mdslr` keeps, which is what the loops below keep."""
+    """Return the ids that `--parity mdslr` keeps; the loops below keep the same."""
     sizes = np.bincount(data["labels"], minlength=NUM_CLASSES).tolist()
     return select_per_group(
         data["scores"],
@@ -50,7 +49,7 @@ def parity(data: dict[str, np.ndarray]) -> np.ndarray:
 
 
 def class_by_class(data: dict[str, np.ndarray]) -> np.ndarray:
-    """Restate MDSLR's selection with numpy, one pass over all labels for each class."""
+    """Select as MDSLR does with numpy, with one pass over all labels for each class."""
     scores, labels = data["scores"], data["labels"]
     number = int(len(labels) / NUM_CLASSES * (100 * KEEP) / 100)
     kept = []
@@ -61,7 +60,7 @@ def class_by_class(data: dict[str, np.ndarray]) -> np.ndarray:
 
 
 def sample_by_sample(data: dict[str, np.ndarray]) -> np.ndarray:
-    """Restate it as a loop over all samples for each class."""
+    """Select as MDSLR does with a loop over all samples for each class."""
     scores, labels = data["scores"], data["labels"]
     number = int(len(labels) / NUM_CLASSES * (100 * KEEP) / 100)
     kept = []
@@ -81,22 +80,22 @@ def window(order: np.ndarray, number: int) -> np.ndarray:
 
 
 def work_of(ids: np.ndarray, samples: int) -> Work:
-    """Return what was done, for the check that arms did the same."""
+    """Return the number of samples and the sum of the ids, to check for equal work."""
     return Work(samples, int(ids.sum()))
 
 
-def beside_argsort(samples: int, repeats: int) -> dict[str, dict[str, Measured]]:
-    """Measure every method, each in turns with numpy's argsort of as many scores."""
+def compare_with_argsort(samples: int, repeats: int) -> dict[str, dict[str, Measured]]:
+    """Measure every method, alternating with numpy's argsort of the same scores."""
     data = drawn(samples)
 
-    def yardstick() -> Work:
+    def reference() -> Work:
         np.argsort(data["scores"])
         return Work(samples, 0)
 
     def arm(method: str, balance: str) -> Callable[[], Work]:
         def once() -> Work:
             chosen(data, method, balance, KEEP)
-            return Work(samples, 0)  # beside a yardstick there is no equal choice to check
+            return Work(samples, 0)  # argsort selects nothing, so there are no ids to compare
 
         return once
 
@@ -107,13 +106,13 @@ def beside_argsort(samples: int, repeats: int) -> dict[str, dict[str, Measured]]
         if (method, balance) != ("class-adaptive", "none")
     }
     return {
-        name: measure({"numpy argsort": yardstick, name: once}, repeats=repeats)
+        name: measure({"numpy argsort": reference, name: once}, repeats=repeats)
         for name, once in arms.items()
     }
 
 
-def beside_loops(samples: int, fewer: int, repeats: int) -> dict[str, dict[str, Measured]]:
-    """Measure kdcache beside the two restatements, the slow one with fewer samples."""
+def compare_with_loops(samples: int, fewer: int, repeats: int) -> dict[str, dict[str, Measured]]:
+    """Measure kdcache and the two reference selections; the slow one gets fewer samples."""
     data, small = drawn(samples), drawn(fewer)
     return {
         "numpy, class by class": measure(
@@ -135,7 +134,7 @@ def beside_loops(samples: int, fewer: int, repeats: int) -> dict[str, dict[str, 
 
 
 def in_its_own_process(samples: int, method: str, balance: str) -> dict[str, Any]:
-    """Return what `selection_memory.py` prints."""
+    """Run `selection_memory.py` and return its output."""
     script = Path(__file__).with_name("selection_memory.py")
     done = subprocess.run(
         [sys.executable, script, str(samples), method, balance, "--keep", str(KEEP)],
@@ -148,12 +147,12 @@ def in_its_own_process(samples: int, method: str, balance: str) -> dict[str, Any
 
 
 def seconds(arm: Measured) -> float:
-    """Return the median seconds of a run."""
+    """Return the median seconds of an arm."""
     return float(np.median(arm.seconds))
 
 
 def main() -> None:
-    """Measure and print; with --record, keep the result."""
+    """Measure and print; with --record, write the result to a file."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--samples", type=int, default=IMAGENET)
     parser.add_argument("--largest", type=int, default=100_000_000)
@@ -166,14 +165,14 @@ def main() -> None:
         arguments.samples, arguments.largest, arguments.repeats, fewer = 20_000, 100_000, 1, 2_000
     where = environment()
     print(f"{where['cpu']}, {where['cores']} cores, {arguments.samples:,} samples of 1,000 classes")
-    sorts = beside_argsort(arguments.samples, arguments.repeats)
+    sorts = compare_with_argsort(arguments.samples, arguments.repeats)
     ratios = {}
     for name, arms in sorts.items():
         ratios[name] = seconds(arms[name]) / seconds(arms["numpy argsort"])
         print(
             f"{name:28}{1000 * seconds(arms[name]):>9.1f} ms{ratios[name]:>8.2f} of numpy's argsort"
         )
-    loops = beside_loops(arguments.samples, fewer, arguments.repeats)
+    loops = compare_with_loops(arguments.samples, fewer, arguments.repeats)
     for arms in loops.values():
         print()
         for name, result in arms.items():

@@ -1,8 +1,8 @@
-"""One selection of N drawn scores in a process of its own: seconds, and peak memory by the kernel.
+"""Measure one selection of N random scores in this process: seconds and peak memory.
 
     python benchmarks/selection_memory.py 100000000 medium proportional
 
-Prints one JSON object. `benchmarks/selection.py` runs it for a series of N.
+The script prints one JSON object. `benchmarks/selection.py` runs it for several N.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ OPTIONS: dict[str, dict[str, float]] = {"window": {"start": 0.1}, "stratified": 
 
 
 def drawn(count: int, classes: int = NUM_CLASSES) -> dict[str, np.ndarray]:
-    """Return scores like a good teacher's cross-entropies, labels, and where it is right."""
+    """Return random scores (distributed like cross-entropies), labels, and correctness."""
     rng = np.random.default_rng(0)
     scores = rng.standard_exponential(count, dtype=np.float32)
     np.power(scores, 4, out=scores)
@@ -53,13 +53,13 @@ def chosen(data: dict[str, np.ndarray], method: str, balance: str, keep: float) 
 
 
 def peak_bytes() -> int:
-    """Return the most memory that this process has held (getrusage tells the parent's, too)."""
+    """Return the peak memory of this process, from VmHWM (getrusage may report the parent's)."""
     status = Path("/proc/self/status").read_text()
     return int(status.partition("VmHWM:")[2].split()[0]) * 1024
 
 
 def run(count: int, method: str, balance: str, keep: float) -> dict[str, Any]:
-    """Select once, after a small selection that loads the compiled code."""
+    """Measure one selection, after a small one that loads the compiled code."""
     chosen(drawn(5_000), method, balance, keep)
     before_inputs = psutil.Process().memory_info().rss
     data = drawn(count)

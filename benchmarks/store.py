@@ -1,12 +1,12 @@
-"""The store at ImageNet's size: writing, reading and staging, beside plain files of the same bytes.
+"""Measure writing, reading and staging of a store of ImageNet's size, and of plain files.
 
     python benchmarks/store.py                   # 1,281,167 rows of 1,000 classes, dense
     python benchmarks/store.py --codec 'topk(k=10)'
-    python benchmarks/store.py --pipeline rust   # zarr's codecs by the package zarrs
+    python benchmarks/store.py --pipeline rust   # zarr codecs of the package zarrs
 
-"images" are rows here. Every arm works on bytes that the page cache may hold: a disk that is slower
-than memory sets the same limit to all. What is written is flushed to the disk in both arms. The
-staging arm reads a random 70 % of a view in random order into memory, as an epoch's rows are.
+"images" are rows here. All arms may use the page cache. Both writing arms flush to the disk. The
+staging arms read a random 70 % of a view in random order into memory, as training does for the rows
+of an epoch.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ SHARE = 0.7
 
 
 def drawn_logits(rows: int, classes: int) -> npt.NDArray[np.float32]:
-    """Return logits of one shard: bytes matter here, not what they say."""
+    """Return random logits of one shard, (rows, classes) float32; their values do not matter."""
     rng = np.random.default_rng(0)
     return 3 * rng.standard_normal((rows, classes), dtype=np.float32)
 
 
 def empty_store(path: Path, *, rows: int, classes: int, codec: str) -> StoreWriter:
-    """Make a store with an unwritten clean view and one augmented view under a codec."""
+    """Create a store with a clean view and one augmented view, both without rows."""
     ids = np.arange(rows, dtype=np.int64)
     about = StoreManifest(
         format_version=FORMAT_VERSION,
@@ -83,7 +83,7 @@ def empty_store(path: Path, *, rows: int, classes: int, codec: str) -> StoreWrit
 
 
 def shards(rows: int) -> Iterator[tuple[int, int]]:
-    """Yield the number and the rows of every shard."""
+    """Yield (index, number of rows) of every shard."""
     for shard, start in enumerate(range(0, rows, SHARD_ROWS)):
         yield shard, min(SHARD_ROWS, rows - start)
 
@@ -91,7 +91,7 @@ def shards(rows: int) -> Iterator[tuple[int, int]]:
 def run(
     arguments: argparse.Namespace, folder: Path
 ) -> tuple[dict[str, dict[str, Measured]], Codec]:
-    """Measure writing, reading and staging."""
+    """Measure writing, reading and staging; return the arms and the codec."""
     rows, classes = arguments.rows, arguments.classes
     writer = empty_store(folder / "s.zarr", rows=rows, classes=classes, codec=arguments.codec)
     codec = writer.codec(1)
@@ -140,13 +140,13 @@ def run(
     staged = Work(len(kept), len(kept))
 
     def stage_store() -> Work:
-        stage = RowPrefetcher(store)
-        stage.take(0, 1, kept)
-        stage.close()
+        prefetcher = RowPrefetcher(store)
+        prefetcher.take(0, 1, kept)
+        prefetcher.close()
         return staged
 
     def stage_files() -> Work:
-        """Gather from one mapped file: no checksums, no shards."""
+        """Gather rows from one memory-mapped file, without checksums and shards."""
         np.take(plain, kept, axis=0)
         return staged
 
@@ -160,7 +160,7 @@ def run(
 
 
 def finish(writer: StoreWriter, rows: int) -> None:
-    """Fill what a store needs to open: the clean view's scores and rows, all zero."""
+    """Write zeros as the clean view's scores and rows, so that the store can be opened."""
     clean = writer.codec(0)
     for shard, count in shards(rows):
         per_sample = {name: np.zeros(count, dtype) for name, dtype in PER_SAMPLE_ARRAYS.items()}
@@ -171,7 +171,7 @@ def finish(writer: StoreWriter, rows: int) -> None:
 
 
 def main() -> None:
-    """Measure and print; with --record, keep the result."""
+    """Measure and print; with --record, write the result to a file."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, default=1_281_167)
     parser.add_argument("--classes", type=int, default=1_000)

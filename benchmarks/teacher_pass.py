@@ -1,8 +1,8 @@
-"""Images per second of the whole teacher pass, beside the forward alone: what does the rest cost?
+"""Measure images per second of the teacher pass, and of each of its parts alone.
 
-Arms, over the same images and views: the pass as `kdcache build-logits` runs it; the forward alone,
-on a batch that is on the device already; reading and decoding alone; encoding and writing alone.
-The weights are random, which costs what trained ones cost.
+All arms process the same images and views: the pass as `kdcache build-logits` runs it; the forward
+pass alone, on a batch that is already on the device; reading and decoding alone; encoding and
+writing alone. The weights are random, which does not change the time.
 
     python benchmarks/teacher_pass.py digits --teacher resnet20
     python benchmarks/teacher_pass.py PHOTOS --teacher resnet50 --views 8 --images 1024
@@ -49,11 +49,11 @@ from kdcache.teacher.teacher import Teacher, tensor_digest
 WARM_UPS = 1
 
 
-class Busy:
-    """A teacher whose device says how long it computed.
+class TimedTeacher:
+    """A teacher that measures its computing time on the device.
 
     Attributes:
-        seconds: of the device, since `reset`.
+        seconds: computing time on the device since `reset`.
     """
 
     def __init__(self, forward: TeacherForward) -> None:
@@ -75,18 +75,18 @@ class Busy:
         return logits
 
     def reset(self) -> None:
-        """Forget what was measured."""
+        """Reset the measured time to 0."""
         self._spans.clear()
 
     @property
     def seconds(self) -> float:
-        """Of all forwards since `reset`."""
+        """Computing time of all forward passes since `reset`, in seconds."""
         torch.cuda.synchronize()
         return sum(start.elapsed_time(end) for start, end in self._spans) / 1000
 
 
-class Nobody:
-    """Answers nothing at once: what remains of a pass is reading and decoding."""
+class ZeroTeacher:
+    """A teacher that returns zeros at once, so that only reading and decoding take time."""
 
     features = None
     device = torch.device("cpu")
@@ -101,7 +101,7 @@ class Nobody:
 
 
 def teacher_of(name: str, beton: Beton, image_size: int, classes: int) -> Ensemble:
-    """Return a teacher with fresh weights."""
+    """Return a teacher with random weights."""
     torch.manual_seed(0)
     model = make_model(name, num_classes=classes, image_size=image_size)
     for head in (module for module in model.modules() if isinstance(module, torch.nn.Linear)):
@@ -123,7 +123,7 @@ def teacher_of(name: str, beton: Beton, image_size: int, classes: int) -> Ensemb
 def run(
     arguments: argparse.Namespace, beton: Beton, folder: Path
 ) -> tuple[dict[str, Measured], float | None]:
-    """Measure every arm; return what they came to, and the device's idle share on CUDA."""
+    """Measure every arm; return the measurements, and on CUDA the idle fraction of the GPU."""
     device = resolve_device(arguments.device)
     size = arguments.image_size or beton.manifest.image_size
     teacher = teacher_of(arguments.teacher, beton, size, beton.manifest.classes)
@@ -137,7 +137,7 @@ def run(
         codec=arguments.codec,
     )
     wanted = target_manifest(options, beton, teacher, device, None, beton.sample_ids)
-    forward = Busy(
+    forward = TimedTeacher(
         teacher.forward(
             num_classes=wanted.classes,
             device=device,
@@ -183,11 +183,11 @@ def run(
         return done
 
     def decode_alone() -> Work:
-        nobody = Nobody(wanted.classes, wanted.batch_size)
+        teacher_of_zeros = ZeroTeacher(wanted.classes, wanted.batch_size)
         rows = [
             answers.shard.rows
             for answers in run_teacher(
-                nobody,  # type: ignore[arg-type]
+                teacher_of_zeros,  # type: ignore[arg-type]
                 work,
                 beton,
                 wanted.teacher_views,
@@ -214,7 +214,7 @@ def run(
 
 
 def drawn_answers(shard: Shard, classes: int) -> TeacherOutputs:
-    """Return random outputs of the size of a shard; their values do not matter."""
+    """Return random outputs for a shard; their values do not matter."""
     count = len(shard.rows)
     generator = torch.Generator().manual_seed(0)
     logits = 3 * torch.randn(count, classes, generator=generator)
@@ -223,7 +223,7 @@ def drawn_answers(shard: Shard, classes: int) -> TeacherOutputs:
 
 
 def main() -> None:
-    """Measure and print; with --record, keep the result."""
+    """Measure and print; with --record, write the result to a file."""
     start_as_the_command_line_does()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("source", nargs="?", default="digits", help="as for kdcache pack")
@@ -233,7 +233,12 @@ def main() -> None:
     parser.add_argument("--teacher", default="resnet20", help="kdcache's or torchvision's name")
     parser.add_argument("--views", type=int, default=1)
     parser.add_argument("--codec", default="dense")
-    parser.add_argument("--images", type=int, default=1_024, help="of each view, whole shards")
+    parser.add_argument(
+        "--images",
+        type=int,
+        default=1_024,
+        help="images of each view, rounded down to whole shards",
+    )
     parser.add_argument("--batch-size", type=int)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
@@ -263,10 +268,10 @@ def main() -> None:
     whole, alone = rates["whole pass"], rates["forward alone"]
     parts = {name: rate for name, rate in rates.items() if name != "whole pass"}
     limit = min(parts, key=lambda name: parts[name])
-    # One after the other on the same cores: more than this a CPU cannot give.
+    # On a CPU, the parts share the same cores, so this is the limit of the whole pass.
     in_turn = 1 / sum(1 / rate for rate in parts.values())
     used = {name: arm.cpu_ms_per_image for name, arm in measured.items()}
-    # Steadier on a shared machine; of a CPU alone, as the work of a GPU is not in it.
+    # CPU time varies less on a shared machine. It means something only for a teacher on the CPU.
     by_cpu = used["forward alone"] / used["whole pass"]
     print(f"P6, whole / forward alone: {whole / alone:.3f}; by processor time: {by_cpu:.3f}")
     print(f"slowest part: {limit}")
