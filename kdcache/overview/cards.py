@@ -41,14 +41,14 @@ class Card:
 
 @dataclass(frozen=True, kw_only=True)
 class ShowResult(Result):
-    """What a beton, teacher, store, subset or run says about itself."""
+    """The description of a beton, teacher, store, subset or run."""
 
     kind: Literal["beton", "teacher", "store", "subset", "run"]
     path: str
     facts: Mapping[str, JSON]
     """The content of its manifest, and what was counted."""
     unfinished: str | None
-    """What is missing and how to continue; None if it is whole."""
+    """What is missing and how to continue; None if it is complete."""
 
     def to_json(self) -> dict[str, JSON]:
         """Return the facts as keys of the object."""

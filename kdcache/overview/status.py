@@ -32,10 +32,10 @@ _CARDS = (
 
 @dataclass(frozen=True, kw_only=True)
 class StatusItem(Result):
-    """One thing that a workspace holds."""
+    """A file or folder of the workspace, and its state."""
 
     name: str
-    """Path in the workspace."""
+    """Path relative to the workspace."""
     kind: str
     about: str
     """Description in one line."""
@@ -65,7 +65,7 @@ class StatusResult(Result):
 
 
 def status(options: StatusOptions) -> StatusResult:
-    """Look through a workspace; nothing is changed, and manifests alone are read."""
+    """Describe a workspace. It reads only manifests and changes nothing."""
     workspace = Workspace(Path(options.workspace))
     items = [*find_items(workspace), *_outside(workspace)]
     return StatusResult(

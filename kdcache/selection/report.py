@@ -18,7 +18,7 @@ class SubsetComparison(Result):
     """Samples in both subsets."""
     overlap_share: float
     by_chance_share: float
-    """What two random subsets with the same numbers per class have in common."""
+    """Expected overlap of two random subsets with the same numbers per class."""
     kept_per_class: tuple[int, ...]
     """(C,) samples of each class in the new subset."""
     other_kept_per_class: tuple[int, ...]

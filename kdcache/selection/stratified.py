@@ -26,7 +26,7 @@ def stratified(group: Group, quota: int, context: SelectionContext) -> Entries:
     """Keep equal numbers from bins of difficulty, as far as they last, at random within each bin.
 
     `--cut`, in [0, 1], is the fraction of the hardest samples that is dropped first, as probably
-    mislabelled; never more than leaves the quota. Changes the group in place.
+    mislabelled, but never so many that fewer than the quota remain. Changes the group in place.
     """
     cut = context.options.cut or 0.0
     entries = group.entries

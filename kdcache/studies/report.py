@@ -10,25 +10,25 @@ from kdcache.results import JSON, Result, as_json
 
 @dataclass(frozen=True, kw_only=True)
 class ArmResult(Result):
-    """The students of one place of a study's table. Accuracies are in percent."""
+    """The students of one entry of a study's table. Accuracies are in percent."""
 
     row: str
     column: str
     mean: float | None
-    """None where the table has no student."""
+    """None if the arm has no student."""
     standard_error: float | None
     """None for fewer than two students."""
     n: int
     difference: float | None
-    """Mean difference to the first row, over the seeds that both have."""
+    """Mean difference to the arm in the first row, over the seeds of both."""
     difference_standard_error: float | None
     pairs: int
-    """Seeds that both have."""
+    """Number of seeds of both arms."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StudyResult(Result):
-    """What `study` trained, or with `table` what it found in the results."""
+    """The students that `study` trained, or with `table` the table of the results."""
 
     results: Path
     """The Parquet file."""
@@ -47,13 +47,13 @@ class StudyResult(Result):
     difference: str | None = None
     """The table of differences to the first row, as text; None with a single row."""
     arms: tuple[ArmResult, ...] = ()
-    """The places of the table."""
+    """The entries of the table."""
     plot: Path | None = None
     """The figure."""
     dry_run: bool = False
 
     def to_json(self) -> dict[str, JSON]:
-        """Return the JSON object with the keys that belong to what was asked."""
+        """Return the JSON object; its keys depend on `table` and `dry_run`."""
         if self.table is not None:
             keys = ["table", "difference", "arms", "failed", "plot"]
             keys = [key for key in keys if getattr(self, key) is not None]
