@@ -19,24 +19,39 @@ from __future__ import annotations
 
 import re
 
-_MENTION = re.compile(
-    r"(?P<command>\b(?:kdcache [a-z]|pip |apt-get |torchrun |srun |ulimit )"
-    r".*?(?=; |\. |,? or |\)|$))"
-    r"|(?<![\w-])--(?P<no>no-)?(?P<option>[a-z][a-z-]*[a-z])(?: (?P<number>\d+(?:\.\d+)?)\b"
-    r"| is (?!given|not|missing)(?P<value>[^,]+)(?=,))?"
+FLAGS = frozenset(
+    {
+        *("allow_mixed", "compile", "dry_run", "features", "kd", "overwrite", "repair", "reshape"),
+        *("resume", "retry", "standardise", "tensorboard"),
+    }
 )
+"""Options that a shell gives without a value."""
+
+_MENTION = re.compile(
+    r"""
+    (?P<command>\b(?:kdcache\ [a-z]|pip\ |apt-get\ |torchrun\ |srun\ |ulimit\ )
+        .*?(?=;\ |\.\ |,?\ or\ |\)|$))
+    | (?<![\w-])--(?P<no>no-)?(?P<option>[a-z][a-z-]*[a-z])
+        (?: \ (?P<given>\d+(?:\.\d+)?\b | [A-Z]{2,}\b | [\w.-]*[:/][\w.:/-]+)
+          | \ is\ (?!given|not|missing)(?P<value>[^,\s]+)(?=[,\ ]))?
+    """,
+    re.VERBOSE,
+)
+"""A command, which stays as it is, or an option with its value."""
 
 
 class KDCacheError(Exception):
     """Base class of all errors below.
 
-    Give either a text, or a parameter with its value and the rule that it breaks.
+    Give either a text, or a parameter with its value and the rule that it breaks or the problem
+    that it meets.
 
     Attributes:
         parameter: name of the argument in Python, such as `min_per_class`; None if the error is not
             about an argument.
         value: what was given for it; None if nothing was.
-        rule: what was expected.
+        rule: what was expected, such as "a number in (0, 1]".
+        problem: what is wrong, where no rule says it, such as "torch finds no CUDA device".
         remedy: what to do.
     """
 
@@ -47,6 +62,7 @@ class KDCacheError(Exception):
         parameter: str | None = None,
         value: object = None,
         rule: str | None = None,
+        problem: str | None = None,
         remedy: str | None = None,
     ) -> None:
         super().__init__(text)
@@ -54,15 +70,15 @@ class KDCacheError(Exception):
         self.parameter = parameter
         self.value = value
         self.rule = rule
+        self.problem = problem
         self.remedy = remedy
 
     def __str__(self) -> str:
         """Return the message with the names of arguments in Python."""
         if self.text or self.parameter is None:
             return in_python(self._line(self.text))
-        given = "is not given, " if self.value is None else ""
-        shown = f" {given}" if given else f"={_shown(self.value)}: "
-        return in_python(self._line(f"{self.parameter}{shown}expected {self.rule}"))
+        shown = " is not given, " if self.value is None else f"={_shown(self.value)}: "
+        return in_python(self._line(f"{self.parameter}{shown}{self._complaint}"))
 
     def in_shell(self) -> str:
         """Return the message with the names of options on the command line."""
@@ -70,7 +86,11 @@ class KDCacheError(Exception):
             return self._line(self.text)
         option = f"--{self.parameter.replace('_', '-')}"
         shown = " is not given, " if self.value is None else f" {_shown(self.value)}: "
-        return self._line(f"{option}{shown}expected {self.rule}")
+        return self._line(f"{option}{shown}{self._complaint}")
+
+    @property
+    def _complaint(self) -> str:
+        return f"expected {self.rule}" if self.problem is None else self.problem
 
     def _line(self, text: str) -> str:
         return f"{text}. {self.remedy}" if self.remedy else text
@@ -94,16 +114,15 @@ def in_python(text: str) -> str:
         name = found["option"].replace("-", "_")
         if found["no"]:
             return f"{name}=False"
-        value = found["number"] or found["value"]
+        value = found["given"] or found["value"] or ("True" if name in FLAGS else None)
         return f"{name}={value}" if value else name
 
     return _MENTION.sub(replace, text)
 
 
 def _shown(value: object) -> str:
-    if isinstance(value, bool):
-        return str(value)
-    return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    text = ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    return text or "''"
 
 
 class ConfigError(KDCacheError, ValueError):

@@ -610,10 +610,12 @@ class PruningOptions:
             )
         if self.method == "class-adaptive" and self.balance == "none":
             raise ConfigError(
-                "--balance is none, expected proportional or class for --method class-adaptive, "
-                "which divides the samples among the classes",
                 parameter="balance",
                 value="none",
+                rule=(
+                    "proportional or class for --method class-adaptive, which divides the "
+                    "samples among the classes"
+                ),
             )
 
     @property
@@ -825,9 +827,9 @@ class TrainOptions(_LoopOptions):
         _require_unset(self, ["views"], "--kd", unless=self.kd)
         if is_live and self.views == 0:
             raise ConfigError(
-                "--views is 0, expected at least 1 with --live-teacher, which answers what the "
-                "student sees",
                 parameter="views",
+                value=0,
+                rule=("at least 1 with --live-teacher, which answers what the student sees"),
             )
 
 

@@ -131,10 +131,10 @@ class Workspace:
         if path is None or not path.exists():
             what = "no store was built yet" if path is None else f"{path} does not exist"
             raise ConfigError(
-                f"--teacher is {teacher or 'not given'}, but {what}. "
-                f"Run: kdcache build-logits --teacher {teacher or 'NAME'}",
                 parameter="teacher",
                 value=teacher or "not given",
+                problem=f"{what}",
+                remedy=f"Run: kdcache build-logits --teacher {teacher or 'NAME'}",
             )
         return path
 
@@ -160,10 +160,10 @@ class Workspace:
         path = given if given.suffix == ".npz" else self.subset(subset)
         if not path.exists():
             raise ConfigError(
-                f"--subset is {subset}, but {path} does not exist. "
-                "Run kdcache select, or name one of its files",
                 parameter="subset",
                 value=subset,
+                problem=f"{path} does not exist",
+                remedy="Run kdcache select, or name one of its files",
             )
         return path
 

@@ -18,10 +18,10 @@ def resolve_device(device: Device) -> torch.device:
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise ConfigError(
-            "--device is cuda, but torch finds no CUDA device. Use --device cpu, or install a "
-            "driver and a CUDA build of torch",
             parameter="device",
             value="cuda",
+            problem="torch finds no CUDA device",
+            remedy="Use --device cpu, or install a driver and a CUDA build of torch",
         )
     if device == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")

@@ -24,9 +24,13 @@ import numpy as np
 import numpy.typing as npt
 
 from kdcache.data.source import Source
-from kdcache.errors import DatasetError
+from kdcache.data.source_kind import Argument, SourceKind
+from kdcache.errors import ConfigError, DatasetError
 from kdcache.files import make_directory, replace_atomically, sweep_partials, this_process
 from kdcache.progress import logger, progress_bar
+
+_PICKLED_CIFAR = {"cifar-10-batches-py": "cifar10", "cifar-100-python": "cifar100"}
+"""Folders that torchvision unpacks -> the source with the same images."""
 
 SIDE = 32
 _PIXEL_BYTES = 3 * SIDE * SIDE
@@ -220,3 +224,38 @@ def _open_records(archive: Archive, files: list[Path]) -> CifarSplit:
         labels.append(content.reshape(-1, record)[:, archive.label_bytes - 1].astype(np.int64))
     starts = np.cumsum([0, *map(len, labels)])
     return CifarSplit(archive.kind, files, starts, archive.label_bytes, np.concatenate(labels))
+
+
+def _recognises(given: Argument) -> bool:
+    is_archive = given.path.is_file() and archive_named(given.path) is not None
+    return given.text in ARCHIVES or is_archive or _pickled(given.path) is not None
+
+
+def _open(given: Argument, _label_key: str | None) -> Source:
+    if given.text in ARCHIVES:
+        return cifar(ARCHIVES[given.text])
+    if same := _pickled(given.path):
+        raise ConfigError(
+            f"SOURCE is {given.text}, which holds pickles; kdcache opens none. Run: kdcache pack "
+            f"{same}"
+        )
+    archive = archive_named(given.path)
+    assert archive is not None  # noqa: S101  (_recognises has looked)
+    return cifar(archive, given.path)
+
+
+def _pickled(folder: Path) -> str | None:
+    """Return the source with the same images as a folder that torchvision unpacked, or None."""
+    for name, same in _PICKLED_CIFAR.items():
+        if folder.is_dir() and (folder.name == name or (folder / name).is_dir()):
+            return same
+    return None
+
+
+_FILES = ", ".join(Path(archive.url).name for archive in ARCHIVES.values())
+
+KIND = SourceKind(
+    f"cifar10, cifar100 or their archives ({_FILES})",
+    _recognises,
+    _open,
+)

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kdcache.data.source import Source
+from kdcache.data.source_kind import SourceKind
 from kdcache.errors import DatasetError
 
 _FILE = "sklearn/datasets/data/digits.csv.gz"
@@ -65,3 +66,6 @@ def _read_table() -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
         )
     table = np.loadtxt(path, delimiter=",")
     return table[:, :-1].reshape(-1, 8, 8), table[:, -1].astype(np.int64)
+
+
+KIND = SourceKind("digits", lambda given: given.text == "digits", lambda _given, _key: digits())

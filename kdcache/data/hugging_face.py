@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kdcache.data.source import EVALUATION_NAMES, Source, Split, choose_splits
+from kdcache.data.source_kind import SourceKind
 from kdcache.data.tables import Columns, choose_columns, resolve_class_names, validate_labels
 from kdcache.errors import ConfigError, DatasetError
 from kdcache.progress import logger
@@ -134,3 +135,11 @@ def _open_split(data: Any, title: str, label_key: str | None) -> tuple[HuggingFa
     if isinstance(data.features[columns.image], datasets.Image):
         images = images.cast_column(columns.image, datasets.Image(decode=False))
     return HuggingFaceSplit(images, columns.image, labels, title), columns
+
+
+KIND = SourceKind(
+    "hf:ORG/NAME",
+    lambda given: given.text.startswith(PREFIX) or is_saved_by_datasets(given.path),
+    lambda given, label_key: hugging_face(given.text, label_key),
+    has_label_key=True,
+)

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kdcache.data.source import EVALUATION_NAMES, Source, Split, choose_splits
+from kdcache.data.source_kind import SourceKind
 from kdcache.errors import DatasetError
 
 IMAGE_SUFFIXES = frozenset(
@@ -123,3 +124,10 @@ def _files_below(root: Path, folder: str) -> Iterator[str]:
         links = [name for name in folders if os.path.islink(f"{path}/{name}")]  # noqa: PTH114
         found += [f"{below}/{name}" for name in names + links]
     yield from sorted(found, key=lambda file: file.split("/"))
+
+
+KIND = SourceKind(
+    "a folder of images",
+    lambda given: given.path.is_dir(),
+    lambda given, _label_key: image_folder(given.path),
+)

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kdcache.data.source import Source, Split, choose_splits, files_digest, group_by_split
+from kdcache.data.source_kind import Argument, SourceKind
 from kdcache.data.tables import Columns, choose_columns, resolve_class_names, validate_labels
 from kdcache.errors import DatasetError
 
@@ -119,3 +120,17 @@ def _open_shards(files: list[Path], label_key: str | None) -> tuple[ParquetSplit
         raise DatasetError(f"{files[0]} holds no rows, expected images")
     starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
     return ParquetSplit(files, chosen.image, row_groups, starts, all_labels), chosen
+
+
+def _recognises(given: Argument) -> bool:
+    if given.path.is_dir():
+        return ".parquet" in given.suffixes
+    return given.path.is_file() and not given.suffixes & {".tar", ".gz"}
+
+
+KIND = SourceKind(
+    "image Parquet",
+    _recognises,
+    lambda given, label_key: parquet(given.path, label_key),
+    has_label_key=True,
+)

@@ -55,9 +55,10 @@ def pack_subset(workspace: Workspace, name: str, *, overwrite: bool) -> Path:
     subset_path = workspace.require_subset(name)
     if subset_path is None:
         raise ConfigError(
-            "--subset is full, expected a subset of the data. All of it is packed already",
             parameter="subset",
             value="full",
+            rule="a subset of the data",
+            remedy="All of it is packed already",
         )
     full = open_beton(workspace.require_beton())
     subset = Subset.load_of(subset_path, full.manifest.fingerprint)

@@ -123,17 +123,17 @@ def add_val_split(source: Source, other: Source) -> Source:
     """
     if "val" in source.splits:
         raise ConfigError(
-            f"--val-source is {other.where}, but {source.where} has an evaluation split of its "
-            "own. Leave the option out",
             parameter="val_source",
             value=other.where,
+            problem=f"{source.where} has an evaluation split of its own",
+            remedy="Leave the option out",
         )
     if len(other.splits) > 1:
         raise ConfigError(
-            f"--val-source is {other.where}, which has a training split too, expected a source of "
-            "one split. Name the folder or the files of its evaluation split",
             parameter="val_source",
             value=other.where,
+            problem="it has a training split too, expected a source of one split",
+            remedy="Name the folder or the files of its evaluation split",
         )
     (split,) = other.splits.values()
     numbers = [str(label) for label in range(len(other.class_names))]
@@ -240,18 +240,20 @@ def split_train_val(source: Source, val_fraction: float | None, seed: int) -> di
     is_divided = "val" in source.splits
     if is_divided and val_fraction is not None:
         raise ConfigError(
-            f"--val-fraction is {val_fraction}, but {source.where} has an evaluation split of "
-            "its own. Leave the option out",
             parameter="val_fraction",
             value=val_fraction,
+            problem=f"{source.where} has an evaluation split of its own",
+            remedy="Leave the option out",
         )
     fraction = source.default_val_fraction if val_fraction is None else val_fraction
     if seed and (is_divided or fraction == 0):
         raise ConfigError(
-            f"--seed is {seed}, but nothing is drawn from {source.where}, expected a "
-            "--val-fraction above 0 with it. Leave it out",
             parameter="seed",
             value=seed,
+            problem=(
+                f"nothing is drawn from {source.where}, expected a --val-fraction above 0 with it"
+            ),
+            remedy="Leave it out",
         )
     if is_divided:
         return source.splits

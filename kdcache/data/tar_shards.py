@@ -22,7 +22,9 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from kdcache.data.image_folder import IMAGE_SUFFIXES
 from kdcache.data.source import Source, Split, choose_splits, files_digest, group_by_split
+from kdcache.data.source_kind import Argument, SourceKind
 from kdcache.data.tables import resolve_class_names
 from kdcache.errors import ConfigError, DatasetError
 
@@ -255,3 +257,18 @@ def _class_names(folders: set[Path]) -> list[str] | None:
             if (folder / name).is_file():
                 return (folder / name).read_text(encoding="utf-8").splitlines()
     return None
+
+
+def _recognises(given: Argument) -> bool:
+    # The original archives of ImageNet lie beside what was unpacked from them.
+    holds_images = given.path.is_dir() and bool(given.suffixes & IMAGE_SUFFIXES)
+    names_shards = is_pattern(given.text) and not given.path.exists()
+    return (".tar" in given.suffixes and not holds_images) or names_shards
+
+
+KIND = SourceKind(
+    "WebDataset shards",
+    _recognises,
+    lambda given, label_key: tar_shards(given.text, label_key),
+    has_label_key=True,
+)

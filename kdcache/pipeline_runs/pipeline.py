@@ -91,10 +91,10 @@ def read_pipeline(path: Path, *, workspace: Path, source: str | None) -> list[St
     tables = _tables(path, content)
     if source is not None and not any(table.get("run") == "pack" for table in tables):
         raise ConfigError(
-            f"--source is {source}, but {path} has no pack step that would read it. Leave --source "
-            "out",
             parameter="source",
             value=source,
+            problem=f"{path} has no pack step that would read it",
+            remedy="Leave --source out",
         )
     steps: list[Step] = []
     for number, table in enumerate(tables, 1):

@@ -17,6 +17,8 @@ class StepResult(Result):
     """What `run` did with one step of a pipeline."""
 
     name: str
+    """Name of the step, unique in the pipeline."""
+    command: str
     did: Literal["ran", "up to date", "would run"]
     why: str | None
     """Why the step had to run; None if it was up to date."""
@@ -46,6 +48,6 @@ class PipelineResult(Result):
             "students": {
                 step.name: {key: step.result.get(key) for key in _STUDENT_KEYS}
                 for step in self.steps
-                if "teacher_forwards" in step.result or "runs" in step.result
+                if step.command == "train" and step.result
             },
         }

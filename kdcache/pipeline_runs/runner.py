@@ -65,7 +65,14 @@ def _run_steps(
         started = time.perf_counter()
         if why and options.dry_run:
             done.append(
-                StepResult(name=step.name, did="would run", why=why, seconds=None, result={})
+                StepResult(
+                    name=step.name,
+                    command=step.command,
+                    did="would run",
+                    why=why,
+                    seconds=None,
+                    result={},
+                )
             )
             continue
         result = (
@@ -77,6 +84,7 @@ def _run_steps(
         done.append(
             StepResult(
                 name=step.name,
+                command=step.command,
                 did="ran" if why else "up to date",
                 why=why,
                 seconds=round(time.perf_counter() - started, 2) if why else None,

@@ -39,10 +39,12 @@ def mdslr_quotas(class_sizes: Sequence[int], keep: float) -> list[int]:
     number = int(sum(class_sizes) / len(class_sizes) * percent / 100)
     if not number:
         raise ConfigError(
-            f"--keep is {keep:g}, which keeps int({sum(class_sizes) / len(class_sizes):g} * "
-            f"{keep:g}) = 0 samples of each class, expected at least 1 with --parity mdslr",
             parameter="keep",
-            value=keep,
+            value=f"{keep:g}",
+            problem=(
+                f"it keeps int({sum(class_sizes) / len(class_sizes):g} * {keep:g}) = 0 "
+                "samples of each class, expected at least 1 with --parity mdslr"
+            ),
         )
     return [min(number, size) for size in class_sizes]
 

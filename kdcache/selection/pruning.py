@@ -62,11 +62,13 @@ def select_ids(
     reserved = sum(min(size, minimum) for size in sizes)
     if reserved > total:
         raise ConfigError(
-            f"--min-per-class is {minimum}, which keeps {reserved:,} samples of {num_classes:,} "
-            f"classes, expected at most {total:,}, the number that --keep {options.keep:g} keeps. "
-            "Increase --keep or reduce --min-per-class",
             parameter="min_per_class",
             value=minimum,
+            problem=(
+                f"it keeps {reserved:,} samples of {num_classes:,} classes, expected at most "
+                f"{total:,}, the number that --keep {options.keep:g} keeps"
+            ),
+            remedy="Increase --keep or reduce --min-per-class",
         )
     if options.balance == "none":
         return _select_globally(scores, labels, options, sizes, total, data)

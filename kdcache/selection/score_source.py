@@ -106,10 +106,12 @@ def _score(store: LogitStore, name: str) -> npt.NDArray[Any]:
     if is_user_code(name):
         return compute_scores(store, name).scores
     raise ConfigError(
-        f"--score is {name}, but {store.path} holds {', '.join(store.scores)}: it was built "
-        f"before {name} was added. Run: kdcache score {name} --store {store.path}",
         parameter="score",
         value=name,
+        problem=(
+            f"{store.path} holds {', '.join(store.scores)}: it was built before {name} was added"
+        ),
+        remedy=f"Run: kdcache score {name} --store {store.path}",
     )
 
 

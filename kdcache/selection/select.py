@@ -135,10 +135,10 @@ def _require_free(options: SelectOptions) -> None:
         )
     if not options.overwrite:
         raise ConfigError(
-            f"--export is {options.export}, which exists, expected a new file. Use --overwrite to "
-            "replace it",
             parameter="export",
             value=options.export,
+            problem="it exists, expected a new file",
+            remedy="Use --overwrite to replace it",
         )
 
 

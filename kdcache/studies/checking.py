@@ -34,7 +34,7 @@ def check_teachers(teachers: Mapping[str, Mapping[str, Any]]) -> None:
             raise ConfigError(f"{where} sets {refused[0]}, which the study sets itself. Remove it")
         _parsed(["train-teacher", *command_words(options, "train-teacher")], where)
         try:
-            require_trainable(definition["model"], option="model")
+            require_trainable(definition["model"], parameter="model")
         except KDCacheError as error:
             raise ConfigError(f"{where}: {shell_line(error)}") from error
 
@@ -64,7 +64,7 @@ def check_cells(cells: Sequence[Cell], plan: Plan) -> None:
             options = _parsed(words, where)
             if isinstance(options, TrainOptions):
                 try:
-                    require_trainable(settings["student"], option="student")
+                    require_trainable(settings["student"], parameter="student")
                     LossSettings.of(options)
                 except KDCacheError as error:
                     raise ConfigError(f"{where}: {shell_line(error)}") from error

@@ -239,10 +239,9 @@ def _sources(given: Sequence[str], grid: Grid) -> dict[str, str]:
         name, _, source = text.partition("=")
         if name not in sources:
             raise ConfigError(
-                f"--source is {text}, but the grid has no data set {name}, expected one of "
-                f"{', '.join(names)}",
                 parameter="source",
                 value=text,
+                problem=(f"the grid has no data set {name}, expected one of {', '.join(names)}"),
             )
         path = Path(source)
         sources[name] = str(path.resolve()) if path.exists() else source

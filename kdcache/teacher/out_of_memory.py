@@ -39,9 +39,13 @@ def run_forward(forward: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
         else "Not one image does: use a smaller teacher or --image-size, or another --device"
     )
     raise TeacherError(
-        f"--batch-size is {len(images)}, expected one that fits in the memory of {images.device} "
-        f"together with the teacher ({reason}). {remedy}; shards that are written are kept, "
-        "and with --allow-mixed the others are added under the new batch size"
+        parameter="batch_size",
+        value=len(images),
+        rule=(
+            f"one that fits in the memory of {images.device} together with the "
+            f"teacher ({reason}). {remedy}; shards that are written are kept, and "
+            "with --allow-mixed the others are added under the new batch size"
+        ),
     ) from cause
 
 

@@ -11,7 +11,8 @@ from torch import nn
 
 from kdcache.data.beton_manifest import BetonManifest
 from kdcache.errors import ConfigError, TeacherError
-from kdcache.models.registry import MODELS, TIMM_PREFIX, make_model
+from kdcache.models.registry import MODELS, make_model
+from kdcache.models.timm_models import TIMM_PREFIX
 from kdcache.models.weights import fill_model, load_weights
 from kdcache.progress import logger
 from kdcache.registry import load_user_code
@@ -124,9 +125,10 @@ def load_teacher(
         return _from_file(spec, source, arch, data, image_size)
     if arch is not None:
         raise ConfigError(
-            f"--arch is {arch}, but {spec} brings its own model. Leave the option out",
             parameter="arch",
             value=arch,
+            problem=f"{spec} brings its own model",
+            remedy="Leave the option out",
         )
     if isinstance(source, PublishedWeights):
         return _from_publisher(spec, source, data, image_size)
@@ -140,9 +142,10 @@ def _from_file(
     stated = about.get("arch")
     if arch and stated and arch != stated:
         raise ConfigError(
-            f"--arch is {arch}, but {path} says that it is {stated}. Leave the option out",
             parameter="arch",
             value=arch,
+            problem=f"{path} says that it is {stated}",
+            remedy="Leave the option out",
         )
     name = arch or stated
     if name is None:
@@ -178,9 +181,14 @@ def _from_publisher(
     if source.classes != data.classes:
         model_name = spec if spec in MODELS else "resnet50"
         raise TeacherError(
-            f"--teacher is {spec}: there is no such file, and the published weights {source.arch} "
-            f"have {source.classes:,} classes, expected {data.classes:,} as in the packed data. "
-            f"Run: kdcache train-teacher --model {model_name}"
+            parameter="teacher",
+            value=spec,
+            problem=(
+                f"there is no such file, and the published weights {source.arch} have "
+                f"{source.classes:,} classes, expected {data.classes:,} as in the packed "
+                "data"
+            ),
+            remedy=f"Run: kdcache train-teacher --model {model_name}",
         )
     is_same = require_same_classes(data.class_names, source)
     model = source.load(image_size)

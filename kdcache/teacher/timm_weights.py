@@ -18,7 +18,7 @@ from torch import nn
 
 from kdcache.errors import ConfigError, TeacherError
 from kdcache.files import read_json
-from kdcache.models.registry import TIMM_PREFIX, import_timm
+from kdcache.models.timm_models import TIMM_PREFIX, import_timm
 from kdcache.progress import logger
 from kdcache.teacher.class_names import IMAGENET_CLASSES, imagenet_names
 from kdcache.teacher.published import ClassNames, PublishedWeights, require_sha256, unreadable
@@ -40,7 +40,7 @@ def find_timm(spec: str) -> PublishedWeights:
         ConfigError: if timm is not installed or knows no such model.
         TeacherError: if it has no safetensors, or they cannot be downloaded.
     """
-    import_timm("--teacher", spec)
+    import_timm("teacher", spec)
     name = spec.removeprefix(TIMM_PREFIX)
     if name.startswith(_FOLDER):
         return _find_in_folder(spec, Path(name.removeprefix(_FOLDER)), source="its publisher")
@@ -71,7 +71,7 @@ def _find_registered(spec: str, name: str) -> PublishedWeights:
     except RuntimeError as error:
         known = ", ".join(f"{TIMM_PREFIX}{known}" for known in timm.list_pretrained(f"{arch}.*"))
         raise ConfigError(
-            f"--teacher is {spec}: {error} Expected one of {known}", parameter="teacher", value=spec
+            parameter="teacher", value=spec, problem=f"{error} Expected one of {known}"
         ) from error
     if config is None or not config.has_weights:
         raise TeacherError(f"{spec} has no published weights, expected a model that has")

@@ -24,7 +24,7 @@ from torchvision.models import WeightsEnum
 
 from kdcache.errors import ConfigError, TeacherError
 from kdcache.locks import file_lock
-from kdcache.models.registry import torchvision_classifiers
+from kdcache.models.torchvision_models import torchvision_classifiers
 from kdcache.progress import logger
 from kdcache.teacher.class_names import IMAGENET_CLASSES
 from kdcache.teacher.published import PublishedWeights, require_sha256, unreadable

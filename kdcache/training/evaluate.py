@@ -88,10 +88,9 @@ def _weights_path(options: EvaluateOptions, workspace: Workspace) -> Path:
         path = folder / f"{options.which}.safetensors"
         if folder.is_dir() and not path.exists():
             raise ConfigError(
-                f"--which is {options.which}, but {folder} has no {path.name}; it holds "
-                f"{_names(folder)}",
                 parameter="which",
                 value=options.which,
+                problem=f"{folder} has no {path.name}; it holds {_names(folder)}",
             )
     if not path.exists():
         runs = workspace.run("NAME").parent
@@ -112,10 +111,10 @@ def _model_name(options: EvaluateOptions, about: dict[str, Any], path: Path) -> 
     stated: str | None = about.get("arch")
     if options.model and stated and options.model != stated:
         raise ConfigError(
-            f"--model is {options.model}, but {path} says that it is {stated}. "
-            "Leave the option out",
             parameter="model",
             value=options.model,
+            problem=f"{path} says that it is {stated}",
+            remedy="Leave the option out",
         )
     name = options.model or stated
     if name is None:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from kdcache.models.registry import CIFAR_MODELS
+from kdcache.models.cifar_models import CIFAR_MODELS
 from kdcache.options import Optimizer, Schedule
 
 MOMENTUM = 0.9

@@ -45,7 +45,7 @@ def require_model(name: str | None) -> None:
         ConfigError: if there is no such model; lists the known ones.
     """
     if name is not None:
-        require_trainable(name, option="--model")
+        require_trainable(name, parameter="model")
 
 
 def default_precision(asked: Precision | None, device: torch.device) -> Precision:

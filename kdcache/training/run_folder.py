@@ -51,10 +51,10 @@ def run_folder(workspace: Workspace, name: str, options: TrainOptions) -> RunFol
             )
         if not has_run_to_resume and out.exists() and any(out.iterdir()):
             raise ConfigError(
-                f"--out is {out}, which exists and is not empty. Use --resume to continue "
-                "a run, or name another folder",
                 parameter="out",
                 value=out,
+                problem="it exists and is not empty",
+                remedy="Use --resume to continue a run, or name another folder",
             )
         return RunFolder(out, has_run_to_resume)
     number = 1

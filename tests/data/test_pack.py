@@ -295,11 +295,11 @@ def test_a_second_run_finds_everything_done(finished, caplog):
 
 def test_a_seed_is_refused_where_nothing_is_drawn(tmp_path):
     source = write_images(tmp_path / "one", count=4, classes=2, sides=(8, 8))
-    with pytest.raises(ConfigError, match=r"seed=3, but nothing is drawn from .*one"):
+    with pytest.raises(ConfigError, match=r"seed=3: nothing is drawn from .*one"):
         packed(source, tmp_path / "w", val_fraction=0, seed=3)
     for split in ("train", "val"):
         write_images(tmp_path / "both" / split, count=4, classes=2, sides=(8, 8))
-    with pytest.raises(ConfigError, match=r"seed=3, but nothing is drawn from .*both"):
+    with pytest.raises(ConfigError, match=r"seed=3: nothing is drawn from .*both"):
         packed(tmp_path / "both", tmp_path / "w", val_fraction=None, seed=3)
     assert not (tmp_path / "w").exists()
 
@@ -356,7 +356,7 @@ def test_one_split_without_a_share_is_asked_wrongly(folder, tmp_path):
 def test_a_share_beside_an_evaluation_split_is_refused(tmp_path):
     write_grey(tmp_path / "images" / "train" / "a" / "0.png", 1)
     write_grey(tmp_path / "images" / "val" / "a" / "0.png", 2)
-    with pytest.raises(ConfigError, match=r"val_fraction=0\.1, but .*images has"):
+    with pytest.raises(ConfigError, match=r"val_fraction=0\.1: .*images has"):
         packed(tmp_path / "images", tmp_path / "w", val_fraction=0.1)
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
@@ -15,7 +16,10 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from torchvision.datasets import ImageFolder
 
+from kdcache.cli import main
+from kdcache.data.beton import open_beton
 from kdcache.data.digits import digits
+from kdcache.data.names import training_names
 from kdcache.data.source import Source, split_off_validation
 from kdcache.data.sources import open_source
 from kdcache.errors import ConfigError, DatasetError
@@ -411,14 +415,14 @@ def test_the_column_of_labels_may_be_chosen_and_that_of_images_have_any_name(tmp
         assert (source.class_names, contents(source.splits["train"])) == (names[key], expected)
     with pytest.raises(DatasetError, match=r"columns img, .*Choose one: label_key fine_label"):
         open_source(str(path))
-    with pytest.raises(ConfigError, match=r"label_key=img, .* fine_label, coarse_label"):
+    with pytest.raises(ConfigError, match=r"label_key=img: .* fine_label, coarse_label"):
         open_source(str(path), label_key="img")
 
 
 def test_a_key_where_there_is_nothing_to_choose_is_refused(tmp_path):
     write_pngs(tmp_path / "ant", 1)
     for source in ("digits", str(tmp_path)):
-        with pytest.raises(ConfigError, match=f"label_key=fine, but {source} has no columns"):
+        with pytest.raises(ConfigError, match=f"label_key=fine: {source} has no columns"):
             open_source(source, label_key="fine")
 
 
@@ -477,7 +481,7 @@ def test_an_evaluation_source_that_does_not_fit_is_refused(tmp_path):
         open_source(a, val_source=str(numbered))
     with pytest.raises(ConfigError, match=f"val_source={both}, which has a training split"):
         open_source(a, val_source=both)
-    with pytest.raises(ConfigError, match=f"val_source={a}, but {both} has an evaluation"):
+    with pytest.raises(ConfigError, match=f"val_source={a}: {both} has an evaluation"):
         open_source(both, val_source=a)
 
 
@@ -667,7 +671,7 @@ def test_a_share_of_zero_leaves_one_split():
 
 
 def test_a_share_too_small_for_one_image_is_refused():
-    with pytest.raises(ConfigError, match=r"val_fraction=0\.01, .* of 12"):
+    with pytest.raises(ConfigError, match=r"val_fraction=0\.01: .* of 12"):
         divide(np.arange(12) % 3, 0.01)
 
 
@@ -684,3 +688,55 @@ def test_a_link_to_a_folder_below_a_class_is_told_and_not_followed(tmp_path):
     source = open_source(str(tmp_path))
     assert contents(source.splits["train"]) == [(1, 0)]
     assert source.ignored_files == [str(tmp_path / "ant" / "circle")]
+
+
+# --- sources of the user's own ---
+
+
+OWN_SOURCE = """
+import io
+from dataclasses import dataclass
+import numpy as np
+from PIL import Image
+from kdcache.data.source import Source
+
+@dataclass(frozen=True)
+class Greys:
+    labels: np.ndarray
+    def read(self, position):
+        file = io.BytesIO()
+        Image.new("L", (8, 8), 40 * int(self.labels[position])).save(file, "PNG")
+        return file.getvalue()
+    def name(self, position):
+        return f"grey {position}"
+
+def greys():
+    return Source({"train": Greys(np.array([0, 1, 2, 0, 1, 2]))}, ["a", "b", "c"], {"kind": "x"})
+
+def nothing():
+    return None
+"""
+
+
+def test_a_source_of_the_users_own_is_packed_by_its_place(tmp_path, monkeypatch):
+    (tmp_path / "own_source.py").write_text(OWN_SOURCE)
+    monkeypatch.chdir(tmp_path)
+    words = ["pack", "own_source:greys", "--val-fraction", "0", "--workspace", "w", "--quiet"]
+    assert main(words) == 0
+    beton = open_beton(tmp_path / "w" / "train.beton")
+    assert beton.labels.tolist() == [0, 1, 2, 0, 1, 2]
+    made_from = beton.manifest.made_from
+    assert made_from["kind"] == "own_source:greys"
+    assert made_from["code_digest"] == hashlib.sha256(OWN_SOURCE.encode()).hexdigest()
+    assert training_names(beton.manifest)[4] == "grey 4"
+
+
+def test_what_is_not_a_source_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "own_source.py").write_text(OWN_SOURCE)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=r"own_source:nothing: expected .* returned NoneType"):
+        open_source("own_source:nothing")
+    with pytest.raises(ConfigError, match="label_key=x: own_source:greys has no columns"):
+        open_source("own_source:greys", label_key="x")
+    with pytest.raises(ConfigError, match=r"digits, .* or module:name.* does not exist"):
+        open_source("digitz")

@@ -172,7 +172,7 @@ def test_the_field_of_the_label_may_be_chosen(tmp_path):
     ]
     path = str(write_shard(tmp_path / "a.tar", samples))
     assert open_source(path, label_key="fine").splits["train"].labels.tolist() == [1, 0]
-    with pytest.raises(ConfigError, match=r"label_key=coarse, .* of 0\.json in .*: fine"):
+    with pytest.raises(ConfigError, match=r"label_key=coarse: .* of 0\.json in .*: fine"):
         open_source(path, label_key="coarse")
 
 

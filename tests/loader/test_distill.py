@@ -360,7 +360,7 @@ def test_fewer_views_than_the_store_holds_are_the_first_ones(beton, tmp_path):
         shown = held.views == view
         assert np.array_equal(held.logits[shown], spelled(held.sample_ids[shown], view))
     loader.close()
-    with pytest.raises(ConfigError, match=r"num_views is 4, expected at most 3, .*store\.zarr"):
+    with pytest.raises(ConfigError, match=r"num_views=4: expected at most 3, .*store\.zarr"):
         DistillLoader(beton, store, num_views=4)
 
 
@@ -464,10 +464,10 @@ def test_a_store_of_other_data_is_refused(store, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "value"),
     [
-        ({"batch_size": 0}, "batch_size is 0"),
+        ({"batch_size": 0}, "batch_size=0"),
         ({"rank": 2, "world_size": 2}, "rank is 2"),
         ({"rank": -1, "world_size": 2}, "rank is -1"),
-        ({"rank": 2, "world_size": 3, "subset": [5, 6]}, "world_size is 3"),
+        ({"rank": 2, "world_size": 3, "subset": [5, 6]}, "world_size=3"),
     ],
 )
 def test_an_argument_outside_its_range_is_refused(beton, store, arguments, value):
@@ -482,13 +482,13 @@ def test_views_beside_a_store_are_refused(beton, store):
 
 def test_an_epoch_before_the_first_is_refused(beton, store):
     loader = DistillLoader(beton, store)
-    with pytest.raises(ConfigError, match="epoch is -1"):
+    with pytest.raises(ConfigError, match="epoch=-1"):
         next(loader.epoch(-1))
 
 
 def test_an_epoch_beyond_the_last_is_refused(beton, store):
     loader = DistillLoader(beton, store, epochs=3)
-    with pytest.raises(ConfigError, match=r"epoch is 3, expected a number in \[0, 3\)"):
+    with pytest.raises(ConfigError, match=r"epoch=3: expected a number in \[0, 3\)"):
         next(loader.epoch(3))
 
 

@@ -183,10 +183,10 @@ def test_numbers_outside_the_epoch_are_refused(tiny_beton):
         for delivered in (-1, BATCHES + 1):
             with pytest.raises(ConfigError, match=rf"is {delivered}, expected a number in \[0, 6]"):
                 loader.load_state_dict(state | {"delivered_batches": delivered})
-        with pytest.raises(ConfigError, match=r"epoch is 3, expected a number in \[0, 3\)"):
+        with pytest.raises(ConfigError, match=r"epoch=3: expected a number in \[0, 3\)"):
             loader.load_state_dict(state | {"epoch": 3})
         for epoch in (-1, 3):
-            with pytest.raises(ConfigError, match=rf"epoch is {epoch}, expected a number in"):
+            with pytest.raises(ConfigError, match=rf"epoch={epoch}: expected a number in"):
                 loader.set_epoch(epoch)
         loader.set_epoch(2)
 

@@ -83,7 +83,7 @@ def test_an_unknown_name_lists_those_that_are_known():
 
 @pytest.mark.parametrize("name", ["resnet8", "squeezenet1_1", "vit_b_16"])
 def test_every_classifier_can_be_trained(name):
-    require_trainable(name, option="--model")
+    require_trainable(name, parameter="model")
 
 
 @pytest.mark.parametrize(
@@ -99,7 +99,7 @@ def test_what_cannot_be_trained_is_refused_by_name(name, rule):
     if name.startswith("timm:"):
         pytest.importorskip("timm", reason="needs timm: pip install 'kdcache[timm]'")
     with pytest.raises(ConfigError, match=f"model=.?{name}.*{rule}"):
-        require_trainable(name, option="--model")
+        require_trainable(name, parameter="model")
 
 
 @pytest.mark.parametrize("image_size", [32, 64])

@@ -118,7 +118,7 @@ def test_tensors_that_do_not_fit_are_named_with_both_shapes():
     assert "1 missing (0.bias (4,)); " in message
     assert "1 unexpected (3.other (2,)); " in message
     assert "1 of another shape (3.weight is (9, 8), expected (5, 8))" in message
-    assert "--arch" in message
+    assert "with arch" in message
 
 
 def test_no_more_than_three_of_a_kind_are_named():

@@ -101,10 +101,10 @@ def test_what_is_off_may_be_said_to_be_off(pipeline):
         ("[[step]]\nkeep = 1", r"run of step 1 of .* is None"),
         ('[[step]]\nrun = "verify"', r"is 'verify', expected"),
         ('[[step]]\nrun = "select"\nkeep = 3', r"step 1 of .*, select: keep=3\.0"),
-        ('[[step]]\nrun = "select"\nkep = 0.3', r"step 1 of .*, select: .*--kep"),
-        ('[[step]]\nrun = "select"\nkeep = "most"', r"select: .*--keep.*most"),
-        ('[[step]]\nrun = "select"\noverwrit = false', r"select: .*--no-overwrit"),
-        ('[[step]]\nrun = "pack"', r"pack: --source is not given.* kdcache run PIPELINE --source"),
+        ('[[step]]\nrun = "select"\nkep = 0.3', r"step 1 of .*, select: .*kep"),
+        ('[[step]]\nrun = "select"\nkeep = "most"', r"select: .*keep.*most"),
+        ('[[step]]\nrun = "select"\noverwrit = false', r"select: .*overwrit"),
+        ('[[step]]\nrun = "pack"', r"pack: source is not given.* kdcache run PIPELINE --source"),
         ("step = 3", r"is not a pipeline: step is 3, expected \[\[step\]\]"),
         ("step = [1]", r"is not a pipeline: step is \[1\]"),
         ("step = []", r"is not a pipeline: step is \[\]"),
@@ -127,7 +127,7 @@ def test_a_pipeline_that_is_not_there_is_named_with_ours(tmp_path):
 
 
 def test_a_source_for_a_pipeline_that_packs_nothing_is_refused(pipeline):
-    with pytest.raises(ConfigError, match=r"source=images, but .* no pack step"):
+    with pytest.raises(ConfigError, match=r"source=images: .* no pack step"):
         read(pipeline('[[step]]\nrun = "select"'), source="images")
 
 

@@ -132,7 +132,7 @@ def test_two_readers_may_be_read_side_by_side(crop_reader, photo_reader):
 
 @pytest.mark.parametrize("batch_size", [0, -4])
 def test_a_batch_size_below_one_is_refused(tiny_beton, crop_reader, batch_size):
-    with pytest.raises(ConfigError, match=f"batch_size is {batch_size}"):
+    with pytest.raises(ConfigError, match=f"batch_size={batch_size}"):
         PixelReader(tiny_beton, crop_reader.views, batch_size=batch_size)
 
 

@@ -419,9 +419,9 @@ def test_the_selection_does_not_depend_on_the_dtype_of_the_scores(method, kind):
         ({"keep": 1.5}, r"keep=1\.5: expected a number in \(0, 1\]"),
         ({"keep": 0.0}, r"keep=0\.0"),
         ({"keep": math.nan}, "keep=nan"),
-        ({"method": "window", "start": -0.5}, r"start=-0\.5, .* \[0, 0\.5\]"),
+        ({"method": "window", "start": -0.5}, r"start=-0\.5: .* \[0, 0\.5\]"),
         ({"method": "window", "start": None}, "start is not given"),
-        ({"method": "stratified", "cut": 0.6}, r"cut=0\.6, .* \[0, 0\.5\]"),
+        ({"method": "stratified", "cut": 0.6}, r"cut=0\.6: .* \[0, 0\.5\]"),
         ({"method": "beta", "peak": -0.1}, r"peak=-0\.1"),
         ({"method": "beta", "concentration": math.inf}, "concentration=inf"),
         ({"method": "medium", "start": 0.1}, r"start=0\.1: expected method window"),
@@ -453,9 +453,9 @@ def test_the_error_of_many_non_finite_scores_names_the_first():
 
 
 def test_the_error_of_an_unknown_method_or_balance_lists_the_known():
-    with pytest.raises(ConfigError, match="method is 'middle', expected one of random, easy, hard"):
+    with pytest.raises(ConfigError, match="method=middle: expected one of random, easy, hard"):
         kept(one_class([0, 0]), "middle")
-    with pytest.raises(ConfigError, match="balance is 'fair', expected one of proportional, class"):
+    with pytest.raises(ConfigError, match="balance=fair: expected one of proportional, class"):
         kept(one_class([0, 0]), balance="fair")
 
 

@@ -200,7 +200,7 @@ def test_a_store_of_something_else_is_refused_and_what_differs_is_named(
     message = str(error.value)
     assert all(part in message for part in named)
     assert message.count(", found ") == len(named)
-    assert "--overwrite" in message
+    assert "overwrite=True" in message
     assert snapshot(store_path) == before
 
 

@@ -107,7 +107,7 @@ def test_a_view_that_is_not_there_is_refused_and_nothing_is_written(tiny_store, 
 def test_a_damaged_shard_leaves_no_file(store_path, tmp_path):
     flip(store_path / "views/1/rows/c/8/0")
     for name in ("view.npz", "view.parquet"):
-        with pytest.raises(CacheCorruptError, match=r"views/1/rows/c/8/0 of .* repair"):
+        with pytest.raises(CacheCorruptError, match=r"views/1/rows/c/8/0 of .* --repair"):
             exported(tmp_path / name, store_path, view=1)
         assert not (tmp_path / name).exists()
     assert list(tmp_path.glob("*.partial")) == []

@@ -190,7 +190,7 @@ def test_a_merged_store_is_verified_like_any_other(dense, tmp_path, workspace):
 def test_a_part_that_is_none_is_refused(text):
     with pytest.raises(ConfigError, match="expected one such as 2/4") as error:
         Part.parse(text, {})
-    assert repr(text) in str(error.value)
+    assert f"part={text or repr(text)}: expected" in str(error.value)
 
 
 def test_a_part_is_read():
@@ -200,7 +200,7 @@ def test_a_part_is_read():
 
 
 def test_a_part_that_is_none_leaves_no_store(workspace):
-    with pytest.raises(ConfigError, match="part='5/4'"):
+    with pytest.raises(ConfigError, match="part=5/4"):
         build(workspace, part="5/4")
     assert not list(workspace.glob("stores/*.zarr"))
 

@@ -29,7 +29,7 @@ def test_a_teacher_that_answers_an_image_otherwise_the_second_time_is_refused(
 
 def test_a_batch_beyond_memory_is_refused_with_one_that_fits(workspace):
     teacher = "tests.store.teachers:hungry"
-    with pytest.raises(TeacherError, match=r"batch_size=16, .*Use batch_size=4, which"):
+    with pytest.raises(TeacherError, match=r"batch_size=16: .*Use batch_size=4, which"):
         build(workspace, teacher, views=0, batch_size=16)
     assert not (workspace / "stores" / "hungry.zarr").exists()
     assert build(workspace, teacher, views=0, batch_size=4)["teacher_forwards"] == 72
@@ -37,7 +37,7 @@ def test_a_batch_beyond_memory_is_refused_with_one_that_fits(workspace):
 
 def test_memory_that_runs_out_amid_the_pass_loses_no_shard(workspace, tiny_store):
     teachers.Growing.batches_left = 2 + 5  # of view 0 five shards, and the batches asked first
-    with pytest.raises(TeacherError, match=r"batch_size=8, .*that are written are kept"):
+    with pytest.raises(TeacherError, match=r"batch_size=8: .*that are written are kept"):
         build(workspace, "tests.store.teachers:growing", views=0)
     found, expected = snapshot(workspace / "stores" / "growing.zarr"), snapshot(tiny_store.path)
     shards = {name for name in found if name.startswith("views/0/rows/c/")}

@@ -199,7 +199,7 @@ def test_the_same_weights_from_a_file_are_shown_other_images(workspace_of_photos
         check(workspace_of_photos, **options)
     flip(next(store.glob("views/1/rows/c/*/0")))
     before = snapshot(store)
-    with pytest.raises(TeacherError, match=r"Use --teacher .*: kdcache_tiny$"):
+    with pytest.raises(TeacherError, match=r"Use teacher .*: kdcache_tiny$"):
         check(workspace_of_photos, repair=True, **options)
     assert snapshot(store) == before
 

@@ -79,7 +79,7 @@ def test_a_rank_that_dies_is_made_up_for_by_another_number_of_ranks(
 def test_a_rank_is_a_part_and_says_so_where_a_part_is_asked_for():
     ranked = {"RANK": "1", "WORLD_SIZE": "3"}
     assert Part.parse(None, ranked) == Part(1, 3, runs_concurrently=True)
-    with pytest.raises(ConfigError, match=r"part=1/2, but torchrun .* part 2/3"):
+    with pytest.raises(ConfigError, match=r"part=1/2: torchrun .* part 2/3"):
         Part.parse("1/2", ranked)
 
 

@@ -78,12 +78,10 @@ def test_a_teacher_far_below_what_its_file_says_is_warned_about(
 
 
 def test_without_an_evaluation_split_the_training_data_are_measured(tiny_store, tmp_path):
-    found = check_teacher(
+    train, val = check_teacher(
         tiny_store, forward_of(tiny_store), tmp_path / "val.beton", reported_top1=99.0
     )
-    assert found["val"] is None
+    assert val is None
     correct = tiny_store.stats["correct"]
-    assert found["train"]["top1"] == pytest.approx(100 * correct.mean())
-    assert found["train"]["nll"] == pytest.approx(
-        tiny_store.scores["cross_entropy"].mean(), rel=1e-6
-    )
+    assert train.top1 == pytest.approx(100 * correct.mean())
+    assert train.nll == pytest.approx(tiny_store.scores["cross_entropy"].mean(), rel=1e-6)

@@ -29,9 +29,9 @@ def test_halves_are_tried_until_one_fits(fits, tried):
     if fits == 64:
         assert run_forward(answer, images) is images
     else:
-        with pytest.raises(TeacherError, match=r"batch_size=64, .*can't allocate") as error:
+        with pytest.raises(TeacherError, match=r"batch_size=64: .*can't allocate") as error:
             run_forward(answer, images)
-        assert f"Use --batch-size {tried[-1]}, which does" in str(error.value)
+        assert f"Use batch_size={tried[-1]}, which does" in str(error.value)
         assert "\n" not in str(error.value)
         assert isinstance(error.value.__cause__, RuntimeError)
     assert asked == tried
@@ -39,7 +39,7 @@ def test_halves_are_tried_until_one_fits(fits, tried):
 
 def test_where_not_one_image_fits_that_is_said():
     answer, asked = needing_more_than(0)
-    with pytest.raises(TeacherError, match=r"batch_size=3, .*Not one image does.*teacher"):
+    with pytest.raises(TeacherError, match=r"batch_size=3: .*Not one image does.*teacher"):
         run_forward(answer, torch.zeros(3, 1))
     assert asked == [3, 1]
 
@@ -66,5 +66,5 @@ def test_a_gpu_without_memory_is_said_with_a_batch_size_that_fits():
     def answer(images: Tensor) -> Tensor:
         return torch.empty(max(len(images) - 20, 0) << 38, dtype=torch.uint8, device="cuda")
 
-    with pytest.raises(TeacherError, match=r"batch_size=64, .*Use batch_size=16"):
+    with pytest.raises(TeacherError, match=r"batch_size=64: .*Use batch_size=16"):
         run_forward(answer, torch.zeros(64, 1, device="cuda"))

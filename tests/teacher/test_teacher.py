@@ -140,13 +140,13 @@ def test_arch_is_asked_for_where_the_file_does_not_say(tmp_path):
 def test_arch_is_refused_where_the_file_says_otherwise(tmp_path):
     path = tmp_path / "mine.safetensors"
     write_teacher(path, {"arch": "resnet8"})
-    with pytest.raises(ConfigError, match=r"arch=resnet20, .* says that it is resnet8"):
+    with pytest.raises(ConfigError, match=r"arch=resnet20: .* says that it is resnet8"):
         open_it(path, arch="resnet20")
     assert open_it(path, arch="resnet8").arch == "resnet8"
 
 
 def test_arch_is_refused_for_a_callable(tmp_path):
-    with pytest.raises(ConfigError, match=r"arch=resnet8, but tests\.teachers:projection"):
+    with pytest.raises(ConfigError, match=r"arch=resnet8: tests\.teachers:projection"):
         open_it("tests.teachers:projection", tmp_path, arch="resnet8")
 
 
@@ -211,7 +211,7 @@ def test_a_callable_that_cannot_be_found_is_asked_wrongly(spec, match):
     before = list(sys.path)
     with pytest.raises(ConfigError, match=match) as error:
         open_it(spec)
-    assert f"--teacher is {spec}, expected module:callable" in str(error.value)
+    assert f"teacher={spec}: expected module:callable" in str(error.value)
     assert sys.path == before
 
 

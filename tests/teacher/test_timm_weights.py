@@ -168,7 +168,7 @@ def test_without_a_network_the_file_and_the_folder_are_named(cache, tmp_path, sp
     message = str(error.value)
     assert message.startswith(f"https://huggingface.co/{url} cannot be downloaded")
     assert f"is not in {cache}" in message
-    assert "--teacher timm:local-dir:FOLDER" in message
+    assert "teacher=timm:local-dir:FOLDER" in message
 
 
 @pytest.mark.usefixtures("cache")
@@ -242,7 +242,7 @@ def test_what_is_published_as_no_safetensors_is_refused(tmp_path, monkeypatch, a
     register(monkeypatch, **about)
     with pytest.raises(TeacherError, match=rf"{named}, expected safetensors") as error:
         open_it("timm:kdcache_timm_tiny", tmp_path)
-    assert "--arch timm:kdcache_timm_tiny" in str(error.value)
+    assert "arch=timm:kdcache_timm_tiny" in str(error.value)
 
 
 def test_a_registered_file_of_safetensors_is_loaded(tmp_path, monkeypatch):

@@ -76,7 +76,7 @@ def test_an_entry_is_named_after_a_point(server, tmp_path):
 
 def test_an_entry_that_is_not_there_lists_those_that_are(tmp_path):
     with pytest.raises(
-        ConfigError, match=r"teacher=kdcache_tiny\.THIRD, .*tiny\.FIRST, kdcache_tiny\.SECOND"
+        ConfigError, match=r"teacher=kdcache_tiny\.THIRD: .*tiny\.FIRST, kdcache_tiny\.SECOND"
     ):
         open_it("kdcache_tiny.THIRD", tmp_path)
     with pytest.raises(TeacherError, match=r"kdcache_tiny\.FEATURES has no classes"):
@@ -194,7 +194,7 @@ def test_classes_in_another_order_are_found_before_anything_is_brought(server, t
 
 
 def test_arch_has_no_use_for_published_weights(tmp_path):
-    with pytest.raises(ConfigError, match=r"arch=resnet8, but kdcache_tiny brings its own"):
+    with pytest.raises(ConfigError, match=r"arch=resnet8: kdcache_tiny brings its own"):
         open_it("kdcache_tiny", tmp_path, arch="resnet8")
 
 

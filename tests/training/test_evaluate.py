@@ -30,9 +30,7 @@ def workspace(tiny_store, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def found(workspace: Path, weights: str | None = None, **changes: object) -> dict:
-    return evaluate(
-        EvaluateOptions(weights, workspace=workspace, num_workers=1, **changes)
-    ).to_json()
+    return evaluate(EvaluateOptions(workspace, weights, num_workers=1, **changes)).to_json()
 
 
 NAME = "resnet8-full-s0"
@@ -86,12 +84,12 @@ def test_a_file_of_another_program_needs_its_model_named(workspace, tmp_path):
     assert found(workspace, str(path), model="resnet8")["samples"] == 24
     with pytest.raises(WeightsError, match=r"other\.safetensors does not fit"):
         found(workspace, str(path), model="resnet20")
-    with pytest.raises(ConfigError, match="model is 'resnet9'"):
+    with pytest.raises(ConfigError, match="model=resnet9"):
         found(workspace, str(path), model="resnet9")
 
 
 def test_a_model_that_is_not_the_files_own_is_refused(workspace):
-    with pytest.raises(ConfigError, match=r"model=resnet20, but .* says that it is resnet8"):
+    with pytest.raises(ConfigError, match=r"model=resnet20: .* says that it is resnet8"):
         found(workspace, NAME, model="resnet20")
 
 
@@ -112,7 +110,7 @@ def test_what_is_not_there_is_named_with_what_is(workspace, tmp_path):
         found(workspace, str(tmp_path / "nothing.safetensors"))
     run_dir = copy_workspace(workspace / "runs" / NAME, tmp_path / "run")
     (run_dir / "ema.safetensors").unlink()
-    with pytest.raises(ConfigError, match=r"which=ema, but .*run has no ema.*best.safetensors"):
+    with pytest.raises(ConfigError, match=r"which=ema: .*run has no ema.*best.safetensors"):
         found(workspace, str(run_dir), which="ema")
     with pytest.raises(ConfigError, match="which=best: expected a run"):
         found(workspace, str(run_dir / "last.safetensors"), which="best")

@@ -53,10 +53,12 @@ class Part:
         if world is not None:
             if text is not None:
                 raise ConfigError(
-                    f"--part is {text}, but torchrun already makes this process part "
-                    f"{world.rank + 1}/{world.world_size}. Leave the option out",
                     parameter="part",
                     value=text,
+                    problem=(
+                        f"torchrun makes this process part {world.rank + 1}/{world.world_size}"
+                    ),
+                    remedy="Leave the option out",
                 )
             return cls(world.rank, world.world_size, runs_concurrently=True)
         if text is None:

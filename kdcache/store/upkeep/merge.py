@@ -68,16 +68,16 @@ def merge(options: MergeOptions) -> MergeResult:
         )
     if _resolved(out) in [_resolved(parse_location(part)) for part in options.parts]:
         raise ConfigError(
-            f"--out is {out}, which is one of the parts, expected another path: a part "
-            "that is replaced cannot be read",
             parameter="out",
             value=out,
+            problem=(
+                "it is one of the parts, expected another path: a part that is replaced "
+                "cannot be read"
+            ),
         )
     if exists(out) and not options.overwrite:
         raise ConfigError(
-            f"--out is {out}, which exists. Use --overwrite to replace it",
-            parameter="out",
-            value=out,
+            parameter="out", value=out, problem="it exists", remedy="Use --overwrite to replace it"
         )
     delete_store(out)
     zarr_store = open_zarr_store(out, read_only=False)

@@ -54,7 +54,7 @@ class Alpha:
         """
         if isinstance(text, (int, float)):
             return cls("constant", float(text), float(text))
-        name, numbers = parse_form(text, _FORMS, option="--alpha")
+        name, numbers = parse_form(text, _FORMS, option="alpha")
         match name:
             case "linear" | "cosine":
                 return cls(name, numbers["start"], numbers["end"])
@@ -94,9 +94,5 @@ class Alpha:
             case "cosine":
                 fraction = (1 - math.cos(math.pi * progress)) / 2
             case "auto":
-                raise ConfigError(
-                    "--alpha is auto, expected a weight for a known keep",
-                    parameter="alpha",
-                    value="auto",
-                )
+                raise ConfigError(parameter="alpha", value="auto", rule="a weight for a known keep")
         return (1 - fraction) * self.start + fraction * self.end

@@ -43,7 +43,9 @@ def parse_form(text: str, forms: Mapping[str, Mapping[str, float | None]], *, op
         numbers = _numbers(call, forms[call.name] if call.name else {"value": None})
     except CallError as error:
         known = ", ".join(_format_form(name, form) for name, form in forms.items())
-        raise ConfigError(f"{option} is {text!r}, {error}. It takes: {known}") from error
+        raise ConfigError(
+            parameter=option, value=text, problem=str(error), remedy=f"It takes: {known}"
+        ) from error
     return Form(call.name, numbers)
 
 

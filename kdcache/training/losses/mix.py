@@ -82,9 +82,9 @@ class Mixer:
 
     def __post_init__(self) -> None:
         """Check the parameters."""
-        for name, value in (("--mixup", self.mixup), ("--cutmix", self.cutmix)):
+        for name, value in (("mixup", self.mixup), ("cutmix", self.cutmix)):
             if value is not None and not 0 < value < math.inf:
-                raise ConfigError(f"{name} is {value}, expected a number above 0")
+                raise ConfigError(parameter=name, value=value, rule="a number above 0")
         if self.mixup is None and self.cutmix is None:
             raise ConfigError("neither --mixup nor --cutmix is given, expected at least one")
 

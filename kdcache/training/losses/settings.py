@@ -200,6 +200,6 @@ def parse_method(text: str) -> Method:
     forms: dict[str, Mapping[str, float | None]] = {
         name: dict(vars(method()).items()) for name, method in LOSSES.items()
     }
-    name, numbers = parse_form(text, forms, option="--loss")
+    name, numbers = parse_form(text, forms, option="loss")
     made: Method = LOSSES[name](**numbers)
     return made

@@ -116,10 +116,12 @@ def last_linear(model: nn.Module | None, import_path: str) -> nn.Linear:
     layers = [] if model is None else [m for m in model.modules() if isinstance(m, nn.Linear)]
     if not layers:
         raise ConfigError(
-            f"--loss is {import_path}, which needs the student's features, expected a student "
-            "with a linear layer at its end. Choose another --model",
             parameter="loss",
             value=import_path,
+            problem=(
+                "it needs the student's features, expected a student with a linear layer at its end"
+            ),
+            remedy="Choose another --model",
         )
     return layers[-1]
 

@@ -41,7 +41,7 @@ def test_a_loss_is_parsed(text, expected):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("kl", r"loss='kl': expected one of kd, dkd, dist at character 1"),
+        ("kl", r"loss=kl: expected one of kd, dkd, dist at character 1"),
         ("kd(0.9)", "at most 0 numbers at character 4"),
         ("dkd(gamma=1)", "expected alpha or beta or warm_up at character 5"),
         ("dkd(beta=-1)", r"beta=-1, .*expected finite weights >= 0"),
@@ -50,7 +50,7 @@ def test_a_loss_is_parsed(text, expected):
         ("dkd(beta=1e999)", "beta=inf"),
         ("dkd(warm_up=1.5)", r"warm_up of dkd is 1\.5, expected a fraction in \[0, 1\]"),
         ("dkd(warm_up=-0.5)", r"warm_up of dkd is -0\.5"),
-        ("dist(0, 0)", r"dist\(beta=0, gamma=0\), expected finite weights"),
+        ("dist(0, 0)", r"dist\(beta=0, gamma=0\): expected finite weights"),
         ("dist(gamma=-2)", "gamma=-2"),
         ("dist(beta=-2)", "beta=-2"),
         ("dist(1e999)", "beta=inf"),

@@ -1,0 +1,36 @@
+"""What a family of models brings: its names, and how to make one of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from torch import nn
+
+
+class Family(Protocol):
+    """Models that one file or library makes."""
+
+    description: str
+    """What to write, for messages that list all models."""
+
+    def names(self) -> Sequence[str]:
+        """Return the names to list. A family may know more."""
+
+    def has(self, name: str) -> bool:
+        """Return True if the family has a model of this name."""
+
+    def why_not_trainable(self, name: str) -> str | None:
+        """Return why the model cannot be trained with logits alone, or None if it can."""
+
+    def make(self, name: str, *, num_classes: int, image_size: int) -> nn.Module:
+        """Return a model with fresh weights, drawn from torch's generator.
+
+        Args:
+            name: a name that the family has.
+            num_classes: C; the model maps (B, 3, S, S) to logits (B, C).
+            image_size: S, height and width of its images.
+
+        Raises:
+            ConfigError: if it cannot be made for this size.
+        """
