@@ -10,10 +10,9 @@ from torch import Tensor
 from torch.nn import functional
 
 import kdcache as kd
-from kdcache.training.losses.user_loss import LossContext
 
 
-def cosine(student: Tensor, teacher: Tensor, _labels: Tensor, _context: LossContext) -> Tensor:
+def cosine(student: Tensor, teacher: Tensor, _labels: Tensor, _context: kd.LossContext) -> Tensor:
     """Return 1 - cosine similarity of the centred logits, one number per sample."""
     student = student - student.mean(dim=1, keepdim=True)
     teacher = teacher - teacher.mean(dim=1, keepdim=True)

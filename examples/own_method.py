@@ -11,10 +11,11 @@ import numpy as np
 import numpy.typing as npt
 
 import kdcache as kd
-from kdcache.selection.context import Group, SelectionContext
 
 
-def every_second(group: Group, quota: int, _context: SelectionContext) -> npt.NDArray[np.int64]:
+def every_second(
+    group: kd.Group, quota: int, _context: kd.SelectionContext
+) -> npt.NDArray[np.int64]:
     """Keep samples at even steps of the difficulty order, from the easiest to the hardest."""
     steps = np.linspace(0, len(group) - 1, quota).round().astype(int)
     kept: npt.NDArray[np.int64] = group.sample_ids[steps]

@@ -27,6 +27,7 @@ if TYPE_CHECKING:  # for type checkers; `__getattr__` below loads the same names
     from kdcache.data.beton import Beton, open_beton
     from kdcache.data.pack import pack as _pack
     from kdcache.data.policy import Policy
+    from kdcache.data.source import Source
     from kdcache.library import keyword_function as _function
     from kdcache.loader.batch import Batch
     from kdcache.loader.distill import DistillLoader
@@ -34,18 +35,22 @@ if TYPE_CHECKING:  # for type checkers; `__getattr__` below loads the same names
     from kdcache.overview.cards import show as _show
     from kdcache.pipeline_runs.runner import run as _run
     from kdcache.selection import methods
+    from kdcache.selection.context import Group, SelectionContext
     from kdcache.selection.score import score as _score
     from kdcache.selection.select import select_subset as _select
     from kdcache.selection.subset import Subset
     from kdcache.store import codecs
     from kdcache.store.build.build import build_and_open as _build_logits
     from kdcache.store.build.verify import verify as _verify
+    from kdcache.store.codecs.codec import Codec
     from kdcache.store.logit_store import LogitStore
     from kdcache.store.upkeep.export import export as _export
     from kdcache.store.upkeep.merge import merge as _merge
     from kdcache.studies.study import study as _study
     from kdcache.training import losses
     from kdcache.training.evaluate import evaluate as _evaluate
+    from kdcache.training.losses.loss import distillation_loss
+    from kdcache.training.losses.user_loss import LossContext
     from kdcache.training.train import train as _train
     from kdcache.training.train_teacher import train_teacher as _train_teacher
 
@@ -67,12 +72,18 @@ if TYPE_CHECKING:  # for type checkers; `__getattr__` below loads the same names
 __all__ = [
     "Batch",
     "Beton",
+    "Codec",
     "DistillLoader",
+    "Group",
     "LogitStore",
+    "LossContext",
     "Policy",
+    "SelectionContext",
+    "Source",
     "Subset",
     "build_logits",
     "codecs",
+    "distillation_loss",
     "doctor",
     "errors",
     "evaluate",
@@ -99,10 +110,16 @@ __all__ = [
 _CLASSES = {
     "Batch": "kdcache.loader.batch",
     "Beton": "kdcache.data.beton",
+    "Codec": "kdcache.store.codecs.codec",
     "DistillLoader": "kdcache.loader.distill",
+    "Group": "kdcache.selection.context",
     "LogitStore": "kdcache.store.logit_store",
+    "LossContext": "kdcache.training.losses.user_loss",
     "Policy": "kdcache.data.policy",
+    "SelectionContext": "kdcache.selection.context",
+    "Source": "kdcache.data.source",
     "Subset": "kdcache.selection.subset",
+    "distillation_loss": "kdcache.training.losses.loss",
     "list_models": "kdcache.models.registry",
     "make_model": "kdcache.models.registry",
     "open_beton": "kdcache.data.beton",
@@ -128,7 +145,10 @@ _OPENED = {
 def __getattr__(name: str) -> object:
     """Load a public name when it is first used."""
     if name in _MODULES:
-        return import_module(_MODULES[name])
+        module = import_module(_MODULES[name])
+        if hasattr(module, "__path__"):  # a package, whose registry is what users look for
+            import_module(f"{_MODULES[name]}.registry")
+        return module
     if name in _CLASSES:
         found: object = getattr(import_module(_CLASSES[name]), name)
     elif name in __all__:
