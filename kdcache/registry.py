@@ -34,6 +34,10 @@ class Registry(Mapping[str, Any]):
         self.option = option
         self._places = places
 
+    def __repr__(self) -> str:
+        """Return the option and its names."""
+        return f"Registry({self.option!r}: {', '.join(self)})"
+
     def __getitem__(self, name: str) -> Any:
         """Import and return the extension of a name of the registry."""
         module, _, attribute = self._places[name].partition(":")

@@ -104,11 +104,13 @@ class Child:
         pid, status, usage = os.wait4(self._process.pid, os.WNOHANG)
         return None if pid == 0 else self._result(status, usage.ru_utime + usage.ru_stime)
 
-    def stop(self) -> None:
-        """Kill the process and wait for its end; its work resumes at the last checkpoint."""
-        self._process.send_signal(signal.SIGKILL)
-        _, status, _ = os.wait4(self._process.pid, 0)
-        self._process.returncode = os.waitstatus_to_exitcode(status)
+    def kill(self) -> None:
+        """Kill the process, if it still runs; its work resumes at the last checkpoint."""
+        self._process.kill()
+
+    def wait(self) -> None:
+        """Wait for the end of a killed process, and release its lock."""
+        self._process.wait()
         self.claim.release()
 
     def _start(self, out: IO[bytes], err: IO[bytes]) -> subprocess.Popen[bytes]:

@@ -84,8 +84,11 @@ class Runner:
                         return self._result(stopped=False)
                     time.sleep(_POLL_SECONDS)
         finally:
+            # First kill all: a second Ctrl-C, while this waits, must not leave any behind.
             for child in self._running.values():
-                child.stop()
+                child.kill()
+            for child in self._running.values():
+                child.wait()
 
     def _result(self, *, stopped: bool) -> dict[str, Any]:
         return {"done": sorted(self._done), "failed": dict(self._failed), "stopped": stopped}

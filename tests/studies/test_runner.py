@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -152,3 +153,28 @@ def test_a_process_keeps_its_lock_after_its_runner_is_killed(work_folder, tmp_pa
     end.touch()
     assert work_folder.run(work_folder.piece("a"))["done"] == ["a"]
     assert work_folder.events == []
+
+
+def test_stopping_ends_every_process_also_beside_one_that_has_just_ended(work_folder, tmp_path):
+    """One process ends between the last look at it and the stop; the other must not outlive it."""
+    running = tmp_path / "running"
+
+    def interrupt_when_both_have_started() -> bool:
+        if running.exists():
+            time.sleep(1)  # until the process of `brief` has ended
+            raise KeyboardInterrupt
+        return False
+
+    brief = work_folder.piece("brief")
+    endless = work_folder.piece(
+        "endless",
+        f"import os, pathlib, time\npathlib.Path({str(running)!r}).write_text(str(os.getpid()))\n"
+        "time.sleep(600)",
+    )
+    interrupts = replace(
+        work_folder.piece("interrupts"), is_done=interrupt_when_both_have_started, command=None
+    )
+    with pytest.raises(KeyboardInterrupt):
+        work_folder.run(brief, endless, interrupts, jobs=2)
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(running.read_text()), 0)
