@@ -22,6 +22,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numba
+from numba.core.caching import FunctionCache
+
+from kdcache.progress import logger
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -47,14 +50,37 @@ def compiled(**options: Any) -> Callable[[Function], Function]:
         folder = _cache_folder(Path(inspect.getfile(function)))
         if folder is None:
             return numba.njit(**options)(function)
+        dispatcher = numba.njit(**options)(function)
         before = numba.config.CACHE_DIR
         numba.config.CACHE_DIR = str(folder)
         try:
-            return numba.njit(cache=True, **options)(function)
+            dispatcher._cache = _Cache(function)  # noqa: SLF001  (what `njit(cache=True)` sets)
         finally:
             numba.config.CACHE_DIR = before
+        return dispatcher
 
     return decorate
+
+
+class _Cache(FunctionCache):
+    """numba's cache of one function, without which the function is compiled and still runs.
+
+    numba ends the process if the disk is full, or if a power failure left a damaged file.
+    """
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        try:
+            return super().load_overload(sig, target_context)
+        except Exception:  # noqa: BLE001  (a damaged pickle can raise anything)
+            with suppress(OSError):
+                self.flush()  # its index then lists nothing, and the function is compiled anew
+            return None
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        try:
+            super().save_overload(sig, data)
+        except OSError as error:
+            _warn_once(str(_cache_home()), str(error.strerror))
 
 
 def evict(cache_home: Path, *, max_folders: int, min_unused_seconds: float) -> None:
@@ -87,7 +113,7 @@ def _cache_folder(path: Path) -> Path | None:
     content = hashlib.sha256(str(_PACKAGE).encode())
     for source in sorted(_with_imported(path, set())):
         content.update(f"{source.relative_to(_PACKAGE)}\n".encode() + source.read_bytes())
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kdcache"
+    home = _cache_home()
     folder = home / content.hexdigest()[:16]
     try:
         if not folder.exists():
@@ -95,9 +121,31 @@ def _cache_folder(path: Path) -> Path | None:
             evict(home, max_folders=MAX_CACHE_FOLDERS, min_unused_seconds=MIN_UNUSED_SECONDS)
         os.utime(folder)
         tempfile.TemporaryFile(dir=folder).close()
-    except OSError:
+    except OSError as error:
+        _warn_once(str(home), str(error.strerror))
         return None
     return folder
+
+
+def _cache_home() -> Path:
+    """Return the folder of all cache folders; it may be one that nobody can make."""
+    given = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    if given.is_absolute():  # the XDG specification ignores a relative path
+        return given / "kdcache"
+    try:
+        return Path.home() / ".cache" / "kdcache"
+    except RuntimeError:  # a user without a home folder, as in some containers
+        return Path(os.devnull) / "kdcache"
+
+
+@cache
+def _warn_once(cache_home: str, reason: str) -> None:
+    logger.warning(
+        "compiled functions cannot be kept in %s: %s. Each process compiles them again, for many "
+        "seconds; set XDG_CACHE_HOME to a folder that you may write to and that has space",
+        cache_home,
+        reason,
+    )
 
 
 def _with_imported(path: Path, known: set[Path]) -> set[Path]:

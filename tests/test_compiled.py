@@ -27,7 +27,7 @@ def boxes_of(root: Path, cache_home: Path) -> str:
     return run_with(PRINT_BOX, root, cache_home)
 
 
-def run_with(code: str, root: Path, cache_home: Path) -> str:
+def run_with(code: str, root: Path, cache_home: Path | str) -> str:
     """Run code with the package in `root`, in a process of its own; return what it prints."""
     environment = {"PYTHONPATH": str(root), "XDG_CACHE_HOME": str(cache_home)}
     process = subprocess.run(
@@ -38,6 +38,7 @@ def run_with(code: str, root: Path, cache_home: Path) -> str:
         text=True,
         check=True,
     )
+    assert "Traceback" not in process.stderr
     return process.stdout
 
 
@@ -61,6 +62,35 @@ def test_without_a_folder_to_write_to_everything_still_runs(tmp_path):
     alone = boxes_of(tmp_path, nowhere)
     assert not list(tmp_path.rglob("*.nbi")), "numba wrote beside the sources"
     assert alone == boxes_of(tmp_path, tmp_path / "cache")
+
+
+def test_a_user_without_a_home_folder_is_served_too(tmp_path):
+    nobody = "import os, pwd; del os.environ['HOME']; pwd.getpwuid = {}.__getitem__;"
+    assert run_with(nobody + PRINT_BOX, PACKAGE.parent, "") == boxes_of(PACKAGE.parent, tmp_path)
+
+
+@pytest.mark.parametrize(("suffix", "kept_bytes"), [(".nbi", 0), (".nbc", 40)])
+def test_a_damaged_file_of_the_cache_is_compiled_anew_and_replaced(tmp_path, suffix, kept_bytes):
+    intact = boxes_of(PACKAGE.parent, tmp_path)
+    files = {path: path.stat().st_size for path in tmp_path.rglob(f"*{suffix}")}
+    assert files
+    for path in files:
+        os.truncate(path, kept_bytes)
+    assert boxes_of(PACKAGE.parent, tmp_path) == intact
+    assert {path: path.stat().st_size for path in tmp_path.rglob(f"*{suffix}")} == files
+
+
+def test_a_full_disk_under_the_cache_costs_only_time_and_is_told_once(tmp_path):
+    # A file may not grow beyond 64 bytes here, which the write of a compiled function exceeds.
+    limit = "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+    limit += "resource.setrlimit(resource.RLIMIT_FSIZE, (64, 64));"
+    catch = "import sys, logging; logging.basicConfig(stream=sys.stdout, format='%(message)s');"
+    printed = run_with(limit + catch + PRINT_BOX, PACKAGE.parent, tmp_path)
+    assert not list(tmp_path.rglob("*.nbc"))
+    *told, box = printed.splitlines()
+    assert f"{box}\n" == boxes_of(PACKAGE.parent, tmp_path)
+    assert len(told) == 1
+    assert told[0].startswith(f"compiled functions cannot be kept in {tmp_path / 'kdcache'}: File")
 
 
 def test_the_files_of_other_packages_beside_it_are_not_taken_for_its_own(tmp_path):
