@@ -1,1 +1,1 @@
-"""In: a source of images. Out: betons with manifests, and the definition of a view."""
+"""Pack images from a source into betons with manifests, and define what a view is."""

@@ -23,9 +23,9 @@ class Beton:
     path: Path
     manifest: BetonManifest
     labels: npt.NDArray[np.int64]
-    """(N,) in [0, C), by position."""
+    """(N,) class of the sample at each position, in [0, C)."""
     sample_ids: npt.NDArray[np.int64]
-    """(N,) by position; sorted, unique."""
+    """(N,) sample id at each position; sorted and unique."""
     sizes: npt.NDArray[np.int32]
     """(N, 2) height and width of each stored image in pixels."""
     pointers: npt.NDArray[np.int64]
@@ -34,7 +34,7 @@ class Beton:
     """(N,) size of each stored image in bytes."""
 
     def __repr__(self) -> str:
-        """Return the path and the numbers, without the tables."""
+        """Return the path and the numbers of samples and classes."""
         about = self.manifest
         return f"Beton({str(self.path)!r}, samples={len(self)}, classes={about.classes})"
 
@@ -76,8 +76,8 @@ class Beton:
 def open_beton(path: Path | str) -> Beton:
     """Open a packed beton and check that its tables are complete and agree with its manifest.
 
-    FFCV would open an unfinished file silently and allocate by what it reads there. The bytes of
-    the images are not read here.
+    FFCV opens an unfinished file without an error, and allocates memory by the sizes that it reads
+    there. This function does not read the images.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -91,7 +91,7 @@ def open_beton(path: Path | str) -> Beton:
     size = path.stat().st_size
     if size != manifest.beton_bytes:
         raise DatasetError(
-            f"{path} has {size:,} bytes, expected {manifest.beton_bytes:,} as its manifest says. "
+            f"{path} has {size:,} bytes, expected {manifest.beton_bytes:,} as in its manifest. "
             f"{remedy}"
         )
     header = np.fromfile(path, dtype=ffcv_format.HEADER, count=1)[0]
@@ -102,7 +102,7 @@ def open_beton(path: Path | str) -> Beton:
     if found != expected or size - table != manifest.samples * ffcv_format.ALLOCATION.itemsize:
         raise DatasetError(
             f"{path} has a header with (version, samples, fields) {found} and its table at byte "
-            f"{table:,} of {size:,}, expected {expected} and a whole table. {remedy}"
+            f"{table:,} of {size:,}, expected {expected} and a complete table. {remedy}"
         )
     # FFCV looks up field types and decodes names without a check.
     stored = np.fromfile(path, ffcv_format.FIELD, count=len(field_records), offset=header.nbytes)
@@ -135,7 +135,7 @@ def open_beton(path: Path | str) -> Beton:
     if found_content != manifest.fingerprint:
         raise DatasetError(
             f"{path} and its digests have the fingerprint {found_content[:12]}, expected "
-            f"{manifest.fingerprint[:12]} as its manifest says. {remedy}"
+            f"{manifest.fingerprint[:12]} as in its manifest. {remedy}"
         )
     return Beton(
         path=path,

@@ -22,7 +22,7 @@ _PACK_OPTIONS = (
     *("val_source", "label_key", "write_mode", "max_resolution", "val_fraction"),
     *("on_bad_image", "seed"),
 )
-"""Options of the command that made a beton, as far as `made_from` records them."""
+"""Options of `kdcache pack` that `made_from` records."""
 
 _LATER_FIELDS = {"skipped"}
 """Fields that the first manifests of this version lack."""
@@ -53,7 +53,8 @@ class BetonManifest:
     """The source's identity and the pack options. A packed subset holds the full data's fingerprint
     as `parent`."""
     skipped: list[dict[str, Any]] = field(default_factory=list)
-    """Images of the source that could not be decoded: `position` in its split, `name`, `reason`."""
+    """Images of the source that could not be decoded, as `position` (in its split), `name` and
+    `reason`."""
 
     @property
     def is_subset(self) -> bool:
@@ -105,8 +106,8 @@ def pack_again(beton: Path, manifest: BetonManifest | None = None) -> str:
     """Return the remedy that packs a beton again, with the command that made it.
 
     Args:
-        beton: path of the beton; one beside a subset file was packed from that subset.
-        manifest: the beton's manifest, where it can be read.
+        beton: path of the beton. If it lies beside a subset file, it was packed from that subset.
+        manifest: the beton's manifest; None if it cannot be read.
     """
     subset = beton.with_suffix(".npz")
     if subset.exists() or (manifest and manifest.is_subset):

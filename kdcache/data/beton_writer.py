@@ -1,9 +1,8 @@
-"""Write a beton from one process, in the order of the samples: the same bytes every time.
+"""Write a beton from one process, in the order of the samples, so that its bytes never vary.
 
-FFCV's own writer hangs when an image fails or a worker dies, leaks shared memory, and
-writes other bytes each time (its worker processes race for pages). The format is small, so kdcache
-writes it itself. FFCV can read the file; its fields are `image`, `label` and
-`sample_id`.
+FFCV's own writer hangs when an image fails or a worker dies, leaks shared memory, and writes other
+bytes each time (its worker processes race for pages). The format is small, so kdcache writes it
+itself. FFCV can read the file; its fields are `image`, `label` and `sample_id`.
 """
 
 from __future__ import annotations

@@ -42,15 +42,15 @@ def check_beton(path: Path) -> BetonCheck:
     if not damaged:
         return BetonCheck(path, len(beton), [], None)
     message = (
-        f"{path} holds other bytes than were packed for {len(damaged):,} of {len(beton):,} "
-        f"samples, the first are {', '.join(map(str, damaged[:10]))}. "
+        f"{path} has changed since it was packed: the bytes of {len(damaged):,} of {len(beton):,} "
+        f"samples differ from their digest, the first are {', '.join(map(str, damaged[:10]))}. "
         f"{pack_again(path, beton.manifest)}"
     )
     return BetonCheck(path, len(beton), damaged, message)
 
 
 def _has_size(content: bytes, height: int, width: int) -> bool:
-    """Return whether a stored image, raw RGB or JPEG, has the size that the table says."""
+    """Return whether a stored image, raw RGB or JPEG, has the size that is in the table."""
     if len(content) == 3 * height * width:
         return True
     try:

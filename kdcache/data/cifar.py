@@ -1,6 +1,6 @@
-"""CIFAR-10 and CIFAR-100: the publisher's binary archives, which hold no Python objects.
+"""Read CIFAR-10 and CIFAR-100 from the publisher's binary archives, which hold no Python objects.
 
-torchvision reads the archive of pickles instead; the images are the same, in the same order.
+torchvision reads the publisher's archives of pickles, which hold the same images in the same order.
 
 References:
     A. Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009;
@@ -44,13 +44,13 @@ class Archive:
     kind: str
     url: str
     md5: str
-    """Digest of the archive, as its publisher states it."""
+    """Hex md5 of the archive, as published."""
     train: tuple[str, ...]
     val: str
     names: str
-    """Member with one class name a line."""
+    """Member that lists the class names, one per line."""
     label_bytes: int
-    """Before the pixels of each record; the last one is the label."""
+    """Number of label bytes before the pixels of a record; the last one is the class."""
 
     @property
     def members(self) -> tuple[str, ...]:
@@ -84,17 +84,17 @@ ARCHIVES = {
 
 @dataclass(frozen=True)
 class CifarSplit:
-    """Records of label and pixels in files; the pixels are read where they lie."""
+    """A split in the publisher's record files. Pixels are read from the files on demand."""
 
     kind: str
     files: list[Path]
     starts: npt.NDArray[np.int64]
-    """First position of each file, and the end."""
+    """(files + 1,) position of the first record of each file, and the number of records."""
     label_bytes: int
     labels: npt.NDArray[np.int64]
 
     def read(self, position: int) -> bytes:
-        """Return a PPM file."""
+        """Return the image at `position` as a PPM file."""
         file = int(np.searchsorted(self.starts, position, side="right")) - 1
         record = self.label_bytes + _PIXEL_BYTES
         start = (position - int(self.starts[file])) * record + self.label_bytes
@@ -103,7 +103,7 @@ class CifarSplit:
         return f"P6 {SIDE} {SIDE} 255\n".encode() + pixels.tobytes()
 
     def name(self, position: int) -> str:
-        """Return its index in the published order, which is torchvision's."""
+        """Return the image's index in the published order, which torchvision uses too."""
         return f"{self.kind}[{position}]"
 
 
@@ -111,11 +111,11 @@ def cifar(archive: Archive, file: Path | None = None) -> Source:
     """Open CIFAR; its archive is downloaded once, checked and unpacked to the user's cache folder.
 
     Args:
-        archive: which one.
-        file: the archive, where it was brought; downloaded when None.
+        archive: the archive to open.
+        file: path of the archive if it is already on this machine; None: it is downloaded.
 
     Raises:
-        DatasetError: if it cannot be downloaded, or is not what its publisher describes.
+        DatasetError: if the archive cannot be downloaded, or its content is not as published.
     """
     folder = downloads() / f"{archive.kind}-{archive.md5[:8]}"
     if not folder.is_dir():
@@ -135,13 +135,13 @@ def cifar(archive: Archive, file: Path | None = None) -> Source:
 
 
 def downloads() -> Path:
-    """Return the folder of what was downloaded, one for all workspaces of a user."""
+    """Return the folder of downloads, which all workspaces of a user share."""
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(home) / "kdcache" / "downloads"
 
 
 def archive_named(path: Path) -> Archive | None:
-    """Return the archive that a file is by its name, or None."""
+    """Return the archive that has this file name, or None."""
     for archive in ARCHIVES.values():
         if path.name == archive.url.rpartition("/")[2]:
             return archive
@@ -164,8 +164,8 @@ def _download(archive: Archive) -> Path:
     except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
         reason = getattr(error, "reason", error)
         raise DatasetError(
-            f"{archive.url} cannot be downloaded ({reason}). Bring the file from elsewhere and "
-            f"run: kdcache pack FOLDER/{path.name}"
+            f"{archive.url} cannot be downloaded ({reason}). Copy the file from another machine "
+            f"and run: kdcache pack FOLDER/{path.name}"
         ) from error
     return _checked(archive, path)
 
@@ -178,19 +178,19 @@ def _copy(answer: BinaryIO, file: BinaryIO, total: int, kind: str) -> None:
 
 
 def _checked(archive: Archive, path: Path) -> Path:
-    """Return the path of an archive, if its bytes are the published ones."""
+    """Check that an archive has the published md5, and return its path."""
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "md5").hexdigest()
     if found != archive.md5:
         raise DatasetError(
-            f"{path} has the md5 {found}, expected {archive.md5} as its publisher states. "
+            f"{path} has the md5 {found}, expected {archive.md5} as published. "
             f"Remove it and download it again from {archive.url}"
         )
     return path
 
 
 def _unpack(archive: Archive, path: Path, folder: Path) -> None:
-    """Write the members that are needed to `folder`, which appears whole or not at all."""
+    """Unpack the members that are needed to `folder`, which appears complete or not at all."""
     make_directory(folder.parent)
     sweep_partials(folder.parent)
     with TemporaryDirectory(
@@ -208,7 +208,7 @@ def _unpack(archive: Archive, path: Path, folder: Path) -> None:
                     shutil.copyfileobj(source, copy)
         whole.replace(folder)
     if path.parent == folder.parent:
-        path.unlink()  # downloaded here, and all of it that is needed is unpacked
+        path.unlink()  # it was downloaded here, and everything in it that is needed is unpacked
 
 
 def _open_records(archive: Archive, files: list[Path]) -> CifarSplit:
@@ -240,7 +240,7 @@ def _open(given: Argument, _label_key: str | None) -> Source:
             f"{same}"
         )
     archive = archive_named(given.path)
-    assert archive is not None  # noqa: S101  (_recognises has looked)
+    assert archive is not None  # noqa: S101  (_recognises has checked)
     return cifar(archive, given.path)
 
 

@@ -1,4 +1,4 @@
-"""scikit-learn's handwritten digits: the source that needs no file and no network."""
+"""Read scikit-learn's handwritten digits, the source that needs no file and no network."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class DigitsSplit:
     labels: npt.NDArray[np.int64]
 
     def read(self, position: int) -> bytes:
-        """Return a PNG."""
+        """Return the image at `position` as a PNG file."""
         from PIL import Image
 
         file = io.BytesIO()
@@ -34,7 +34,7 @@ class DigitsSplit:
         return file.getvalue()
 
     def name(self, position: int) -> str:
-        """Return its index in scikit-learn's array."""
+        """Return the image's index in scikit-learn's array."""
         return f"digits[{position}]"
 
 
@@ -48,7 +48,7 @@ def digits() -> Source:
         class_names=[str(label) for label in range(10)],
         identity={"kind": "digits", "content": hashlib.sha256(pixels.tobytes()).hexdigest()},
         default_val_fraction=0.2,
-        # A mirrored digit is another sign.
+        # A mirrored digit is not a digit.
         default_policy="pad-crop(1, flip=False)",
     )
 
@@ -56,7 +56,7 @@ def digits() -> Source:
 def _read_table() -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
     """Return the (N, 8, 8) grey values and (N,) labels of scikit-learn's file.
 
-    Importing scikit-learn to read it would take longer than all the rest of a pack.
+    This avoids the import of scikit-learn, which takes longer than the rest of a pack.
     """
     path = Path(str(distribution("scikit-learn").locate_file(_FILE)))
     if not path.exists():

@@ -1,4 +1,4 @@
-"""The layout of FFCV's files, version 2: header, fields, one record per sample, allocation table.
+"""Define the layout of FFCV's files, version 2: header, fields, samples and allocation table.
 
 FFCV defines the same in `ffcv.types` and `ffcv.fields`. Importing these loads torch and compiles a
 numba dictionary, which takes seconds; a test compares every type here with FFCV's.
@@ -14,7 +14,7 @@ import numpy.typing as npt
 VERSION = 2
 
 PAGE_SIZE_BYTES = 8 << 20
-"""FFCV's default page."""
+"""FFCV's default page size."""
 
 RAW_MODE = 1
 """Mode of an image that is stored as pixels."""

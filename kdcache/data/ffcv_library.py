@@ -1,4 +1,4 @@
-"""FFCV's C library: it decodes JPEGs with libjpeg-turbo and resizes with OpenCV.
+"""Load FFCV's C library, which decodes JPEGs with libjpeg-turbo and resizes with OpenCV.
 
 `import ffcv` would load torch and set the threads of torch and numba to 1, so only the library is
 loaded. This is the only file that names the package.
@@ -14,7 +14,7 @@ from importlib.util import find_spec
 
 @cache
 def ffcv_library() -> ctypes.CDLL:
-    """Return the library; its functions `imdecode` and `resize` have their argument types.
+    """Return the library, with the argument types of its functions `imdecode` and `resize`.
 
     Raises:
         ImportError: if ffcv is not installed.

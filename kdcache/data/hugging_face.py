@@ -1,4 +1,4 @@
-"""Hugging Face data sets through their own library: by name, or as `save_to_disk` left them."""
+"""Read Hugging Face data sets with the library `datasets`: by name, or saved by `save_to_disk`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from kdcache.progress import logger
 PREFIX = "hf:"
 
 _SAVED = ("dataset_dict.json", "state.json")
-"""Files that `save_to_disk` writes: of several splits, and of one."""
+"""Files that `save_to_disk` writes for several splits and for a single split."""
 
 
 @dataclass(frozen=True)
@@ -29,9 +29,10 @@ class HuggingFaceSplit:
     """One split of a data set; its images are encoded files, in the table or beside it."""
 
     images: Any
-    """`datasets.Dataset` with the images alone, not decoded. Pickles as the paths of its files."""
+    """`datasets.Dataset` that holds only the images, not decoded. It pickles as the paths of its
+    files."""
     image: str
-    """Column of the images."""
+    """Name of the image column."""
     labels: npt.NDArray[np.int64]
     title: str
 
@@ -57,8 +58,8 @@ def hugging_face(source: str, label_key: str | None = None) -> Source:
     """Open `hf:ORG/NAME`, `hf:ORG/NAME/CONFIG`, `hf:FOLDER`, or a folder of `save_to_disk`.
 
     Args:
-        source: what the user wrote.
-        label_key: the column of labels; `label` when None.
+        source: value of SOURCE.
+        label_key: name of the label column; None: `label`.
 
     Raises:
         ConfigError: if the library `datasets` is not installed.
@@ -81,7 +82,7 @@ def hugging_face(source: str, label_key: str | None = None) -> Source:
         name = next(name for name, of_name in found.items() if of_name is data)
         splits[split], columns = _open_split(data, f"{where}, {name}", label_key)
         stated_names = stated_names or columns.class_names
-        # Documented as the state of a data set; of one by name it follows from its revision.
+        # `datasets` documents the fingerprint as the state of a data set.
         content.update(f"{split}:{len(data)}:{data._fingerprint}\n".encode())  # noqa: SLF001
     class_names = resolve_class_names(
         where, [split.labels for split in splits.values()], stated_names
@@ -106,7 +107,7 @@ def _load(name: str, where: str) -> Mapping[str, Any]:
             loaded = datasets.load_from_disk(name)
         else:
             loaded = datasets.load_dataset(*_name_and_config(name))
-    except Exception as error:  # of the network, of the hub's answers and of every file format
+    except Exception as error:  # the network, the hub and every file format raise their own
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise DatasetError(
             f"{where} cannot be loaded: {reason}. Check the name, or, without a network, download "
@@ -116,7 +117,7 @@ def _load(name: str, where: str) -> Mapping[str, Any]:
 
 
 def _name_and_config(name: str) -> tuple[str, ...]:
-    """Return what `load_dataset` takes: ORG/NAME, or a folder, and CONFIG where it is given."""
+    """Return the arguments of `load_dataset`: ORG/NAME or a folder, and CONFIG if it is given."""
     parts = name.split("/")
     if Path(name).exists() or len(parts) < 3:  # noqa: PLR2004  (org, name, config)
         return (name,)

@@ -1,4 +1,4 @@
-"""One folder per class, as torchvision's ImageFolder reads it."""
+"""Read images from one folder per class, as torchvision's ImageFolder does."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ class FolderSplit:
 def image_folder(root: Path) -> Source:
     """Open SOURCE/train/CLASS/* with SOURCE/val/CLASS/*, or SOURCE/CLASS/*.
 
-    Classes are the folder names in sorted order, as in torchvision's ImageFolder; files below them
-    are found at any depth. Hidden folders are no classes. The evaluation folder may have any of
-    `EVALUATION_NAMES`.
+    The classes are the folder names in sorted order, as in torchvision's ImageFolder. Files are
+    found at any depth below them. Hidden folders are ignored. The evaluation folder may have any
+    name of `EVALUATION_NAMES`.
 
     Raises:
         DatasetError: if there are no class folders, a class of the training split has no image, or
@@ -55,7 +55,7 @@ def image_folder(root: Path) -> Source:
         if found and set(_class_folders(root)) <= set(EVALUATION_NAMES):
             raise DatasetError(
                 f"{root} holds {', '.join(found)} and no train, expected {root}/train/CLASS/*.jpg "
-                f"beside it. For an evaluation split alone name {folders['val']}"
+                f"beside it. To open only an evaluation split, name {folders['val']}"
             )
         folders, ignored_splits = {"train": root}, []
     class_names = _class_folders(folders["train"])
@@ -74,7 +74,7 @@ def image_folder(root: Path) -> Source:
         for label, class_name in enumerate(class_names):
             before = len(files)
             for file in _files_below(folder, class_name):
-                if os.path.splitext(file)[1].lower() not in IMAGE_SUFFIXES:  # noqa: PTH122  (a million)
+                if os.path.splitext(file)[1].lower() not in IMAGE_SUFFIXES:  # noqa: PTH122  (fast)
                     ignored_files.append(str(folder / file))
                     continue
                 files.append(file)
@@ -82,8 +82,8 @@ def image_folder(root: Path) -> Source:
                     stat = os.stat(folder / file)  # noqa: PTH116
                 except FileNotFoundError as error:
                     raise DatasetError(
-                        f"{folder / file} is a link to a file that is not there, expected an "
-                        "image. Mount or bring what it leads to, or remove the link"
+                        f"{folder / file} is a broken link, expected an image. Mount or copy the "
+                        "file that it points to, or remove the link"
                     ) from error
                 listing.update(f"{split}/{file}:{stat.st_size}:{stat.st_mtime_ns}\n".encode())
             if split == "train" and len(files) == before:
@@ -116,7 +116,7 @@ def _class_folders(folder: Path) -> list[str]:
 def _files_below(root: Path, folder: str) -> Iterator[str]:
     """Yield the files below `root/folder` relative to `root`, sorted folder by folder.
 
-    Links to folders are yielded too, and not followed: they may lead in circles.
+    Links to folders are yielded but not followed, because they may form a cycle.
     """
     found = []
     for path, folders, names in os.walk(root / folder):

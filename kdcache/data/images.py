@@ -1,10 +1,10 @@
-"""One encoded image file in, the bytes that a beton stores out; runs in the pack workers.
+"""Convert an encoded image file to the bytes that a beton stores. The pack workers run this.
 
-Whatever mode Pillow reads becomes 8-bit RGB: grey is repeated, palettes are looked up, alpha is
-dropped (as torchvision drops it), CMYK and YCbCr are converted, 16-bit grey keeps its upper byte,
-floating-point grey is scaled from [0, 1] or taken as [0, 255]. EXIF orientation is applied. Of an
-animation the first frame counts. Colour profiles are left alone: pixels are not converted by them,
-and stored images carry none. What a file holds decides, not its name.
+Every mode that Pillow reads becomes 8-bit RGB. Grey is repeated, palettes are looked up, and alpha
+is dropped, as in torchvision. CMYK and YCbCr are converted. 16-bit grey keeps its upper byte.
+Floating-point grey is scaled from [0, 1] or taken as [0, 255]. EXIF orientation is applied. Of an
+animation, the first frame is used. Colour profiles are neither applied nor stored. The content of a
+file decides its format, not its name.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from kdcache.data.ffcv_library import ffcv_library
 from kdcache.data.stored_image import StoredImage
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
-"""Formats that are decoded, whatever the file is called. Pillow knows others; for EPS it runs a
-program."""
+"""Formats that are decoded, whatever the file's name. Pillow reads more formats, but runs another
+program for EPS."""
 
 JPEG_QUALITY = 90
-"""FFCV's own default."""
+"""Quality of the JPEGs that kdcache encodes; FFCV's default."""
 
 MAX_SIDE = 2**16 - 1
-"""The beton format holds sides as 16-bit numbers."""
+"""Maximum height and width in pixels: the beton format stores them as 16-bit numbers."""
 
 _EXIF_ORIENTATION = 0x0112
 
@@ -38,20 +38,20 @@ def store_image(
 ) -> StoredImage:
     """Decode an image file and encode it for the beton.
 
-    A JPEG that needs no change keeps its pixels: no second loss. All JPEGs get restart markers,
-    with which the decoder reads the rows of a crop alone.
+    A JPEG that needs no change is not encoded again, so its pixels stay the same. All JPEGs get
+    restart markers, so that the decoder can read only the rows of a crop.
 
     Args:
         content: an encoded image file.
         write_mode: `raw` pixels or `jpg`.
-        max_resolution: longest side allowed; larger images are shrunk.
+        max_resolution: maximum height and width in pixels; larger images are shrunk.
 
     Raises:
-        OSError, ValueError, SyntaxError: mostly Pillow's, when the file cannot be decoded.
+        OSError, ValueError, SyntaxError: if the file cannot be decoded; most come from Pillow.
     """
     limit = min(max_resolution or MAX_SIDE, MAX_SIDE)
     with _open(content) as image:
-        is_jpeg = image.format in {"JPEG", "MPO"}  # MPO: a JPEG with more of them behind it
+        is_jpeg = image.format in {"JPEG", "MPO"}  # MPO: a JPEG that is followed by others
         may_stay = is_jpeg and image.mode == "RGB" and max(image.size) <= limit
         as_read = None
         if write_mode == "jpg" and may_stay and _is_upright(image):
@@ -66,7 +66,7 @@ def store_image(
     if write_mode == "raw":
         stored = rgb.tobytes()
     elif as_read is not None:
-        # Here, not above: numba takes half a second to import, and workers of raw images need none.
+        # Imported here: numba takes half a second, and workers for raw images do not need it.
         from kdcache.data.restart import add_restart_markers
 
         stored = add_restart_markers(content) or content
@@ -90,22 +90,22 @@ def _open(content: bytes) -> Image.Image:
     try:
         return Image.open(io.BytesIO(content), formats=FORMATS)
     except UnidentifiedImageError:
-        # Pillow's message has the address of an object, another one each time.
+        # Pillow's message contains the address of an object, which is never the same.
         start = content.lstrip()[:15].lower()
         if start.startswith((b"<!doctype", b"<html", b"<head", b"<?xml")):
             reason = "it is a web page or other text"
         elif not content.strip(b"\0"):
-            reason = "it holds zeros alone"
+            reason = "it contains only zeros"
         else:
             reason = f"it is none of {', '.join(FORMATS)}, or its header is damaged"
         raise ValueError(reason) from None
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Return 8-bit RGB, upright.
+    """Convert an image to 8-bit RGB and apply its EXIF orientation.
 
     Raises:
-        ValueError: if floating-point values are outside [0, 255], or not numbers.
+        ValueError: if a floating-point value is NaN or outside [0, 255].
     """
     if not _is_upright(image):
         image = ImageOps.exif_transpose(image)
@@ -121,9 +121,9 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _grey_of_floats(values: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
-    """Return values in [0, 1] as 0 to 255, and others that are in [0, 255] as they are."""
+    """Scale values in [0, 1] to [0, 255]; keep other values in [0, 255] as they are."""
     low, high = float(values.min()), float(values.max())
-    if not (low >= 0 and high <= 255):  # noqa: PLR2004  (also where one is not a number)
+    if not (low >= 0 and high <= 255):  # noqa: PLR2004  (NaN fails too)
         raise ValueError(
             f"its floating-point values go from {low:g} to {high:g}, expected [0, 1] or [0, 255]"
         )
@@ -142,9 +142,9 @@ def _is_upright(image: Image.Image) -> bool:
 
 
 def _decoded_by_reader(content: bytes, size: tuple[int, int]) -> Image.Image | None:
-    """Return a JPEG as the reader decodes it; None where its decoder complains of something.
+    """Decode a JPEG with the reader's decoder; return None if the decoder reports a problem.
 
-    It complains of bytes between markers, for one, which Pillow skips.
+    For example, it reports bytes between markers, which Pillow skips.
     """
     width, height = size
     pixels = np.empty((height, width, 3), dtype=np.uint8)

@@ -15,7 +15,7 @@ def training_names(manifest: BetonManifest) -> list[str]:
     The source is opened again; its names are not stored.
 
     Raises:
-        DatasetError: if it is gone or has changed.
+        DatasetError: if the source no longer exists or has changed.
     """
     made_from = manifest.made_from
     where = made_from.get("path", made_from["kind"])
@@ -25,7 +25,7 @@ def training_names(manifest: BetonManifest) -> list[str]:
         )
     except ConfigError as error:
         raise DatasetError(
-            f"{where} is gone, expected the source that was packed, which knows the names of its "
+            f"{where} no longer exists, expected the packed source: only it has the names of the "
             "images. Name samples by sample_id"
         ) from error
     if differ := differences(made_from, source.identity):

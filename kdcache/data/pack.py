@@ -1,7 +1,7 @@
-"""`kdcache pack`: a source of images, or the kept samples of a pack -> betons with manifests.
+"""`kdcache pack`: write betons from a source of images, or from the kept samples of a packed one.
 
-Worker processes decode and encode; this process writes, in order. An image that cannot be decoded
-stops the pack with its name, and nothing is left behind; or it is skipped and listed.
+Worker processes decode and encode; this process writes in the order of the samples. If an image
+cannot be decoded, the pack stops with its name and leaves nothing behind, or skips and lists it.
 """
 
 from __future__ import annotations
@@ -56,17 +56,17 @@ from kdcache.progress import logger, progress_bar
 from kdcache.workspace import Workspace
 
 _TASK_BYTES = 4 << 20
-"""Bytes of the images that a worker returns at once: small enough for many in a queue."""
+"""Maximum size of the images that a worker returns at once: small, so that many fit in a queue."""
 
 _MAX_IMAGES_PER_TASK = 256
 _TASKS_PER_WORKER = 4
 """Number of tasks in the queue per worker."""
 
 _IMAGE_COST_BYTES = 20_000
-"""Cost of the smallest image, as the number of decoded bytes that take as long."""
+"""Cost of the smallest image, as a number of decoded bytes that take equally long."""
 
 _WORTH_A_WORKER_BYTES = 64 << 20
-"""Decoded bytes that take about as long as the start of a process."""
+"""Number of decoded bytes that take about as long as the start of a process."""
 
 
 class BadImage(NamedTuple):
@@ -84,10 +84,10 @@ def pack(options: PackOptions) -> PackResult:
     Raises:
         ConfigError: if the source does not exist, or its only split must be divided and
             --val-fraction is missing.
-        DatasetError: if the source holds no images, or an image that cannot be decoded without
-            --on-bad-image skip; or if there is too little memory or disk.
-        CacheMismatchError: if the workspace holds betons packed from something else, or the subset
-            is of other data.
+        DatasetError: if the source holds no images; if an image cannot be decoded and
+            --on-bad-image skip is not given; or if there is too little memory or disk.
+        CacheMismatchError: if the workspace holds betons that were packed from other inputs, or the
+            subset was selected from other data.
     """
     workspace = Workspace(Path(options.workspace))
     if options.subset is not None:
@@ -95,7 +95,7 @@ def pack(options: PackOptions) -> PackResult:
         return PackResult(
             fingerprint=packed.manifest.fingerprint, train=packed, val=None, skipped=0
         )
-    assert options.source is not None  # noqa: S101  (the options say so)
+    assert options.source is not None  # noqa: S101  (the options require it)
     source = open_source(options.source, val_source=options.val_source, label_key=options.label_key)
     splits = split_train_val(source, options.val_fraction, options.seed)
     made_from = source.identity | {
@@ -111,7 +111,7 @@ def pack(options: PackOptions) -> PackResult:
         return _result(workspace, splits)
     if source.ignored_splits:
         logger.warning(
-            "%s has more evaluation splits than one; passed over: %s. Choose with --val-source",
+            "%s has several evaluation splits; ignored: %s. Choose one with --val-source",
             source.where,
             ", ".join(source.ignored_splits),
         )
@@ -128,7 +128,7 @@ def pack(options: PackOptions) -> PackResult:
     ) as folder:
         staged = Workspace(Path(folder))
         first: BetonManifest | None = None
-        for name in sorted(splits):  # train comes first: val takes over what it decides
+        for name in sorted(splits):  # train comes first, because val uses its settings
             made = _pack_split(staged.beton(name), splits[name], source, options, made_from, first)
             first = first or made
         _commit(staged, workspace)
@@ -136,10 +136,10 @@ def pack(options: PackOptions) -> PackResult:
 
 
 def _commit(staged: Workspace, workspace: Workspace) -> None:
-    """Move whole betons into the workspace; what was there survives until both are whole."""
+    """Move complete betons into the workspace; their manifests, which mark them complete, last."""
     for split in ("train", "val"):
         manifest_path(workspace.beton(split)).unlink(missing_ok=True)
-    for path_of in (Workspace.beton, _digests, _manifest):  # a manifest says that the rest is there
+    for path_of in (Workspace.beton, _digests, _manifest):
         for split in ("train", "val"):
             if path_of(staged, split).exists():
                 path_of(staged, split).replace(path_of(workspace, split))
@@ -159,10 +159,10 @@ def _manifest(workspace: Workspace, split: str) -> Path:
 def _is_up_to_date(
     workspace: Workspace, splits: dict[str, Split], made_from: dict[str, Any], *, overwrite: bool
 ) -> bool:
-    """Return whether the same pack is there, whole.
+    """Return whether the workspace already holds this pack, complete.
 
     Raises:
-        CacheMismatchError: if another pack is there and it may not be replaced.
+        CacheMismatchError: if it holds another pack and `overwrite` is False.
     """
     path = workspace.beton("train")
     if not manifest_path(path).exists() or overwrite:
@@ -170,7 +170,7 @@ def _is_up_to_date(
     found = BetonManifest.load(path).made_from
     if differ := differences(found, dict.fromkeys(found) | made_from):
         raise CacheMismatchError(
-            f"{path} was packed from something else: {differ}. "
+            f"{path} was packed from other inputs: {differ}. "
             "Use --overwrite to replace it, or another --workspace"
         )
     return all(
@@ -220,7 +220,7 @@ def _pack_split(
 
     beton_bytes = write_beton(path, samples(), count)
     kept = count - len(skipped)
-    _tell_of_skipped(name, skipped, labels[:kept], source)
+    _report_skipped(name, skipped, labels[:kept], source)
     digests, sides, labels = digests[:kept], sides[:kept], labels[:kept]
     sample_ids = np.arange(kept, dtype=np.int64)
     with replace_atomically(digests_path(path)) as partial, partial.open("wb") as file:
@@ -246,7 +246,7 @@ def _pack_split(
         skipped=[image._asdict() for image in skipped],
     )
     if train is not None:
-        # Evaluation sees what training sees.
+        # Evaluation images have the size, policy and normalisation of the training images.
         manifest = replace(
             manifest,
             image_size=train.image_size,
@@ -266,13 +266,13 @@ def _require_skipping(image: BadImage, options: PackOptions) -> None:
         )
 
 
-def _tell_of_skipped(
+def _report_skipped(
     name: str, skipped: list[BadImage], labels: npt.NDArray[np.int64], source: Source
 ) -> None:
-    """Say what was left out.
+    """Log which images were left out.
 
     Raises:
-        DatasetError: if nothing is left.
+        DatasetError: if no image is left.
     """
     if not skipped:
         return
@@ -280,7 +280,7 @@ def _tell_of_skipped(
     if not len(labels):
         raise DatasetError(
             f"none of the {len(skipped):,} images of {name} can be decoded, the first is {first}. "
-            "Look at that file, and at what SOURCE names"
+            "Check that file, and whether SOURCE is right"
         )
     logger.warning(
         "%s: %d images cannot be decoded and are skipped, the first is %s; %s.json lists them",
@@ -296,23 +296,23 @@ def _tell_of_skipped(
 
 
 class _Probe(NamedTuple):
-    """Estimates from a few images, taken evenly from a split."""
+    """Estimates from a few images at regular distances in a split."""
 
     largest_side: int
-    """After --max-resolution; 0 if none could be decoded."""
+    """Maximum height or width in pixels after --max-resolution; 0 if no image was decoded."""
     decoded_bytes: int
-    """Size of the largest image as RGB."""
+    """Size of the largest image as RGB, in bytes."""
     raw_bytes: int
-    """On average."""
+    """Mean size of an image as RGB, in bytes."""
     file_bytes: int
-    """On average."""
+    """Mean size of an image's file, in bytes."""
 
 
 def _probe(split: Split, max_resolution: int | None) -> _Probe:
-    # Mixed sizes are usual; a few images from all over tell.
-    looked_at = np.unique(np.linspace(0, len(split.labels) - 1, 64).astype(np.int64))
+    # The sizes of images often vary, so the sample covers the whole split.
+    sampled = np.unique(np.linspace(0, len(split.labels) - 1, 64).astype(np.int64))
     task = _Task(split, "raw", max_resolution)
-    stored = {position: _store(task, position) for position in looked_at.tolist()}
+    stored = {position: _store(task, position) for position in sampled.tolist()}
     images = {at: image for at, image in stored.items() if isinstance(image, StoredImage)}
     if not images:
         return _Probe(0, 0, 0, 0)
@@ -333,7 +333,7 @@ def _choose_write_mode(probe: _Probe, options: PackOptions) -> Literal["raw", "j
 
 
 def _choose_image_size(sides: npt.NDArray[np.int64]) -> int:
-    """Return the images' own size where all have one small square size, else 32 or 224."""
+    """Return the images' own size if all are square, small and equally large; else 32 or 224."""
     largest = int(sides.max())
     if largest > MAX_SMALL_IMAGE_SIZE:
         return 224
@@ -345,7 +345,7 @@ def _choose_policy(image_size: int) -> str:
 
 
 class _Task(NamedTuple):
-    """The work of a worker process, the same from its start to its end."""
+    """The settings of a worker process, which do not change while it runs."""
 
     split: Split
     write_mode: Literal["raw", "jpg"]
@@ -353,7 +353,7 @@ class _Task(NamedTuple):
 
 
 class _Workload(NamedTuple):
-    """How a split is dealt to workers; no byte of the beton depends on it."""
+    """The division of a split among workers, which does not affect the beton."""
 
     task: _Task
     workers: int
@@ -388,7 +388,7 @@ def _plan(
 def _stored_images(split: Split, workload: _Workload) -> Iterator[StoredImage | BadImage]:
     """Yield every image of a split in order, decoded and encoded by worker processes.
 
-    One worker is this process.
+    With one worker, this process does the work itself.
     """
     count, step = len(split.labels), workload.images_per_task
     if workload.workers == 1:
@@ -399,7 +399,7 @@ def _stored_images(split: Split, workload: _Workload) -> Iterator[StoredImage | 
     context = multiprocessing.get_context("spawn")
     others = set(multiprocessing.active_children())
     with ProcessPoolExecutor(workload.workers, context, _start_worker, (workload.task,)) as pool:
-        # A short queue keeps the workers busy and the memory flat.
+        # A short queue keeps the workers busy and limits memory.
         pending: deque[Future[list[StoredImage | BadImage]]] = deque()
         longest = _TASKS_PER_WORKER * workload.workers
         try:
@@ -410,12 +410,12 @@ def _stored_images(split: Split, workload: _Workload) -> Iterator[StoredImage | 
                     return
                 yield from pending.popleft().result()
         except BrokenProcessPool as error:
-            # The pool ends those that it had when it broke, and waits for one it started since.
+            # The pool ends the workers that it had when it broke, but waits for any started since.
             for worker in set(multiprocessing.active_children()) - others:
                 worker.kill()
             raise DatasetError(
-                "a pack worker was ended from outside or not started, expected it to run to its "
-                "end; memory may have run out. Try fewer with --num-workers, or --max-resolution"
+                "a pack worker was killed or could not start; memory may have run out. Use fewer "
+                "with --num-workers, or smaller images with --max-resolution"
             ) from error
         finally:
             pool.shutdown(cancel_futures=True)
@@ -426,7 +426,7 @@ def _submit(
 ) -> Future[list[StoredImage | BadImage]]:
     try:
         return pool.submit(_store_some, first, end)
-    except OSError as error:  # it starts its workers here, and cannot when it breaks meanwhile
+    except OSError as error:  # submit starts workers, which fails if the pool is breaking
         raise BrokenProcessPool(str(error)) from error
 
 
@@ -437,12 +437,12 @@ def _start_worker(task: _Task) -> None:
     global _worker_task  # noqa: PLW0603  (a worker process has one task for its whole life)
     _worker_task = task
     parent = multiprocessing.parent_process()
-    assert parent is not None  # noqa: S101  (a worker has one)
+    assert parent is not None  # noqa: S101  (every worker has one)
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
 
 
 def _end_with(parent: BaseProcess) -> None:
-    """End this worker when the packer is gone: a pool's workers wait for work for ever."""
+    """End this worker when the packing process has ended; otherwise it would wait forever."""
     parent.join()
     os._exit(1)
 
@@ -452,20 +452,20 @@ def _store_some(first: int, end: int) -> list[StoredImage | BadImage]:
 
 
 def _store(task: _Task, position: int) -> StoredImage | BadImage:
-    """Return an image as it is stored, or what is wrong with it.
+    """Return the stored form of an image, or why it cannot be decoded.
 
     Raises:
-        DatasetError: if its file cannot be read, which says nothing of the image: a disk or a
-            network may fail for a while.
+        DatasetError: if its file cannot be read. That does not mean that the image is bad: a disk
+            or a network may fail for a while.
     """
     split = task.split
     try:
         content = split.read(position)
     except DatasetError as error:
         return BadImage(position, split.name(position), str(error))
-    except Exception as error:  # of the file system, or of a table's format
+    except Exception as error:  # raised by the file system, or by the format of a table
         raise DatasetError(
-            f"{split.name(position)} cannot be read: {error}. Look at its disk and permissions"
+            f"{split.name(position)} cannot be read: {error}. Check its disk and permissions"
         ) from error
     try:
         return store_image(content, write_mode=task.write_mode, max_resolution=task.max_resolution)

@@ -1,4 +1,4 @@
-"""Hugging Face image parquet: a column of encoded files and one of labels."""
+"""Read Hugging Face image Parquet: a column of encoded image files and a column of labels."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ class ParquetSplit:
 
     files: list[Path]
     image: str
-    """Column of the images."""
+    """Name of the image column."""
     row_groups: list[tuple[int, int]]
-    """(file, row group) of each group, in order."""
+    """Index of the file, and of the row group in it, for every row group in order."""
     starts: npt.NDArray[np.int64]
-    """First position of each row group, and the end."""
+    """(row groups + 1,) position of the first row of each row group, and the number of rows."""
     labels: npt.NDArray[np.int64]
 
     def read(self, position: int) -> bytes:
@@ -50,7 +50,7 @@ class ParquetSplit:
 
 @lru_cache(maxsize=2)
 def _image_bytes(path: Path, row_group: int, image: str) -> Any:
-    """Return one row group's encoded images; workers read neighbours, so two groups are enough."""
+    """Return the encoded images of a row group; two are cached, because workers read neighbours."""
     import pyarrow.parquet as pq
 
     with pq.ParquetFile(path) as file:
@@ -59,11 +59,11 @@ def _image_bytes(path: Path, row_group: int, image: str) -> Any:
 
 
 def parquet(root: Path, label_key: str | None = None) -> Source:
-    """Open a parquet file, or a folder of shards named after their split or in a folder of it.
+    """Open a Parquet file, or a folder of shards. A shard's name or folder decides its split.
 
     Args:
-        root: the file or folder; a lone file is the training split.
-        label_key: the column of labels; `label` when None.
+        root: the file or folder; a single file is the training split.
+        label_key: name of the label column; None: `label`.
     """
     paths = [root]
     if root.is_dir():

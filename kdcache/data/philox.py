@@ -1,8 +1,8 @@
-"""Philox 4x64-10, the counter-based generator behind the views.
+"""Generate the random numbers of views with Philox 4x64-10, a counter-based generator.
 
-A draw is a function of a key and a counter, with no state: any thread, process or order gets the
-same numbers. numpy ships the same generator (`numpy.random.Philox`), which the tests hold against
-this one; this one exists because the decoder is compiled by numba.
+A draw is a function of a key and a counter and has no state, so every thread, process and order
+gives the same numbers. numpy has the same generator (`numpy.random.Philox`), and the tests compare
+the two. This one exists because numba compiles the decoder.
 
 References:
     Salmon, Moraes, Dror, Shaw 2011, "Parallel random numbers: as easy as 1, 2, 3", section 3.3.
@@ -41,10 +41,10 @@ def philox(
 
     Args:
         seed: uint64, first word of the key: the user's seed.
-        stream: uint64, second word of the key: what the numbers are for.
+        stream: uint64, second word of the key: the purpose of the numbers.
         sample_id: uint64, first word of the counter.
         view: uint64, second word of the counter.
-        block: uint64, third word of the counter: which four numbers.
+        block: uint64, third word of the counter: the index of the block of four numbers.
     """
     c0, c1, c2, c3 = sample_id, view, block, np.uint64(0)
     k0, k1 = seed, stream
@@ -79,10 +79,10 @@ def log_uniform(bits: np.uint64, log_low: float, log_high: float) -> float:
 
 @compiled()
 def exp(x: float) -> float:
-    """Return e^x, from additions and multiplications alone.
+    """Return e^x, computed only with additions and multiplications.
 
-    C libraries round the last bit of `exp` differently from one processor to the next; a box must
-    not. Relative error below 2e-13 for |x| <= 8.
+    The last bit of the C library's `exp` differs between processors, but boxes must not differ.
+    The relative error is below 2e-13 for |x| <= 8.
     """
     reduced = x / 256.0
     term = 1.0

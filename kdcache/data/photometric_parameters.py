@@ -1,12 +1,12 @@
-"""Photometric parameters of a view: a pure function of (seed, view number, sample id).
+"""Compute the photometric parameters of a view from (seed, view number, sample id).
 
 A change is (brightness, contrast, saturation, top, left, height, width): three factors in 1/256 and
 the box of the output that is erased. The clean view has none. The factors are those of
-torchvision's ColorJitter, applied in this order always; the box is that of its RandomErasing.
+torchvision's ColorJitter, but always applied in this order. The box is that of its RandomErasing.
 `kdcache.reader.photometric_kernels` applies them.
 
-Their random numbers are streams of their own: a policy with changes has the boxes of the same
-policy without them, and each factor is the same whatever else the policy changes.
+They have separate random streams. So the boxes of a policy are the same with and without changes,
+and a factor does not depend on the other changes.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def view_change(
     sample_id: np.uint64,
     image_size: int,
 ) -> Change:
-    """Return the change of one view, see `photometric`, as int64."""
+    """Return the change of one view as int64; see `photometric_parameters`."""
     one, none = np.int64(FACTOR_ONE), np.int64(0)
     if view == 0:
         return one, one, one, none, none, none, none

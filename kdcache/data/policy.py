@@ -1,4 +1,4 @@
-"""The text of a view policy, its ranges, and the numbers that the compiled code takes."""
+"""Parse and check view policies, and convert them to numbers for the compiled code."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ Range = tuple[float, float]
 UNCHANGED: Range = (1.0, 1.0)
 MAX_FACTOR = 10.0
 MAX_PADDING = 65_535
-"""The longest side of a JPEG: beyond it a window would show nothing but zeros."""
+"""Maximum padding in pixels, the longest side of a JPEG. A window further out holds only zeros."""
 
 ERASE_SCALE: Range = (0.02, 0.33)
 ERASE_RATIO: Range = (0.3, 3.3)
 
 FACTORS = ("brightness", "contrast", "saturation")
 FACTOR_ONE = 256
-"""The factor 1, as photometric parameters count: in 1/256."""
+"""The factor 1 in the unit of photometric parameters, which is 1/256."""
 
 CENTER_CROP_RATIO = 0.875
 """Side of the clean view's centre square, as a fraction of the short side (224 of 256)."""
 
 MAX_SMALL_IMAGE_SIZE = 64
-"""Images whose sides are at most this many pixels are stored raw, seen whole in the clean view, and
-get models with a stem that does not shrink them."""
+"""Maximum height and width of small images, in pixels. They are stored raw, the clean view shows
+all of them, and some models get a stem that does not shrink them."""
 
 _KINDS = {"clean": 0, "pad-crop": 1, "rrc": 2}
 CLEAN, PAD_CROP, RRC = _KINDS.values()
@@ -37,7 +37,7 @@ CLEAN, PAD_CROP, RRC = _KINDS.values()
 
 @dataclass(frozen=True)
 class Policy:
-    """How views from 1 are drawn. `Policy.parse` reads the form that `str` writes.
+    """The distribution of the views from 1 on. `Policy.parse` reads the text that `str` writes.
 
     pad-crop(4, flip=True)                              zeros around, a window of the image's size
     rrc(scale=(0.08, 1.0), ratio=(0.75, 1.33), flip=True)   torchvision's RandomResizedCrop
@@ -58,11 +58,11 @@ class Policy:
     flip: bool = False
     """Mirror left and right with probability 1/2."""
     brightness: Range = UNCHANGED
-    """Factors of brightness; as the other two, in the text also a number x for 1 - x to 1 + x."""
+    """Minimum and maximum factor of brightness; `brightness=x` stands for 1 - x to 1 + x."""
     contrast: Range = UNCHANGED
-    """Factors of contrast."""
+    """Minimum and maximum factor of contrast; see `brightness`."""
     saturation: Range = UNCHANGED
-    """Factors of saturation."""
+    """Minimum and maximum factor of saturation; see `brightness`."""
     erase: float = 0.0
     """Probability that a box of the output is black, in [0, 1]."""
     erase_scale: Range = ERASE_SCALE
@@ -108,8 +108,8 @@ class Policy:
         """Read a policy, such as `pad-crop(4, flip)`, `rrc(scale=(0.25, 1))` or `clean`.
 
         Raises:
-            ConfigError: names what was expected at which character and the forms that are known,
-                or the value that is out of range.
+            ConfigError: if the text is malformed (the message names the position, what was expected
+                there, and the known forms), or a value is out of range.
         """
         try:
             kind, options = _parse(text)
@@ -123,7 +123,7 @@ class Policy:
         return cls(kind, **options)  # type: ignore[arg-type]
 
     def __str__(self) -> str:
-        """Write the form that `parse` reads: boxes spelled out, changes where there are any."""
+        """Return the text that `parse` reads: all options of boxes, and those of changes if any."""
         if self.kind == "clean":
             return "clean"
         changes = "".join(
@@ -147,7 +147,8 @@ class Policy:
         """Return the parameters of the boxes for the compiled code.
 
         Args:
-            center_crop_ratio: side of the clean view's centre square, in (0, 1] of the short side.
+            center_crop_ratio: side of the clean view's centre square, as a fraction of the short
+                side, in (0, 1].
         """
         return PolicyNumbers(
             _KINDS[self.kind],
@@ -172,7 +173,7 @@ class Policy:
 
 
 class PolicyNumbers(NamedTuple):
-    """The boxes of a policy, ready for numba."""
+    """The parameters of a policy's boxes, for compiled code."""
 
     kind: int
     padding: int
@@ -187,7 +188,7 @@ class PolicyNumbers(NamedTuple):
 
 
 class PhotometricNumbers(NamedTuple):
-    """The photometric changes of a policy, ready for numba; factors in 1/256."""
+    """The parameters of a policy's photometric changes, for compiled code; factors in 1/256."""
 
     brightness_low: int
     brightness_high: int
@@ -208,7 +209,7 @@ def _in_256ths(factors: Range) -> tuple[int, int]:
 
 
 def _logarithms(ratio: Range) -> Range:
-    # Rounded: the logarithm's last bit may differ between C libraries, a view must not.
+    # Rounded, because the last bit of a logarithm differs between C libraries, but views must not.
     return round(math.log(ratio[0]), 12), round(math.log(ratio[1]), 12)
 
 

@@ -1,7 +1,7 @@
-"""A beton with some of another's samples: the stored bytes are copied, nothing is decoded.
+"""Write a beton with some samples of another one. Stored bytes are copied, not decoded.
 
-Pruning alone does not make reading cheaper, because FFCV reads whole pages and the kept samples are
-spread over all of them. Sample ids stay what they are, so stores and subsets of the full data hold.
+Pruning alone does not make reading cheaper, because the kept samples are spread over all pages of
+the file. Sample ids do not change, so stores and subsets of the full data stay valid.
 """
 
 from __future__ import annotations
@@ -32,25 +32,25 @@ from kdcache.workspace import Workspace
 
 
 def subset_beton(subset: Path) -> Path:
-    """Return where the beton of a subset file lies: beside it."""
+    """Return the path of the beton of a subset file, which lies beside it."""
     return subset.with_suffix(".beton")
 
 
 def pack_subset(workspace: Workspace, name: str, *, overwrite: bool) -> Path:
-    """Write the beton of a subset beside it, unless it is there.
+    """Write the beton of a subset beside the subset file, unless it exists.
 
     Args:
-        workspace: with the beton of all data.
-        name: of a subset in it, or the path of a subset file.
-        overwrite: replace a beton of other samples.
+        workspace: workspace with the beton of all data.
+        name: name of a subset in the workspace, or path of a subset file.
+        overwrite: replace an existing beton of other samples.
 
     Returns:
         The path of the beton.
 
     Raises:
-        ConfigError: if there is no such subset, or it is all data.
+        ConfigError: if there is no such subset, or `name` is `full`.
         DatasetError: if stored bytes differ from their digest.
-        CacheMismatchError: if the subset, or a beton that is there, is of other data or samples.
+        CacheMismatchError: if the subset, or an existing beton, belongs to other data or samples.
     """
     subset_path = workspace.require_subset(name)
     if subset_path is None:
@@ -95,7 +95,7 @@ def repack(full: Beton, sample_ids: npt.NDArray[np.int64], path: Path) -> BetonM
     manifest_path(path).unlink(missing_ok=True)
     beton_bytes = write_beton(path, _stored(full, positions), len(positions))
     save_digests(path, digests)
-    # Everything that decides a pixel or its normalisation stays that of all data.
+    # Everything that decides a pixel or its normalisation is as in the full data.
     manifest = replace(
         full.manifest,
         samples=len(positions),
@@ -113,16 +113,16 @@ def require_same_samples(packed: Beton, subset: Path, sample_ids: npt.NDArray[np
     Args:
         packed: beton of the subset.
         subset: path of the subset file.
-        sample_ids: what it keeps.
+        sample_ids: (n,) sample ids of the subset file.
 
     Raises:
-        CacheMismatchError: if the samples are others.
+        CacheMismatchError: if the samples differ.
     """
     if not np.array_equal(packed.sample_ids, sample_ids):
         other = np.setxor1d(packed.sample_ids, sample_ids)
         raise CacheMismatchError(
             f"{packed.path} holds {len(packed):,} samples, expected the {len(sample_ids):,} of "
-            f"{subset}; {len(other):,} are in one of them alone, the first is {other[0]}. "
+            f"{subset}; {len(other):,} are in only one of them, the first is {other[0]}. "
             f"{pack_again(packed.path, packed.manifest)}"
         )
 
@@ -130,7 +130,7 @@ def require_same_samples(packed: Beton, subset: Path, sample_ids: npt.NDArray[np
 def _stored(
     full: Beton, positions: npt.NDArray[np.int64]
 ) -> Iterator[tuple[StoredImage, int, int]]:
-    no_sums = np.zeros((3, 2), dtype=np.int64)  # mean and deviation are not worked out again
+    no_sums = np.zeros((3, 2), dtype=np.int64)  # mean and std are copied from the full data
     with progress_bar(total=len(positions), unit="image", description="pack subset") as bar:
         for position, content, is_whole in full.stored(positions.tolist()):
             if not is_whole:
@@ -145,7 +145,7 @@ def _stored(
                 is_jpeg=full.manifest.write_mode == "jpg",
                 height=height,
                 width=width,
-                digest=b"",  # those of all data are taken over
+                digest=b"",  # digests are copied from the full data
                 channel_sums=no_sums,
             )
             yield image, int(full.labels[position]), int(full.sample_ids[position])

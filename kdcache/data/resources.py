@@ -101,7 +101,7 @@ def require_disk(need: ResourceEstimate, folder: Path, free: int) -> None:
 def available_memory(
     meminfo: Path = Path("/proc/meminfo"), cgroup: Path = MOUNT, membership: Path = MEMBERSHIP
 ) -> int:
-    """Return the bytes of memory that this process may still take, in a container or not."""
+    """Return the memory that this process can still take, in bytes, within its control groups."""
     lines = dict(line.split(":", 1) for line in meminfo.read_text(encoding="ascii").splitlines())
     available = int(lines["MemAvailable"].split()[0]) << 10
     for folder in group_folders("memory", mount=cgroup, membership=membership):
@@ -111,7 +111,7 @@ def available_memory(
             stat = (folder / "memory.stat").read_text(encoding="ascii").split()
         except (OSError, ValueError):  # no group of version 2, or one without a limit
             continue
-        cached = int(stat[stat.index("inactive_file") + 1])  # given back when it is asked for
+        cached = int(stat[stat.index("inactive_file") + 1])  # the kernel frees it on demand
         available = min(available, limit - used + cached)
     return available
 

@@ -1,9 +1,9 @@
-"""Restart markers for JPEGs, without a change of any pixel: one at the end of each row of MCUs.
+"""Add restart markers to a JPEG, one at the end of each row of MCUs, without changing a pixel.
 
-With them the decoder can begin at any row: a crop then costs what it shows, not the whole image.
-Pixels stay the same because only the entropy-coded stream is written anew: the first DC difference
-of each component in a row (it starts from 0), the byte alignment and the markers. All other bits
-are copied; codes are followed only to find out where a row ends.
+The decoder can then begin at any row, so a crop costs only its own rows. Pixels stay the same,
+because only three parts of the entropy-coded stream change: the first DC difference of each
+component in a row (it starts from 0), the byte alignment, and the markers. All other bits are
+copied. Codes are parsed only to find the end of each row.
 
 References:
     ITU-T T.81 (JPEG), sections B.2 (markers), E.1.4 and E.2.4 (restart), F.1.2 (Huffman codes).
@@ -21,7 +21,7 @@ from kdcache.compiled import compiled
 _SOI, _EOI, _SOS, _DQT, _DHT, _DRI = 0xD8, 0xD9, 0xDA, 0xDB, 0xC4, 0xDD
 _SEQUENTIAL = {0xC0, 0xC1}
 _KEPT = {_DQT, 0xE0, 0xEE}
-"""Quantisation, and the JFIF and Adobe segments: they decide how colours are meant."""
+"""Segments that are kept: quantisation tables, and JFIF and Adobe, which define the colours."""
 
 # T.81 table K.3: a code for every size of a DC difference.
 _STANDARD_DC_COUNTS = bytes([0, 1, 5, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0])
@@ -29,18 +29,18 @@ _STANDARD_DC_SIZES = bytes(range(12))
 _DC_SIZES = 12
 
 _WINDOW = 12
-"""Bits that are looked at at once: most AC symbols take fewer than half of them."""
+"""Number of bits in one table lookup: most AC symbols take fewer than half of them."""
 
 _IN_WINDOW = (1 << _WINDOW) - 1
 
 _BLOCK_BYTES = 264
-"""More than the 64 codes of 16 bits, with 15 bits of value each, that a damaged block may be."""
+"""Upper bound for a block, even a damaged one: 64 codes of 16 bits with 15 bits of value each."""
 
 U8 = npt.NDArray[np.uint8]
 
 
 class _Frame(NamedTuple):
-    """The header's values, as the compiled code takes them."""
+    """Header values for the compiled code."""
 
     mcus_per_row: int
     rows: int
@@ -53,15 +53,15 @@ class _Tables(NamedTuple):
     """Huffman tables by number, DC before AC."""
 
     lookups: npt.NDArray[np.uint16]
-    """(8, 65536) symbol << 5 | length by the next 16 bits, 0 where no code begins so."""
+    """(8, 65536) symbol << 5 | length of the code at the start of the next 16 bits; 0 for none."""
     strides: npt.NDArray[np.uint16]
-    """(4, 4096) how far the AC symbols reach that lie within the next 12 bits, by these bits: in
-    bits 0 to 3 the bits that they take with their values, 4 to 10 the coefficients, 11 whether the
-    block ends there."""
+    """(4, 4096) the AC symbols that lie completely in the next 12 bits, indexed by these bits. Bits
+    0 to 3: the bits that the symbols take with their values; 4 to 10: the number of coefficients;
+    11: 1 if the block ends there."""
     codes: npt.NDArray[np.int64]
-    """(4, 256, 2) code and length of the DC symbols that are written."""
+    """(4, 256, 2) code and length of the DC symbols in the output."""
     is_new: npt.NDArray[np.bool_]
-    """(4,) whether a DC table is written other than it was."""
+    """(4,) True for a DC table that the output replaces."""
 
 
 def add_restart_markers(jpeg: bytes) -> bytes | None:
@@ -73,8 +73,8 @@ def add_restart_markers(jpeg: bytes) -> bytes | None:
         jpeg: a JPEG file.
 
     Returns:
-        The file, or None where it is not a sequential Huffman JPEG of one scan with 1 or 3
-        components, which is then to be kept as it is.
+        The file; None if it is not a sequential Huffman JPEG with one scan and 1 or 3 components.
+        Such a file should be kept as it is.
     """
     try:
         return _rewrite(np.frombuffer(jpeg, dtype=np.uint8))
@@ -171,7 +171,7 @@ def _huffman_tables(content: bytes) -> dict[int, tuple[bytes, bytes]]:
 
 
 def _layout(frame: bytes, scan: bytes, old_interval: int) -> _Frame | None:
-    """Read the frame and scan headers; None where they are of another kind."""
+    """Read the frame and scan headers; return None if this module does not support them."""
     precision, components = frame[4], frame[9]
     height, width = frame[5] << 8 | frame[6], frame[7] << 8 | frame[8]
     if precision != 8 or components not in (1, 3) or scan[4] != components or height == 0:
@@ -198,7 +198,7 @@ def _layout(frame: bytes, scan: bytes, old_interval: int) -> _Frame | None:
 
 
 def _compiled_tables(tables: dict[int, tuple[bytes, bytes]]) -> _Tables:
-    """Return tables as the compiled code takes them; those of names from 0x100 are written.
+    """Return the tables for the compiled code; names from 0x100 on belong to the output.
 
     Raises:
         ValueError: if a table has fewer symbols than codes.
@@ -312,10 +312,10 @@ def _fill_strides(lookup: npt.NDArray[np.uint16], strides: npt.NDArray[np.uint16
 
 @compiled()
 def _unstuff(stream: U8, plain: U8) -> int:
-    """Take out stuffed zeros and restart markers, whose alignment is kept by whole bytes.
+    """Remove stuffed zeros and restart markers. Whole bytes are removed, so alignment is kept.
 
     Returns:
-        Bytes written, or -1 where the stream ends within a marker.
+        Bytes written, or -1 if the stream ends within a marker.
     """
     size = 0
     offset = 0
@@ -353,18 +353,18 @@ def _transcode(
 ) -> int:
     """Write the entropy-coded rows with markers between them.
 
-    `plain` is the stream without stuffing, zeros from `size` on; `words` holds the same, 32 bits in
-    each, the first bit the highest.
+    `plain` is the stream without stuffing, with zeros from `size` on. `words` holds the same bits,
+    32 in each number, the first bit highest.
 
     Returns:
-        Bytes written, or -1 where the stream is not what its header says.
+        Bytes written, or -1 if the stream does not match its header.
     """
     state = np.zeros(3, dtype=np.int64)
     old_dc = np.zeros(4, dtype=np.int64)
     new_dc = np.zeros(4, dtype=np.int64)
     bit = copied = 0
-    # The next `held` bits are the lowest of `buffer`; at least 32 where a code is read, which takes
-    # 31 at most. So the way from one code to the next is a shift and a look into a table.
+    # The lowest `held` bits of `buffer` come next. Before a code is read there are at least 32,
+    # of which it takes at most 31. So each code costs one shift and one table lookup.
     buffer = held = word = 0
     mcu = 0
     for row in range(rows):

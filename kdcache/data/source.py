@@ -1,4 +1,4 @@
-"""The interface of image sources; each kind of source has a file of its own.
+"""Define the interface of image sources; each kind of source has its own file.
 
 A source yields the encoded bytes of a file, never pixels: the packer decodes them in its
 worker processes, so a source must be picklable.
@@ -46,11 +46,11 @@ class Source:
     """A data set before packing."""
 
     splits: dict[str, Split]
-    """`train`, and `val` where the source has it; one that is no more than an evaluation split has
-    `val` alone."""
+    """`train`, and `val` if the source has it. A source that is only an evaluation split has only
+    `val`."""
     class_names: list[str]
     identity: dict[str, Any]
-    """JSON values that differ for another source and for a changed one."""
+    """JSON content that identifies the source; it changes when the source changes."""
     default_val_fraction: float | None = None
     """Default fraction that becomes `val` if the source has no such split."""
     default_policy: str | None = None
@@ -68,11 +68,11 @@ class Source:
 
 
 def choose_splits(found: Mapping[str, Found]) -> tuple[dict[str, Found], list[str]]:
-    """Choose `train` and `val` among what is there under the names of splits.
+    """Choose `train` and `val` from the splits that were found.
 
     Returns:
-        What is to be `train` and `val`, in this order and as far as it is there, and the names of
-        other evaluation splits.
+        `train` and `val`, in this order, as far as they were found; and the names of further
+        evaluation splits.
     """
     evaluations = [name for name in EVALUATION_NAMES if name in found]
     chosen = {"train": found["train"]} if "train" in found else {}
@@ -82,10 +82,10 @@ def choose_splits(found: Mapping[str, Found]) -> tuple[dict[str, Found], list[st
 
 
 def split_name(parts: Iterable[str]) -> str:
-    """Return the split that names tell, the first that tells one; `train` where none does.
+    """Return the split in the first name that contains one; `train` if none does.
 
     Args:
-        parts: of a path: the file's name, then its folders from the innermost on.
+        parts: parts of a path: the file's name, then its folders, innermost first.
     """
     for part in parts:
         if match := _SPLIT_IN_NAME.search(part.lower()):
@@ -94,7 +94,7 @@ def split_name(parts: Iterable[str]) -> str:
 
 
 def group_by_split(files: Iterable[Path], root: Path) -> dict[str, list[Path]]:
-    """Sort files by the split that their names below `root` tell, in the order given."""
+    """Group files by the split that their path below `root` names; keep their order."""
     found: dict[str, list[Path]] = {}
     for path in files:
         parts = (path.name, *reversed(path.relative_to(root).parts[:-1]))
@@ -115,11 +115,11 @@ def files_digest(files: Mapping[str, Iterable[Path]]) -> str:
 def add_val_split(source: Source, other: Source) -> Source:
     """Return `source` with the only split of another source as its evaluation split.
 
-    Classes are matched by name, and by number where the other source has no names.
+    Classes are matched by name, and by number if the other source has no names.
 
     Raises:
-        ConfigError: if `source` has an evaluation split of its own, or the other has two splits.
-        DatasetError: if the other has a class that `source` has not.
+        ConfigError: if `source` has an evaluation split already, or the other has two splits.
+        DatasetError: if the other has a class that `source` does not have.
     """
     if "val" in source.splits:
         raise ConfigError(
@@ -132,7 +132,7 @@ def add_val_split(source: Source, other: Source) -> Source:
         raise ConfigError(
             parameter="val_source",
             value=other.where,
-            problem="it has a training split too, expected a source of one split",
+            problem="it has a training split too, expected a source with one split",
             remedy="Name the folder or the files of its evaluation split",
         )
     (split,) = other.splits.values()

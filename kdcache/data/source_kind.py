@@ -1,4 +1,4 @@
-"""What a kind of source brings: how to recognise it in what the user writes, and how to open it."""
+"""Define a kind of source: how it recognises the value of SOURCE, and how it is opened."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from kdcache.data.source import Source
 
 @dataclass(frozen=True)
 class Argument:
-    """What the user writes as SOURCE."""
+    """The value of SOURCE."""
 
     text: str
 
@@ -39,7 +39,7 @@ class SourceKind(NamedTuple):
     """One kind of source."""
 
     description: str
-    """What to write, for the message that lists all kinds."""
+    """The values of SOURCE that this kind takes, for the message that lists all kinds."""
     recognises: Callable[[Argument], bool]
     open: Callable[[Argument, str | None], Source]
     """Opens a source; the second argument is the label's column or field, or None."""

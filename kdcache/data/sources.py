@@ -1,4 +1,4 @@
-"""The kinds of source that `kdcache pack` knows. A new kind is one new file and one line here."""
+"""List the kinds of source of `kdcache pack`. A new kind is one new file and one line here."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SOURCES = (
     "kdcache.data.tar_shards:KIND",
     "kdcache.data.image_folder:KIND",
 )
-"""Places of each kind; the first one that recognises what the user writes opens it."""
+"""`module:name` of each kind. The first that recognises the value of SOURCE opens it."""
 
 
 def open_source(
@@ -28,13 +28,13 @@ def open_source(
     """Open a source by its name, path or pattern.
 
     Args:
-        source: what the user wrote: one of the kinds above, or `module:name` for a function that
+        source: value of SOURCE: one of the kinds above, or `module:name` for a function that
             returns a `Source`.
-        val_source: likewise, of a source whose only split is the evaluation split.
-        label_key: column, or field of .json, that holds the label.
+        val_source: value of --val-source: a source whose only split is the evaluation split.
+        label_key: name of the column, or of the field of .json, that holds the label.
 
     Raises:
-        ConfigError: if there is no such source, or an option does not go with it.
+        ConfigError: if there is no such source, or an option does not apply to it.
         DatasetError: if it holds no usable images.
     """
     opened = _open(source, label_key)
@@ -42,8 +42,8 @@ def open_source(
         opened = add_val_split(opened, _open(val_source, label_key))
     if "train" not in opened.splits:
         raise DatasetError(
-            f"{source} holds an evaluation split alone, expected training images too. Name them, "
-            f"and this as --val-source; or rename it if it is to be trained on"
+            f"{source} holds only an evaluation split, expected training images too. Name them as "
+            f"SOURCE and this as --val-source, or rename the split to train on it"
         )
     return opened
 
@@ -79,7 +79,7 @@ def _why_not(given: Argument) -> str:
 
 
 def _open_users(place: str) -> Source:
-    """Open a source of the user's own; its code is part of what the data were made from."""
+    """Open a user's source. A digest of its code is part of the identity."""
     found = load_user_code(place, option="source")()
     if not isinstance(found, Source):
         raise ConfigError(

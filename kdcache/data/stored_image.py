@@ -1,4 +1,4 @@
-"""One image as a beton holds it; apart from what decodes and encodes, which loads Pillow."""
+"""Define the stored form of an image, without Pillow, which only encoding and decoding need."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 
 class StoredImage(NamedTuple):
-    """One image as the beton holds it."""
+    """The stored form of one image."""
 
     content: bytes
     """JPEG file, or (height, width, 3) uint8 pixels."""
@@ -19,5 +19,5 @@ class StoredImage(NamedTuple):
     digest: bytes
     """16 bytes: blake2b of `content`."""
     channel_sums: npt.NDArray[np.int64]
-    """(3, 2): sum and sum of squares of the uint8 values of each channel: as the reader decodes
-    them where a JPEG is kept, else before encoding."""
+    """(3, 2) sum and sum of squares of the uint8 values of each channel: of the pixels as the
+    reader decodes them if a JPEG is kept, otherwise of the pixels before encoding."""

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from kdcache.errors import ConfigError, DatasetError
 
 VIEW_POLICY = b"view_policy"
-"""Key of a schema's metadata."""
+"""Key of the view policy in the metadata of a schema."""
 
 
 class Columns(NamedTuple):
@@ -34,13 +34,13 @@ def choose_columns(where: Path | str, schema: Any, label_key: str | None) -> Col
     """Find the column of images and the one of labels.
 
     Args:
-        where: the table, as a user would name it.
+        where: path or name of the table, for messages.
         schema: pyarrow's, with its metadata.
-        label_key: name of the column of labels; `label` when None.
+        label_key: name of the label column; None: `label`.
 
     Raises:
         ConfigError: if `label_key` is no column of integers.
-        DatasetError: if there is no such table; names its columns.
+        DatasetError: if the table has no such columns; names its columns.
     """
     import pyarrow as pa
 
@@ -69,7 +69,7 @@ def validate_labels(where: Path | str, column: Any) -> npt.NDArray[np.int64]:
     """Return a column of labels.
 
     Args:
-        where: the table, as a user would name it.
+        where: path or name of the table, for messages.
         column: pyarrow's array of integers.
 
     Raises:

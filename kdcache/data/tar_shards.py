@@ -1,4 +1,4 @@
-"""WebDataset: tar files in which the members of one sample stand under one name.
+"""Read WebDataset shards: tar files in which the members of a sample share a name.
 
 `0001.jpg` and `0001.cls` are an image and its label. Nothing is unpacked: an image is read from its
 offset in the tar file. Only images, `.cls` and `.json` are ever read; links are not followed, and
@@ -30,7 +30,7 @@ from kdcache.errors import ConfigError, DatasetError
 
 IMAGE_EXTENSIONS = frozenset({"jpg", "jpeg", "png", "webp"})
 NAMES_FILES = ("classes.txt", "classnames.txt")
-"""Beside the shards: one class name a line, in the order of the labels."""
+"""Files beside the shards that list the class names, one per line, in label order."""
 
 _BLOCK_BYTES = 512
 
@@ -41,7 +41,7 @@ class TarSplit:
 
     shards: list[Path]
     shard_of: npt.NDArray[np.int32]
-    """(N,) the shard of each image."""
+    """(N,) index of the shard of each image."""
     byte_ranges: npt.NDArray[np.int64]
     """(N, 2) first byte and number of bytes of each image in its shard."""
     members: list[str]
@@ -91,7 +91,7 @@ def tar_shards(source: str, label_key: str | None = None) -> Source:
     ignored_files: list[str] = []
     for split, paths in found.items():
         splits[split] = _open_shards(paths, label_key, ignored_files)
-    # pattern or path: what finds the same shards from any folder
+    # Pattern or path: it finds the same shards from any working folder.
     identity = {
         "kind": "webdataset",
         "path": os.path.abspath(source),  # noqa: PTH100  (a pattern is no Path)
@@ -105,7 +105,7 @@ def tar_shards(source: str, label_key: str | None = None) -> Source:
 
 
 def _find(source: str) -> list[Path]:
-    """Return the shards in their order: that of the braces, of names for wildcards and folders."""
+    """Return the shards in the order of the braces, or by name for wildcards and folders."""
     from braceexpand import braceexpand
 
     path = Path(source)
@@ -125,8 +125,8 @@ def _find(source: str) -> list[Path]:
         missing = [match for match in matches if not Path(match).is_file()]
         if missing or not matches:
             raise ConfigError(
-                f"SOURCE is {source}, expected shards that are there. {(missing or [name])[0]} is "
-                "not"
+                f"SOURCE is {source}, expected existing shards. {(missing or [name])[0]} does not "
+                "exist"
             )
         shards += [Path(match).resolve() for match in matches]
     return shards
@@ -191,17 +191,17 @@ def _samples(path: Path, file: BinaryIO, ignored_files: list[str]) -> dict[str, 
 
 
 def _entries(path: Path, file: BinaryIO) -> Iterator[tarfile.TarInfo]:
-    """Yield the members of a tar file, of which all must be there."""
+    """Yield the members of a tar file, and check that it is complete."""
     remedy = "Copy the shard again"
     try:
-        # Plain tar alone: in a compressed one, members have no offset to read from.
+        # Only plain tar: the members of a compressed file have no offset to read from.
         with tarfile.open(fileobj=file, mode="r:") as archive:
             end = path.stat().st_size
             while (entry := archive.next()) is not None:
                 if entry.offset_data + entry.size > end:
                     raise DatasetError(f"{path} ends inside {entry.name}. {remedy}")
                 yield entry
-                # a million of them would stay in memory
+                # Otherwise a million of them would stay in memory.
                 archive.members.clear()  # type: ignore[attr-defined]
             # tarfile takes damage for the end; the format ends with empty blocks.
             file.seek(archive.offset)
@@ -260,7 +260,7 @@ def _class_names(folders: set[Path]) -> list[str] | None:
 
 
 def _recognises(given: Argument) -> bool:
-    # The original archives of ImageNet lie beside what was unpacked from them.
+    # ImageNet's original archives often lie beside the folders that were unpacked from them.
     holds_images = given.path.is_dir() and bool(given.suffixes & IMAGE_SUFFIXES)
     names_shards = is_pattern(given.text) and not given.path.exists()
     return (".tar" in given.suffixes and not holds_images) or names_shards

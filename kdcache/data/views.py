@@ -1,12 +1,12 @@
-"""A view as a pure function of (seed, view number, sample id).
+"""Compute a view's box and flip from (seed, view number, sample id).
 
 View 0 is the clean view. Views from 1 follow the policy. The teacher pass and the student's loader
-evaluate the same function inside the decoder, so nothing but seed and policy is stored, and a
-student's pixels are exactly those that the teacher answered for.
+evaluate the same function inside the decoder. So only seed and policy are stored, and the student
+sees exactly the pixels that the teacher saw.
 
 A view is a box in the stored image and a flip: (top, left, height, width, flip). The box is cut
-out, what lies outside the image is zero, the result is resized to the image size, then mirrored.
-The changes of pixels that follow are defined in `kdcache.data.photometric_parameters`.
+out, with zeros outside the image, resized to the image size, and then mirrored if `flip` is 1.
+`kdcache.data.photometric_parameters` defines the changes of pixels that follow.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ _STREAM_VIEWS = np.uint64(0x7669657773)  # "views"
 
 
 class Views(NamedTuple):
-    """Everything, besides the sample, that a view's pixels depend on."""
+    """Everything that a view's pixels depend on, except the sample and the view number."""
 
     policy: Policy
     seed: int
     image_size: int
     center_crop_ratio: float = CENTER_CROP_RATIO
-    """Side of the clean view's centre square above 64 px, in (0, 1] of the short side."""
+    """Side of the clean view's centre square above 64 px, as a fraction of the short side."""
 
 
 def default_views(
@@ -72,11 +72,12 @@ def view_parameters(
         view: view number; 0 is the clean view.
         sample_ids: (n,) integers >= 0.
         sizes: (n, 2) height and width of each stored image, or one (height, width) for all.
-        center_crop_ratio: side of the clean view's centre square, in (0, 1] of the short side.
+        center_crop_ratio: side of the clean view's centre square, as a fraction of the short side,
+            in (0, 1].
 
     Returns:
-        (n, 5) int32: top, left, height, width, flip (0 or 1). Top and left are negative, or the
-        box ends outside the image, where it takes in padding.
+        (n, 5) int32: top, left, height, width, flip (0 or 1). If the box includes padding, top or
+        left is negative, or the box ends outside the image.
     """
     if isinstance(policy, str):
         policy = Policy.parse(policy)
@@ -89,7 +90,7 @@ def view_parameters(
 
 
 def validate_seed(seed: int) -> np.uint64:
-    """Return a view seed as the generator takes it.
+    """Check a view seed and return it as uint64.
 
     Raises:
         ConfigError: if it is outside [0, 2^64).
@@ -100,7 +101,7 @@ def validate_seed(seed: int) -> np.uint64:
 
 
 def validate_view(view: int) -> np.uint64:
-    """Return a view number as the generator takes it.
+    """Check a view number and return it as uint64.
 
     Raises:
         ConfigError: if it is outside [0, 2^64).
@@ -111,7 +112,7 @@ def validate_view(view: int) -> np.uint64:
 
 
 def validate_sample_ids(sample_ids: npt.ArrayLike) -> npt.NDArray[np.uint64]:
-    """Return sample ids as uint64.
+    """Check sample ids and return them as uint64.
 
     Raises:
         ConfigError: if they are not integers >= 0.

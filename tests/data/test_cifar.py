@@ -186,7 +186,7 @@ def test_a_download_of_other_bytes_is_refused_now_and_later(tmp_path, served):
     stated = "0" * 32
     archive = dataclasses.replace(archive, url=f"{served(path.parent)}/{path.name}", md5=stated)
     for _ in range(2):  # downloaded, and found
-        with pytest.raises(DatasetError, match=f"expected {stated} as its publisher states"):
+        with pytest.raises(DatasetError, match=f"expected {stated} as published"):
             cifar(archive)
     assert [entry.name for entry in downloads().iterdir()] == [path.name]  # nothing is unpacked
 

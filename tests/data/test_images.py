@@ -364,7 +364,7 @@ def test_a_truncated_file_is_refused(write_mode, file_format, kept):
     ("content", "told"),
     [
         (b"", "the file is empty"),
-        (bytes(1000), "it holds zeros alone"),
+        (bytes(1000), "it contains only zeros"),
         (b"no image", "it is none of JPEG, PNG, "),
         (b"\n<!DOCTYPE html><title>404 Not Found", "it is a web page or other text"),
         (b"<html><body>moved</body></html>", "it is a web page or other text"),

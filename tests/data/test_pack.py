@@ -412,7 +412,7 @@ def with_bad_images(tmp_path_factory):
         "class_0/0002.jpg": (truncated, "image file is truncated"),
         "class_0/0030.jpg": (b"<html>404</html>", "it is a web page or other text"),
         "class_1/0013.jpg": (scaled.getvalue(), "its floating-point values go from 7000 to 7000"),
-        "class_1/0039.jpg": (bytes(90), "it holds zeros alone"),
+        "class_1/0039.jpg": (bytes(90), "it contains only zeros"),
     }
     for name, (content, _) in bad.items():
         (folder / name).write_bytes(content)
@@ -510,7 +510,7 @@ def test_more_evaluation_splits_than_one_are_told(tmp_path, caplog):
     for split in ("train", "val", "test"):
         write_grey(tmp_path / "images" / split / "a" / "0.png", 1)
     packed(tmp_path / "images", tmp_path / "w", val_fraction=None)
-    assert "more evaluation splits than one; passed over: test" in caplog.text
+    assert "several evaluation splits; ignored: test" in caplog.text
 
 
 def test_an_image_too_large_for_the_format_tells_the_remedy(tmp_path):
@@ -536,7 +536,7 @@ def test_a_worker_that_is_killed_stops_the_pack(tmp_path):
 
     killer = threading.Thread(target=kill)
     killer.start()
-    with pytest.raises(DatasetError, match="pack worker was ended from outside or not started"):
+    with pytest.raises(DatasetError, match="pack worker was killed or could not start"):
         packed(tmp_path / "images", tmp_path / "w", num_workers=2)
     killer.join()
     assert names(tmp_path / "w") == []

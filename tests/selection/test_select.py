@@ -349,7 +349,7 @@ def test_file_names_are_refused_if_the_source_is_missing_or_changed(
     (tmp_path / "s.csv").write_text("file,score\na,1\n")
     about = json.loads((tiny_workspace / "train.json").read_text())
     for path, content, message in (
-        (str(tmp_path / "gone"), about["made_from"]["content"], "gone is gone, expected"),
+        (str(tmp_path / "gone"), about["made_from"]["content"], "gone no longer exists, expected"),
         (str(tiny_folder), "0" * 64, r"has changed since it was packed: .* found '0+'"),
     ):
         made_from = about["made_from"] | {"path": path, "content": content}
