@@ -1,1 +1,1 @@
-"""In: a beton and a view number. Out: batches of final pixels, FFCV underneath and contained."""
+"""Decode views of a beton's images into batches of final pixels."""

@@ -1,8 +1,8 @@
 """Read batches of pixels, which a background thread decodes ahead.
 
-FFCV's loader is not used: its epoch thread waits for ever when anything in the pipeline raises,
-keeps running when the loop that reads from it is left, hands out buffers that it soon fills again
-without saying so, and drops the last batch; and importing it takes longer than most commands.
+kdcache does not use FFCV's loader. Its epoch thread waits forever if a step of the pipeline raises,
+and keeps running if the loop that consumes the batches ends early. It refills buffers that the
+caller still holds, and it drops the last batch. Its import takes longer than most commands.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from kdcache.reader.decode import ViewDecoder
 class PixelBatch(NamedTuple):
     """One batch of one view, on the CPU.
 
-    `images` is a view of a buffer that is refilled once the next batch is requested: clone what you
+    `images` is a view of a buffer that is refilled when the next batch is requested: clone what you
     keep longer.
     """
 
@@ -182,7 +182,7 @@ class PixelReader:
         free: queue.SimpleQueue[int | None],
         ready: queue.SimpleQueue[Any],
     ) -> None:
-        """Decode batch after batch; runs in a thread of its own and ends with the epoch."""
+        """Decode all batches; runs in its own thread and ends with the epoch."""
         try:
             numba.set_num_threads(self.num_workers)
             for positions in batches:
@@ -234,9 +234,9 @@ def view_pixels(
         seed: the store's view seed.
         view: view number; 0 is the clean view.
         sample_ids: (n,) in any order.
-        image_size: height and width; the manifest's when left out.
+        image_size: height and width in pixels. Default: the manifest's.
         center_crop_ratio: side of the clean view's centre square, as a fraction of the short side.
-        num_workers: threads; all that this process may use when left out.
+        num_workers: number of threads. Default: all that this process may use.
 
     Returns:
         (n, S, S, 3) uint8.

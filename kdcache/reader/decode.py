@@ -1,7 +1,7 @@
 """Decode views: from a stored image and a view number to final pixels.
 
-Teacher pass, student and evaluation share this decoder. A pixel depends on stored bytes, box and
-output size alone. The loop over a batch is compiled once per machine and kept on disk, runs in
+Teacher pass, student and evaluation share this decoder. A pixel depends only on stored bytes, box
+and output size. The loop over a batch is compiled once per machine and cached on disk. It runs in
 numba's threads, and calls FFCV's C functions to decode and to resize.
 """
 
@@ -52,7 +52,7 @@ class ViewDecoder:
         self._view_numbers = np.zeros(views_per_sample, dtype=np.uint64)
         self.status = np.zeros(len(beton), dtype=np.int32)
         """(N,) last status of libjpeg-turbo for each image, by position; 0: no error."""
-        # One scratch image per thread, not FFCV's one per batch slot: it stays in the cache.
+        # One scratch image per thread stays in the processor's cache; FFCV has one per batch slot.
         threads = numba.config.NUMBA_NUM_THREADS
         scratch_bytes = 3 * int(beton.sizes.max(axis=0).prod(dtype=np.int64))
         self._decoded = np.empty((threads, scratch_bytes), dtype=np.uint8)
@@ -76,7 +76,7 @@ class ViewDecoder:
             positions: (B,) in the beton; trusted.
             out: (at least B, V, S, S, 3), written.
         """
-        # A copy of one type and layout: for any other numba would compile anew.
+        # Copied to one type and layout, because numba would compile again for any other.
         positions = np.array(positions, dtype=np.int64)
         decode_batch(
             positions,
@@ -124,10 +124,10 @@ def decode_batch(
 ) -> None:
     """Decode V views of each sample of a batch, samples side by side in threads.
 
-    One flat list of arguments: numba's parallel loops take no tuples of arrays.
+    The arguments are a flat list, because numba's parallel loops take no tuples of arrays.
 
     Args:
-        positions: (B,) in the beton; trusted, they were checked before.
+        positions: (B,) in the beton; not checked here.
         file: the beton's bytes.
         sizes: (N, 2) height and width of each stored image.
         pointers: (N,) first byte of each stored image.
@@ -142,8 +142,8 @@ def decode_batch(
         padded: (threads, bytes) scratch for a padded box.
         cut: (threads, bytes) scratch for a part of a file.
         boxes: (threads, V, 5) scratch.
-        functions: addresses of FFCV's `imdecode` and `resize`; in an array, because numba compiles
-            anew for each value of a number that it knows.
+        functions: addresses of FFCV's `imdecode` and `resize`. They are in an array, because numba
+            compiles again for each value of a number that is a constant.
         destination: (at least B, V, S, S, 3), written.
     """
     imdecode, resize = functions[0], functions[1]

@@ -28,9 +28,9 @@ def cut_rows(
         cut: at least as long as `content`, written from its start.
 
     Returns:
-        Bytes written, the first pixel row that the cut holds, and how many it holds; 0 bytes where
-        the whole image is needed, or the JPEG has no marker at the end of each row, or more than
-        one scan.
+        (bytes written, first pixel row of the cut, number of its rows). There are 0 bytes if the
+        whole image is needed, or if the JPEG has more than one scan or lacks a marker at the end of
+        a row.
     """
     frame = interval = scanned = 0
     offset = 2
@@ -50,7 +50,7 @@ def cut_rows(
             break
         if content[offset] != 0xFF:
             return 0, 0, 0
-    # Components in scans of their own lie one after the other in the file.
+    # Components in separate scans lie one after the other in the file.
     if frame == 0 or interval == 0 or scanned != content[frame + 9]:
         return 0, 0, 0
     height = (np.int64(content[frame + 5]) << 8) | content[frame + 6]
@@ -77,13 +77,13 @@ def cut_rows(
     row = 0
     start = offset
     while row < last:
-        # To the marker that ends this row; stuffed bytes are FF 00.
+        # Find the marker that ends this row; stuffed bytes are FF 00.
         while offset + 1 < len(content):
             if content[offset] == 0xFF and content[offset + 1] != 0:
                 break
             offset += 1
         if offset + 1 >= len(content):
-            return 0, 0, 0  # damaged; the decoder of the whole image will say so
+            return 0, 0, 0  # damaged; decoding the whole image reports the error
         if row >= first:
             size = offset - start
             cut[written : written + size] = content[start:offset]

@@ -36,7 +36,7 @@ def epoch_order(
     Args:
         sample_ids: (n,) unique, in the order of the file.
         seed: seed of the draw named ("order", epoch).
-        epoch: from 0.
+        epoch: number of the epoch, from 0.
         rank: in [0, world_size).
         world_size: number of ranks.
         order: `random`; `block-random` (mixed within windows of random blocks of neighbours, for
@@ -71,9 +71,9 @@ def _mix_blocks(
 def batch_bounds(num_samples: int, batch_size: int) -> npt.NDArray[np.int64]:
     """Return the index of each batch's first sample, and the end.
 
-    There are ceil(num_samples / batch_size) batches whose sizes differ by at most one: nothing is
-    dropped, and no tail of one sample is left for BatchNorm to fail on (unless so few samples are
-    divided that sizes of one and two are all there is).
+    There are ceil(num_samples / batch_size) batches, whose sizes differ by at most one. So no
+    sample is dropped, and there is no batch of one sample, on which BatchNorm would fail (unless
+    there are so few samples that batches have one or two).
 
     Returns:
         (batches + 1,) int64, from 0 to `num_samples`.

@@ -1,15 +1,17 @@
 """Apply brightness, contrast, saturation and erasing to pixels, in exact integer arithmetic.
 
-Always in this order, as Pillow and torchvision blend, on uint8, factors in 1/256, halves upwards:
+The order is fixed. Pixels are uint8 and blended as in Pillow and torchvision; factors are in 1/256;
+halves are rounded up:
 
     grey(r, g, b) = (19595 r + 38470 g + 7471 b + 32768) / 65536, rounded down (Pillow's mode L)
     brightness    v -> f v
-    contrast      v -> m + f (v - m), m the mean grey of the view before any change, a whole number,
-                  as brightness changes it
+    contrast      v -> m + f (v - m), where m is the mean grey of the view before any change,
+                  rounded, and then changed by the brightness
     saturation    v -> g + f (v - g), g the grey of the pixel
     erasing       a box of zeros
 
-The mean is of the cut, resized pixels alone. Brightness and contrast are one table of 256 values.
+m is computed from the pixels after cropping and resizing. Brightness and contrast are applied
+together, with one table of 256 values.
 """
 
 from __future__ import annotations
@@ -35,11 +37,11 @@ def change_batch(
 ) -> None:
     """Change V views of each sample of a batch, samples side by side in threads.
 
-    A second pass, so that policies without changes run nothing of it.
+    This is a second pass, so that policies without changes skip it.
 
     Args:
         numbers: a PhotometricNumbers as one row.
-        seed: of the views.
+        seed: seed of the views.
         view_numbers: (V,) view numbers.
         ids: (B,) sample ids.
         images: (at least B, V, S, S, 3), changed in place.

@@ -1,7 +1,7 @@
 """Digest a few views, to check that this machine decodes the pixels that the teacher saw.
 
-Another build of libjpeg-turbo or OpenCV may round otherwise. A store keeps digests of a few views;
-`kdcache train` makes them again before it starts.
+Another build of libjpeg-turbo or OpenCV may round differently. A store holds digests of a few
+views, and `kdcache train` computes them again before it starts.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from kdcache.reader.batches import PixelReader
 from kdcache.rng import generator
 
 PROBE_VIEWS = (0, 1, 2, 3)
-"""Views of each probed sample; the store need not hold them."""
+"""Views of each probed sample; the store need not hold rows of them."""
 
 PROBE_SAMPLES = 16
 
@@ -40,8 +40,8 @@ def probe_pixels(
     Args:
         beton: the images.
         views: policy, seed and image size.
-        sample_ids: at least one; `probe_ids` of the beton when left out.
-        num_workers: threads; all that this process may use when left out.
+        sample_ids: at least one. Default: `probe_ids` of the beton.
+        num_workers: number of threads. Default: all that this process may use.
 
     Returns:
         (n, 16) uint8: blake2b of each (sample, view), samples in the order of their ids, the views

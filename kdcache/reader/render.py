@@ -1,6 +1,6 @@
 """Compiled functions that render boxes of a stored image to final pixels.
 
-FFCV's library does the slow parts: it decodes with libjpeg-turbo and resizes with OpenCV by area.
+FFCV's library does the slow parts: it decodes with libjpeg-turbo and resizes by area with OpenCV.
 """
 
 from __future__ import annotations
@@ -19,15 +19,16 @@ from kdcache.reader.jpeg import cut_rows
 U8 = npt.NDArray[np.uint8]
 
 SCALES = (1, 2, 4, 8)
-"""libjpeg-turbo decodes at 1/2, 1/4 and 1/8 for less than it costs to decode and shrink."""
+"""Denominators of the scales at which libjpeg-turbo decodes; this costs less than to decode the
+whole image and shrink it."""
 
 
 @intrinsic
 def _call_c(typing_context: Any, address: Any, arguments: Any) -> Any:  # noqa: ARG001
     """Call the C function at an address with a tuple of int64; return its int32.
 
-    numba keeps no compiled function on disk that names a C function itself; a function that
-    takes the address it keeps, which saves several seconds in each process.
+    numba does not cache a function that refers to a C function. It does cache one that receives
+    the address, which saves several seconds in each process.
     """
     signature = types.int32(types.uintp, arguments)
 
@@ -57,8 +58,8 @@ def render_jpeg(
 
     Args:
         content: a whole JPEG.
-        height: of the image.
-        width: of the image.
+        height: height of the image in pixels.
+        width: width of the image in pixels.
         boxes: (V, 5) top, left, height, width, flip.
         decoded: scratch for pixels.
         padded: scratch for a padded box.
@@ -77,14 +78,14 @@ def render_jpeg(
             if choose_scale(boxes[v], height, width, outputs.shape[1]) == scale:
                 first = min(first, max(boxes[v, 0], 0))
                 end = max(end, min(boxes[v, 0] + boxes[v, 2], height))
-        if first >= end:  # no view of this scale, or boxes above or below the image
+        if first >= end:  # no view has this scale, or all boxes lie above or below the image
             for v in range(len(boxes)):
                 if choose_scale(boxes[v], height, width, outputs.shape[1]) == scale:
                     outputs[v] = 0
             continue
         length, first, held = cut_rows(content, first, end, cut)
         address, size_bytes = cut.ctypes.data, length
-        if length == 0 or first + held > height:  # a damaged JPEG may say that it is larger
+        if length == 0 or first + held > height:  # a damaged JPEG may state a larger size
             first = 0
             held, address, size_bytes = height, content.ctypes.data, len(content)
         rows, columns = (held + scale - 1) // scale, (width + scale - 1) // scale
@@ -141,9 +142,9 @@ def _resize(
 
 @compiled(nogil=True)
 def choose_scale(box: npt.NDArray[np.int64], height: int, width: int, size: int) -> int:
-    """Return the largest scale at which a box still has the output's size; 1 where it is padded.
+    """Return the largest scale at which a box still has the output's size; 1 if it has padding.
 
-    It depends on the box and the sizes alone, so a view's pixels do not depend on other views.
+    It depends only on the box and the sizes, so a view's pixels do not depend on other views.
     """
     if box[0] < 0 or box[1] < 0 or box[0] + box[2] > height or box[1] + box[3] > width:
         return 1
@@ -174,7 +175,7 @@ def render(
         resize: address of FFCV's function.
         output: (S, S, 3), written whole.
     """
-    # Each edge where it lies nearest, so that a box at 1 / scale is not moved.
+    # Round each edge to the nearest pixel, so that scaling does not move the box.
     half = scale // 2
     top, left = (box[0] - first + half) // scale, (box[1] + half) // scale
     rows = (box[0] - first + box[2] + half) // scale - top
