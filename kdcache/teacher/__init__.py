@@ -1,1 +1,1 @@
-"""Load teachers, and compute their logits and difficulty scores from pixels."""
+"""Load teachers, and compute their logits from pixels."""

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 MAX_BATCHES_IN_FLIGHT = 2
-"""Largest number of batches that the host prepares ahead of the device."""
+"""Maximum number of batches that the host prepares ahead of the device."""
 
 
 class ToDevice:

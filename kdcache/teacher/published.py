@@ -31,7 +31,7 @@ class PublishedWeights:
     class_names: Sequence[ClassNames] | None
     """Names of each class, in label order; None if unknown."""
     is_imagenet: bool
-    """The classes are the 1,000 of ImageNet, in their usual order: that of their WordNet ids."""
+    """True if the classes are the 1,000 of ImageNet in the order of their WordNet ids."""
     mean: list[float]
     """(3,) of the normalisation, in [0, 1]."""
     std: list[float]

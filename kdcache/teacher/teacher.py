@@ -144,13 +144,13 @@ def _from_file(
         raise ConfigError(
             parameter="arch",
             value=arch,
-            problem=f"{path} says that it is {stated}",
+            problem=f"{path} is of the model {stated}",
             remedy="Leave the option out",
         )
     name = arch or stated
     if name is None:
         raise ConfigError(
-            f"--arch is missing, expected the model that {path} holds the weights of",
+            f"--arch is missing, expected the model of the weights in {path}",
             parameter="arch",
         )
     classes = about.get("classes")

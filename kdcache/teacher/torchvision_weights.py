@@ -30,7 +30,7 @@ from kdcache.teacher.class_names import IMAGENET_CLASSES
 from kdcache.teacher.published import PublishedWeights, require_sha256, unreadable
 
 MIN_DIGEST_DIGITS = 8
-"""Fewest hex digits of the sha256 in a file's name; torchvision uses eight."""
+"""Minimum number of hex digits of the sha256 in a file's name; torchvision uses eight."""
 
 
 def find_torchvision(spec: str) -> PublishedWeights | None:

@@ -140,7 +140,7 @@ def test_arch_is_asked_for_where_the_file_does_not_say(tmp_path):
 def test_arch_is_refused_where_the_file_says_otherwise(tmp_path):
     path = tmp_path / "mine.safetensors"
     write_teacher(path, {"arch": "resnet8"})
-    with pytest.raises(ConfigError, match=r"arch=resnet20: .* says that it is resnet8"):
+    with pytest.raises(ConfigError, match=r"arch=resnet20: .* is of the model resnet8"):
         open_it(path, arch="resnet20")
     assert open_it(path, arch="resnet8").arch == "resnet8"
 
