@@ -79,7 +79,7 @@ class LogitStore:
         pixel_probe: (n, 16) digests of `kdcache.reader.probe`, (0, 16) if there is none.
         num_views: V, the number of augmented views.
         scores: name -> (N,) float32 by sample id, higher = harder.
-        stats: name -> (N,) by sample id, see `kdcache.teacher.scores.STATS`.
+        stats: name -> (N,) by sample id, see `kdcache.scores.predictions.STATS`.
     """
 
     def __init__(self, path: Location, group: zarr.Group, manifest: StoreManifest) -> None:

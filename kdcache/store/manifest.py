@@ -1,7 +1,7 @@
 """Record the inputs of a store. The manifest is written first and never changed.
 
-It does not hold the number of views, because views can be added later. A marker of each view says
-that the view is complete.
+It does not hold the number of views, because views can be added later. A marker file in each view
+marks the view as complete.
 """
 
 from __future__ import annotations
@@ -195,4 +195,4 @@ def require_equal(
     """
     expected = {field: getattr(wanted, field) for field in fields}
     if differ := differences(found.to_json(), expected):
-        raise CacheMismatchError(f"{path} was built from something else: {differ}. {remedy}")
+        raise CacheMismatchError(f"{path} was built from other inputs: {differ}. {remedy}")

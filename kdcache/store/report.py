@@ -14,10 +14,12 @@ if TYPE_CHECKING:  # it loads torch
 
 @dataclass(frozen=True, kw_only=True)
 class PassCost(Result):
-    """What a teacher pass was expected to cost, and what it took."""
+    """The expected and the actual cost of a teacher pass."""
 
     expected_seconds: float
+    """Estimate before the pass, from warm batches."""
     seconds: float
+    """Measured duration of the pass."""
     expected_bytes: int | None
     """Bytes of the whole store; None if its codec was not decided before the pass."""
     break_even_epochs: float

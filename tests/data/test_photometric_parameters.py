@@ -18,7 +18,7 @@ from kdcache.errors import ConfigError
 from tests.conftest import ROOT
 from tests.data.policies import policies
 
-LEAST_PROBABILITY = 1e-3
+MIN_PROBABILITY = 1e-3
 """Smallest p-value accepted. Seeds are fixed, so a test passes always or never."""
 
 NOTHING = [256, 256, 256, 0, 0, 0, 0]
@@ -155,10 +155,10 @@ def test_factors_are_uniform_and_independent():
     for column in factors.T:
         counts = np.bincount(column - 192, minlength=129)
         assert len(counts) == 129
-        assert stats.chisquare(counts).pvalue > LEAST_PROBABILITY
+        assert stats.chisquare(counts).pvalue > MIN_PROBABILITY
     for one, other in [(0, 1), (0, 2), (1, 2)]:
         correlation = stats.spearmanr(factors[:, one], factors[:, other])
-        assert correlation.pvalue > LEAST_PROBABILITY
+        assert correlation.pvalue > MIN_PROBABILITY
 
 
 def test_factors_do_not_follow_the_box_or_another_view():
@@ -166,14 +166,14 @@ def test_factors_do_not_follow_the_box_or_another_view():
     first, second = (photometric_parameters(ALL, 0, view, ids, 32)[:, 0] for view in (1, 2))
     top = view_parameters("rrc", 0, 1, ids, (300, 300))[:, 0]
     for other in (second, top):
-        assert stats.spearmanr(first, other).pvalue > LEAST_PROBABILITY
+        assert stats.spearmanr(first, other).pvalue > MIN_PROBABILITY
 
 
 def test_a_box_is_erased_as_often_as_asked():
     heights = photometric_parameters("rrc(erase=0.3)", 0, 1, np.arange(20_000), 224)[:, 5]
     erased = int((heights > 0).sum())
     # Of the boxes drawn with torchvision's usual numbers, all fit within ten attempts.
-    assert stats.binomtest(erased, 20_000, 0.3).pvalue > LEAST_PROBABILITY
+    assert stats.binomtest(erased, 20_000, 0.3).pvalue > MIN_PROBABILITY
 
 
 @pytest.mark.parametrize(
@@ -207,7 +207,7 @@ def test_an_erased_box_equals_torchvisions_in_distribution(size, scale, ratio):
 
     for name, values in measures(boxes).items():
         test = stats.ks_2samp(values, measures(expected)[name])
-        assert test.pvalue > LEAST_PROBABILITY, name
+        assert test.pvalue > MIN_PROBABILITY, name
 
 
 @given(policies(), SEEDS, SIZES)

@@ -17,7 +17,7 @@ from kdcache.errors import ConfigError
 from tests.conftest import ROOT
 from tests.data.policies import policies
 
-LEAST_PROBABILITY = 1e-3
+MIN_PROBABILITY = 1e-3
 """Smallest p-value accepted. Seeds are fixed, so a test passes always or never."""
 
 POLICIES = ["pad-crop(4, flip)", "pad-crop(1, flip=False)", "rrc", "rrc(scale=(0.25, 1))", "clean"]
@@ -61,7 +61,7 @@ def test_another_seed_view_or_id_is_another_draw(policy, chance, seed, view, shi
     first = view_parameters(policy, 0, 1, ids, (100, 100))
     second = view_parameters(policy, seed, view, ids + shift, (100, 100))
     equal = int((first == second).all(axis=1).sum())
-    assert stats.binom.sf(equal - 1, len(ids), chance) > LEAST_PROBABILITY
+    assert stats.binom.sf(equal - 1, len(ids), chance) > MIN_PROBABILITY
 
 
 def test_offsets_of_two_views_are_independent():
@@ -71,7 +71,7 @@ def test_offsets_of_two_views_are_independent():
         table = np.zeros((3, 3))
         np.add.at(table, (first[:, column] + 1, second[:, other] + 1), 1)
         table = table[table.any(axis=1)][:, table.any(axis=0)]
-        assert stats.chi2_contingency(table).pvalue > LEAST_PROBABILITY
+        assert stats.chi2_contingency(table).pvalue > MIN_PROBABILITY
 
 
 def test_one_size_for_all_is_that_size_for_each():
@@ -123,7 +123,7 @@ def test_pad_crop_offsets_and_flips_are_uniform():
     boxes = view_parameters("pad-crop(4, flip)", 0, 1, np.arange(50_000), (32, 32))
     counts = np.zeros((9, 9, 2))
     np.add.at(counts, (boxes[:, 0] + 4, boxes[:, 1] + 4, boxes[:, 4]), 1)
-    assert stats.chisquare(counts.ravel()).pvalue > LEAST_PROBABILITY
+    assert stats.chisquare(counts.ravel()).pvalue > MIN_PROBABILITY
 
 
 @pytest.mark.parametrize("padding", [0, 1, 4])
@@ -178,8 +178,8 @@ def test_rrc_equals_torchvisions_random_resized_crop_in_distribution(size, scale
 
     for name, values in measures(boxes).items():
         test = stats.ks_2samp(values, measures(expected)[name])
-        assert test.pvalue > LEAST_PROBABILITY, name
-    assert stats.binomtest(int(boxes[:, 4].sum()), count).pvalue > LEAST_PROBABILITY
+        assert test.pvalue > MIN_PROBABILITY, name
+    assert stats.binomtest(int(boxes[:, 4].sum()), count).pvalue > MIN_PROBABILITY
 
 
 def test_rrc_reaches_every_place_where_a_box_fits():
@@ -188,7 +188,7 @@ def test_rrc_reaches_every_place_where_a_box_fits():
         for side in np.unique(boxes[:, length]):
             places = np.bincount(boxes[boxes[:, length] == side, start], minlength=7 - side)
             assert len(places) == 7 - side
-            assert stats.chisquare(places).pvalue > LEAST_PROBABILITY
+            assert stats.chisquare(places).pvalue > MIN_PROBABILITY
 
 
 def test_rrc_draws_share_ratio_place_and_flip_independently():
@@ -203,7 +203,7 @@ def test_rrc_draws_share_ratio_place_and_flip_independently():
     ]
     for one in range(len(draws)):
         for other in range(one):
-            assert stats.spearmanr(draws[one], draws[other]).pvalue > LEAST_PROBABILITY
+            assert stats.spearmanr(draws[one], draws[other]).pvalue > MIN_PROBABILITY
 
 
 @pytest.mark.parametrize(

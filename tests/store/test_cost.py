@@ -33,7 +33,7 @@ def test_a_time_is_shown_for_people(seconds, shown):
 def test_the_line_says_it_all():
     line = str(Cost(1_234, 90.4, 5_678_901, 9.0))
     assert line.startswith("1,234 images through the teacher, about 90 s, 5,678,901 bytes in the")
-    assert "paid for after 9.0 student epochs, over all runs" in line
+    assert "as many forwards in 9.0 student epochs, over all runs" in line
     assert "bytes" not in str(Cost(1_234, 90.4, None, 9.0))
 
 

@@ -201,7 +201,7 @@ def test_a_removed_store_leaves_no_folder_but_those_that_are_not_its_own(store_p
 def test_overwrite_keeps_what_lies_in_a_store_and_is_not_its_own(workspace, store_path):
     (store_path / "notes.txt").write_text("which teacher this was")
     before = snapshot(store_path)
-    with pytest.raises(ConfigError, match=r"1 files that are no part .* notes\.txt"):
+    with pytest.raises(ConfigError, match=r"1 files that do not belong to .* notes\.txt"):
         build(workspace, overwrite=True)
     assert snapshot(store_path) == before
 

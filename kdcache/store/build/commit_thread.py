@@ -25,7 +25,7 @@ class CommitThread:
 
     Args:
         commit: encodes and writes one shard.
-        capacity: largest number of shards that wait.
+        capacity: maximum number of shards that wait.
     """
 
     def __init__(self, commit: Callable[[TeacherOutputs], None], *, capacity: int) -> None:

@@ -43,8 +43,8 @@ class Cost(NamedTuple):
         stored = "" if self.bytes is None else f", {self.bytes:,} bytes in the end"
         return (
             f"{self.forwards:,} images through the teacher, about {format_duration(self.seconds)}"
-            f"{stored}; paid for after {self.break_even_epochs:.1f} student epochs, over all runs, "
-            "in which a live teacher would see as many"
+            f"{stored}; a live teacher runs as many forwards in {self.break_even_epochs:.1f} "
+            "student epochs, over all runs"
         )
 
     def report(self, seconds: float) -> PassCost:

@@ -14,8 +14,8 @@ from kdcache.processes import torchrun_world
 from kdcache.store.writer import StoreWriter
 
 MAX_VIEWS_PER_PASS = 9
-"""Largest number of views that are made from one decoding, and whose logits are in memory at the
-same time: the clean view and the usual 8."""
+"""Maximum number of views that are made from one decoding, and whose logits are in memory at the
+same time: the clean view and the default 8."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,4 +1,4 @@
-"""Run the teacher on one batch before a store is created: can its logits be cached, how fast?"""
+"""Run the teacher on one batch, to check that its logits can be cached and to measure its speed."""
 
 from __future__ import annotations
 

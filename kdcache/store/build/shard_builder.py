@@ -35,7 +35,7 @@ POLL_SECONDS = 0.2
 """Seconds between two checks of the progress of other ranks."""
 
 MAX_QUEUED_BYTES = 1 << 28
-"""Largest size of the logits that wait to be encoded and written; one shard may exceed it."""
+"""Maximum size of the logits that wait to be encoded and written; one shard may exceed it."""
 
 
 @dataclass(frozen=True)
@@ -223,7 +223,7 @@ def commit_shard(
     rows = codec.encode(logits, sample_ids=shard.rows, view=shard.view)
     per_sample: dict[str, npt.NDArray[np.generic]] = {}
     if shard.view == 0:
-        # A store that was begun before a score was added to the registry does without it.
+        # A store that was begun before a score was registered lacks that score.
         stored = set(per_sample_arrays(writer.group))
         for folder, functions in (("scores", SCORES), ("stats", STATS)):
             for name in functions:

@@ -20,11 +20,13 @@ from kdcache.store.manifest import FORMAT_VERSION, StoreManifest, digest_sample_
 from kdcache.teacher.ensemble import Ensemble
 from kdcache.workspace import Workspace
 
-LARGEST_SHARD_ROWS = 4096
-"""4096 rows of 1000 float16 are 8 MiB: few files, and a killed build loses little."""
+MAX_SHARD_ROWS = 4096
+"""Maximum rows of a shard. 4096 rows of 1000 float16 are 8 MiB, so there are few files, and a
+killed build loses little."""
 
-FEWEST_SHARDS = 16
-"""A small data set has smaller shards, so that a killed build keeps its progress too."""
+MIN_SHARDS = 16
+"""Minimum number of shards of view 0, unless a batch is larger than such a shard. So a killed build
+of a small data set loses little."""
 
 
 def rows_of_views(
@@ -94,12 +96,11 @@ def machine_conditions(device: torch.device) -> dict[str, Any]:
 def _device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return (
-        f"cpu (threads: {torch.get_num_threads()})"  # the number of threads changes the last bits
-    )
+    # The number of threads affects the last bits.
+    return f"cpu (threads: {torch.get_num_threads()})"
 
 
 def _shard_rows(samples: int, batch_size: int) -> int:
     """Return the rows of a shard: a multiple of the batch size, so that no batch crosses shards."""
-    rows = min(LARGEST_SHARD_ROWS, -(-samples // FEWEST_SHARDS))
+    rows = min(MAX_SHARD_ROWS, -(-samples // MIN_SHARDS))
     return max(1, rows // batch_size) * batch_size

@@ -58,8 +58,8 @@ ADDED_LATER = frozenset(
     and name.removeprefix("scores/")
     not in {"cross_entropy", "entropy", "margin", "least_confidence", "el2n"}
 )
-"""Those that not every store of this format version has: scores that were added to the registry
-after the version was fixed. An older store lacks them and is complete."""
+"""Arrays that a complete store of this format version may lack: scores that were registered after
+the version was fixed."""
 
 FEATURES = "features"
 
@@ -115,7 +115,7 @@ def has_array(group: zarr.Group, name: str) -> bool:
 
 
 def per_sample_arrays(group: zarr.Group) -> list[str]:
-    """Return the arrays of `PER_SAMPLE_ARRAYS` that a store must have, see `ADDED_LATER`."""
+    """Return the arrays of `PER_SAMPLE_ARRAYS` that a store must have; see `per_sample_in`."""
     later = [key for name in sorted(ADDED_LATER) for key in list_keys(group.store, f"{name}/")]
     return per_sample_in(later)
 
@@ -123,7 +123,7 @@ def per_sample_arrays(group: zarr.Group) -> list[str]:
 def per_sample_in(keys: Iterable[str]) -> list[str]:
     """Return the arrays of `PER_SAMPLE_ARRAYS` that a store with these keys must have.
 
-    One that was added later must be whole where any of its keys exists.
+    An array of `ADDED_LATER` must be complete if any of its keys exists.
     """
     found = {key.rpartition("/zarr.json")[0] or key.partition("/c/")[0] for key in keys}
     return [name for name in PER_SAMPLE_ARRAYS if name not in ADDED_LATER or name in found]

@@ -75,7 +75,7 @@ class RemoteStore(FsspecStore):
     async def get(
         self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None
     ) -> Buffer | None:
-        """Return a key's bytes, None where there is none."""
+        """Return a key's bytes, or None if the key does not exist."""
         with self._named_failures(key):
             return await super().get(key, prototype, byte_range)
 

@@ -55,7 +55,7 @@ def delete_store(location: Location) -> None:
             )
     if foreign := [key for key in keys if not _is_store_key(key)]:
         raise ConfigError(
-            f"{location} holds {len(foreign)} files that are no part of a logit store, the first "
+            f"{location} holds {len(foreign)} files that do not belong to a logit store, the first "
             f"is {foreign[0]}. Name another path for the store, or move them elsewhere"
         )
     for key in sorted(keys, key=lambda key: (key == ROOT_KEY, key == _SENTINEL_KEY)):

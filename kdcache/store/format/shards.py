@@ -22,7 +22,7 @@ from kdcache.store.format.layout import get_array, shard_key
 from kdcache.store.format.location import display_name
 
 MAX_SHARDS_PER_READ = 4
-"""Largest number of adjacent shards in one read; zarr reads them concurrently."""
+"""Maximum number of adjacent shards in one read; zarr reads them concurrently."""
 
 
 class _RequiringStore(WrapperStore[Store]):
