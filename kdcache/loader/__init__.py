@@ -1,1 +1,1 @@
-"""In: a reader and a store. Out: batches of pixels with the teacher's answer to them."""
+"""Load batches of pixels together with the teacher's logits for these pixels."""

@@ -1,4 +1,4 @@
-"""`Batch`: the data of one training step."""
+"""Define `Batch`, the data of one training step."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from kdcache.loader.staging import Rows
 class Batch(NamedTuple):
     """The data of one training step, all on one device.
 
-    On a CPU, `images` is a view of a buffer that the loader refills once the next batch is
+    On a CPU, `images` is a view of a buffer that the loader refills when the next batch is
     requested: clone what you keep longer.
 
-    `move_data_to_device` of Lightning and `send_to_device` of accelerate move a batch as a whole,
-    through `to`.
+    `move_data_to_device` of Lightning and `send_to_device` of accelerate move the whole batch. They
+    call `to`.
     """
 
     images: Tensor
@@ -31,9 +31,9 @@ class Batch(NamedTuple):
     sample_ids: Tensor
     """(B,) int64, indices into the full training set."""
     view: int
-    """Number of the view that all of these images show."""
+    """Number of the view that all these images show."""
     rows: Rows | None
-    """The teacher's logits as the store encodes them; None where the loader has no teacher."""
+    """The teacher's logits as the store encodes them; None if the loader has no teacher."""
     weights: Tensor | None
     """(B,) float32 weight of each sample's loss; None for equal weights."""
     normalize: Normalise
@@ -50,11 +50,11 @@ class Batch(NamedTuple):
     def teacher_logits(self, temperature: float | None = None) -> Tensor:
         """Return the teacher's logits for these images, (B, C) float32, on the batch's device.
 
-        A codec may shift each row by a constant, which softmax does not see.
+        A codec may shift each row by a constant, which softmax ignores.
 
         Args:
-            temperature: the temperature at which the loss uses them; 1 when left out. It matters
-                to the codecs `topk`, which decodes its tail for it, and `sampled`, whose rows hold
+            temperature: the temperature at which the loss uses the logits. Default: 1. Only two
+                codecs depend on it: `topk` decodes its tail for it, and the rows of `sampled` hold
                 draws at one temperature.
 
         Raises:
@@ -67,20 +67,20 @@ class Batch(NamedTuple):
         return self.rows.logits(temperature)
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Batch:
-        """Return the batch on a device; what is there already is not copied.
+        """Return the batch on a device. Tensors that are already there are not copied.
 
         Args:
             device: the target.
-            non_blocking: copy beside the host, as in `Tensor.to`. It has no effect on a batch on
-                the CPU: the loader could refill the images' buffer before the copy is done.
+            non_blocking: do not wait for the copy, as in `Tensor.to`. It has no effect on a batch
+                on the CPU, because the loader could refill the images' buffer before the copy ends.
         """
         overlaps = non_blocking and self.images.device.type != "cpu"
         moved = self.map_tensors(lambda tensor: tensor.to(device, non_blocking=overlaps))
-        # A copy: `Module.to` works in place, and the loader shares this module.
+        # Copy the module: `Module.to` works in place, and the loader shares this module.
         return moved._replace(normalize=copy.deepcopy(self.normalize).to(device))
 
     def map_tensors(self, function: Callable[[Tensor], Tensor]) -> Batch:
-        """Return the batch with every tensor of it replaced by the function's result."""
+        """Return a batch in which each tensor is replaced by the function's result."""
         return self._replace(
             images=function(self.images),
             labels=function(self.labels),

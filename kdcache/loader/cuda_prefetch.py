@@ -1,4 +1,4 @@
-"""Copy batches to a CUDA device one ahead, while the step before runs.
+"""Copy each batch to a CUDA device while the training step on the previous batch runs.
 
 Each batch is copied to pinned memory, and from there to the device on a separate stream. torch
 keeps a pinned block until its copy is done, and a batch's device memory until the step's stream has
@@ -19,9 +19,9 @@ def prefetch_to_cuda(batches: Iterator[Batch], device: torch.device) -> Iterator
     """Yield batches on a CUDA device; the copy of each starts before the previous one is yielded.
 
     Args:
-        batches: batches on the host; the images' buffer may be refilled once the next batch is
+        batches: batches on the host; the images' buffer may be refilled when the next batch is
             requested.
-        device: a CUDA device; the work of its current stream on a batch waits for the copy.
+        device: a CUDA device. Work on a batch in its current stream waits for the copy.
     """
     stream = torch.cuda.Stream(device)
     waiting: tuple[Batch, torch.cuda.Event] | None = None

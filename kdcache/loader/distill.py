@@ -1,4 +1,4 @@
-"""`DistillLoader`: batches of a subset's images, with the teacher's logits for these pixels."""
+"""Define `DistillLoader`: batches of a subset's images, with the teacher's logits for them."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class DistillLoader:
 
     Epoch e, counted from 0, shows view 1 + (e mod V). With V = 0 it shows view 1 + e with the rows
     of the clean view. Without a store it shows view 1 + e, or 1 + (e mod `num_views`), without
-    rows. The order of the samples depends on (seed, epoch) alone.
+    rows. The order of the samples depends only on (seed, epoch).
 
         with DistillLoader("train.beton", "teacher.zarr", batch_size=256) as loader:
             for epoch in range(90):
@@ -52,16 +52,16 @@ class DistillLoader:
                 for batch in loader:
                     student(batch.normalized()), batch.teacher_logits(), batch.labels
 
-    `state_dict` after any batch, and `load_state_dict` into a loader made the same way, continue in
-    the middle of an epoch with the next batch. `epoch(e)` yields the batches of an epoch without
-    touching this state.
+    `state_dict` after any batch, and `load_state_dict` into a loader with the same arguments,
+    continue in the middle of an epoch with the next batch. `epoch(e)` yields the batches of an
+    epoch without changing this state.
 
     Args:
         beton: path of the packed training images, or an opened beton.
         store: a store, its path, or None to train without a teacher.
         subset: a Subset, or sample ids in any order. Default: all rows of the store, or all samples
             of a packed subset.
-        batch_size: largest number of samples in a batch; batch sizes differ by at most one.
+        batch_size: maximum number of samples in a batch; batch sizes differ by at most one.
         seed: seed of the order; views have the store's own seed.
         device: device of the batches.
         rank: index of this process, in [0, world_size); the ranks divide every epoch.
@@ -71,9 +71,9 @@ class DistillLoader:
         memory_budget_bytes: memory for buffers and prefetched rows. Default: half of what this
             process may take. Larger rows go to a memory-mapped temporary file; larger buffers raise
             ConfigError.
-        views: policy, seed and image size where there is no store. Default: the manifest's.
+        views: policy, seed and image size if there is no store. Default: the manifest's.
         num_views: V. Default: all views of the store; without a store a fresh view in each epoch.
-        epochs: number of epochs, where it is known: the last one prefetches no rows.
+        epochs: number of epochs, if known; the loader then prefetches no rows after the last one.
 
     Raises:
         CacheMismatchError: if the store was built from other data, or lacks rows.
@@ -134,7 +134,7 @@ class DistillLoader:
         self._normalize = Normalise(data.mean, data.std).to(self.device)
         self._epoch = 0
         self._delivered = 0
-        """Batches of the present epoch that the loop has received."""
+        """Batches of the current epoch that the loop has received."""
         self._first = 0
         """Index of the batch with which the next iteration starts."""
         if not len(self._order(0)):
@@ -180,7 +180,7 @@ class DistillLoader:
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch of the next iteration, counted from 0.
 
-        Repeating the epoch of a state that was just loaded keeps the position in it; any other
+        If the epoch is that of a state that was just loaded, the position in it is kept; any other
         epoch starts with its first batch.
 
         Raises:
@@ -193,21 +193,21 @@ class DistillLoader:
     def __iter__(self) -> Iterator[Batch]:
         """Yield the batches of the epoch that `set_epoch` chose.
 
-        The first iteration after `load_state_dict` starts behind the delivered batches, every other
-        one with the first batch. Leaving the loop early stops the threads behind it.
+        The first iteration after `load_state_dict` starts after the delivered batches, every other
+        one with the first batch. If the loop ends early, the threads that serve it stop.
         """
         first, self._first = self._first, 0
         self._delivered = first
         with closing(self._batches(self._epoch, first)) as batches:
             for batch in batches:
-                # Before the yield: in the loop's body this batch counts as delivered.
+                # Before the yield, because this batch counts as delivered in the body of the loop.
                 self._delivered += 1
                 yield batch
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
         """Yield all batches of an epoch, counted from 0; `state_dict` does not count them.
 
-        Leaving the loop early, or dropping the iterator, stops the threads behind it.
+        If the loop ends early, or the iterator is deleted, the threads that serve it stop.
 
         Raises:
             ConfigError: if the epoch is negative, or not below `epochs`.
@@ -228,7 +228,7 @@ class DistillLoader:
         )
 
     def load_state_dict(self, state: LoaderState) -> None:
-        """Continue where the state was taken: the next iteration yields the batch after it.
+        """Continue from a state: the next iteration yields the batch after it.
 
         A state of a finished epoch yields no batch until `set_epoch` chooses another epoch.
 
@@ -239,8 +239,8 @@ class DistillLoader:
         """
         if differ := differences(state["order_identity"], self._order_identity()):
             raise CacheMismatchError(
-                f"the loader's state is of another order: {differ}. Make the DistillLoader with "
-                "the arguments that it had, or start the epoch anew with set_epoch"
+                f"the loader's state belongs to another order of samples: {differ}. Make the "
+                "DistillLoader with the same arguments, or start the epoch again with set_epoch"
             )
         self._require_epoch(state["epoch"])
         delivered = state["delivered_batches"]
@@ -320,13 +320,13 @@ class DistillLoader:
         )
 
     def _row_view(self, epoch: int) -> int:
-        assert self.store is not None  # noqa: S101  (only a loader with a store asks)
+        assert self.store is not None  # noqa: S101  (called only if there is a store)
         return self.view(epoch) if self.num_views else 0
 
     def _rows(self, rows: Tensor | None, start: int, end: int) -> Rows | None:
         if rows is None or self.store is None:
             return None
-        codec = self.store.codec_of(self.num_views or 0)  # of every view from 1; of view 0 alone
+        codec = self.store.codec_of(self.num_views or 0)  # all augmented views have one codec
         return Rows(rows[start:end], codec)
 
     def _validate_subset(self, subset: Subset | npt.ArrayLike | None) -> npt.NDArray[np.int64]:
@@ -343,8 +343,8 @@ class DistillLoader:
         ids = np.unique(given).astype(np.int64)
         if len(ids) != len(given):
             raise ConfigError(
-                f"subset has {len(given):,} sample ids of which {len(ids):,} are different, "
-                "expected each once"
+                f"subset has {len(given):,} sample ids of which only {len(ids):,} are different, "
+                "expected no id twice"
             )
         self.beton.positions(ids)
         if self.store is not None:

@@ -1,4 +1,4 @@
-"""`LiveLoader`: runs the teacher on each batch, for comparison with cached training."""
+"""Define `LiveLoader`, which runs the teacher on each batch, for comparison with cached logits."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ from kdcache.teacher.ensemble import Forward
 class LiveLoader(DistillLoader):
     """A `DistillLoader` without a store: the teacher computes the logits of each batch.
 
-    Its batches are those of a loader with a `float32` store of this teacher and `num_views` views,
-    bit for bit on a CPU, where the store's forwards had the shape of these batches (its batch size
-    is this one's and divides the samples) and the same number of threads.
+    Its batches equal those of a loader with a `float32` store of this teacher and `num_views`
+    views. On a CPU they are bit-equal if the store was built with the same batch size and number of
+    threads, and the batch size divides the number of samples.
 
     Args:
         beton: path of the packed training images, or an opened beton.
         teacher: the teacher in evaluation mode; its device is that of the batches.
         subset: as in `DistillLoader`, like all arguments that are not described here.
-        batch_size: largest number of samples in a batch and in a forward.
+        batch_size: maximum number of samples in a batch and in a forward.
         seed: seed of the order.
         num_views: V, as if the rows were cached. Default: a fresh view in each epoch.
         num_workers: threads that read and decode.
         order: order of the samples in an epoch.
         views: policy, seed and image size. Default: the manifest's.
         teacher_size: height and width of the teacher's images, in pixels. Default: the student's.
-        epochs: number of epochs, where it is known.
+        epochs: number of epochs, if known.
     """
 
     def __init__(
@@ -86,11 +86,11 @@ class LiveLoader(DistillLoader):
         ):
             for batch in batches:
                 seen = batch.images if self._teacher_reader is None else next(teacher_images)
-                # A copy: a tensor made in inference mode cannot be part of a loss.
+                # Copied, because a tensor made in inference mode cannot be part of a loss.
                 yield batch._replace(rows=Rows(self._teacher(seen).clone(), codec))
 
     def _teacher_images(self, epoch: int, first: int) -> Generator[Tensor]:
-        assert self._teacher_reader is not None  # noqa: S101  (iterated only where there is one)
+        assert self._teacher_reader is not None  # noqa: S101  (called only if there is one)
         positions = self._positions(epoch)[first:]
         for pixels in self._teacher_reader.read(positions, self.view(epoch)):
             yield pixels.images

@@ -59,7 +59,7 @@ class RowPrefetcher:
         self._next = epoch, view, self._pool.submit(self._read, view, sample_ids)
 
     def take(self, epoch: int, view: int, sample_ids: npt.NDArray[np.int64]) -> Tensor:
-        """Return an epoch's rows, (n, W): the prefetched ones, or else read now."""
+        """Return an epoch's rows, (n, W); rows that were not prefetched are read now."""
         ready, self._next = self._next, None
         if ready is not None and ready[:2] == (epoch, view):
             return ready[2].result()
@@ -85,13 +85,13 @@ def _on_disk(shape: tuple[int, int], codec: Codec) -> npt.NDArray[Any]:
     needed_bytes = shape[0] * shape[1] * np.dtype(codec.dtype).itemsize
     with tempfile.TemporaryFile(prefix="kdcache-rows-") as file:
         try:
-            # Before it is mapped: a write to a map on a full disk kills the process.
+            # Reserve the space before mapping: a write to a map on a full disk kills the process.
             os.posix_fallocate(file.fileno(), 0, needed_bytes)
         except OSError as error:
             raise TrainingError(
-                f"the rows of an epoch take {needed_bytes:,} bytes beyond the memory budget, which "
-                f"{tempfile.gettempdir()} has no room for ({error.strerror}). Set TMPDIR to a "
-                "folder that has, or build a store with a smaller --codec"
+                f"the rows of an epoch take {needed_bytes:,} bytes beyond the memory budget, and "
+                f"{tempfile.gettempdir()} has no room for them ({error.strerror}). Set TMPDIR to a "
+                "folder with more space, or build a store with a smaller --codec"
             ) from error
         # The map keeps the file alive; the system removes it with the map.
         return np.memmap(file, dtype=codec.dtype, mode="r+", shape=shape)
