@@ -63,7 +63,7 @@ class Checkpoint:
         self._schedule = schedule
         self._scaler = scaler
         self._average = average
-        # By the folder that their tensors are kept under.
+        # Keyed by the prefix of their tensors in the file.
         self._modules = {"model": model} | ({} if loss is None else {"loss": loss})
         self._identity = (about or {}) | {
             "optimizer": type(optimizer).__name__,
@@ -132,7 +132,7 @@ class Checkpoint:
         return Progress(**about["progress"])
 
     def _optimized(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Yield every trained parameter with the folder of what the optimiser keeps of it."""
+        """Yield each trained parameter with the prefix of its optimiser state in the file."""
         for folder, module in self._modules.items():
             prefix = "optimizer" if folder == "model" else f"{folder}_optimizer"
             for name, parameter in module.named_parameters():

@@ -16,7 +16,7 @@ def require_compiler(device: torch.device) -> None:
     Raises:
         ConfigError: if the compiler is missing; names what to install.
     """
-    # For CUDA, Triton compiles the kernels, but their launcher is compiled from C.
+    # For CUDA, Triton compiles the kernels, but a C compiler compiles their launcher.
     variable, usual = ("CXX", "g++") if device.type == "cpu" else ("CC", "gcc")
     name = os.environ.get(variable, usual)
     if shutil.which(name) is None:

@@ -95,7 +95,7 @@ def _weights_path(options: EvaluateOptions, workspace: Workspace) -> Path:
     if not path.exists():
         runs = workspace.run("NAME").parent
         raise ConfigError(
-            f"{given} is to be evaluated, expected a run folder, a safetensors file, or one of the "
+            f"{given} is not found, expected a run folder, a safetensors file, or one of the "
             f"runs in {runs}: {_names(runs)}"
         )
     return path
@@ -113,13 +113,13 @@ def _model_name(options: EvaluateOptions, about: dict[str, Any], path: Path) -> 
         raise ConfigError(
             parameter="model",
             value=options.model,
-            problem=f"{path} says that it is {stated}",
+            problem=f"{path} is of the model {stated}",
             remedy="Leave the option out",
         )
     name = options.model or stated
     if name is None:
         raise ConfigError(
-            f"--model is missing, expected the model that {path} holds the weights of",
+            f"--model is missing, expected the model of the weights in {path}",
             parameter="model",
         )
     return name

@@ -22,8 +22,8 @@ class Evaluator:
 
     Args:
         beton: path of the packed evaluation images.
-        views: their image size is used. View 0 does not depend on policy and seed, and always has
-            the default crop ratio, whatever the teacher's clean view has.
+        views: only their image size is used. View 0 does not depend on policy and seed, and here it
+            always has the default crop ratio, even if the teacher's clean view has another.
         classes: number of classes C of the training data.
         normalise: maps uint8 pixels to the model's input.
         device: the model's device.

@@ -52,9 +52,8 @@ def num_samples_before_pruning(store: LogitStore | None, beton: Beton, loss: Los
         return store.manifest.samples
     if loss.alpha.kind == "auto" and beton.manifest.is_subset:
         raise ConfigError(
-            f"--alpha is auto, and {beton.path} holds a subset alone, expected to know how many "
-            "samples it was selected from. Name a store of all data with --store, or give --alpha "
-            "a number",
+            f"--alpha is auto, but {beton.path} holds only a subset, so the size of the full data "
+            "is unknown. Name a store of all data with --store, or give --alpha a number",
             parameter="alpha",
             value="auto",
         )

@@ -99,7 +99,7 @@ def write_config(
     found = read_json(path)
     if differ := differences(found["config"], as_json(config)):
         raise CacheMismatchError(
-            f"{run_dir} was started otherwise: {differ}. "
+            f"{run_dir} was started with other settings: {differ}. "
             "Resume with the same options, or start a new run"
         )
     decisive = {name: environment[name] for name in NUMERICAL_ENVIRONMENT}

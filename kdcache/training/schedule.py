@@ -33,9 +33,9 @@ _MOVING = ("last_epoch", "_step_count", "_last_lr")
 def make_schedule(optimizer: Optimizer, settings: OptimSettings, *, steps: int) -> LRScheduler:
     """Return a schedule with one value per step and the peak of the settings.
 
-    `one-cycle` rises from a 25th of the rate and falls to nearly 0, both as a cosine; the others
-    rise linearly for the share `warmup` of all steps, where one is given, and then fall to 0 as a
-    cosine, by steps, or not at all.
+    `one-cycle` rises from a 25th of the rate and falls to nearly 0, both as a cosine. The others
+    rise linearly during the fraction `warmup` of all steps, if it is given, and then fall to 0 as a
+    cosine, fall by steps, or stay constant.
 
     Args:
         optimizer: the optimiser whose rate the schedule sets.
@@ -50,7 +50,7 @@ def make_schedule(optimizer: Optimizer, settings: OptimSettings, *, steps: int) 
         share = ONE_CYCLE_WARM_UP if settings.warmup is None else settings.warmup
         total = max(steps, 2)
         if share * total == 1:
-            share *= 1 - 1e-9  # torch divides by zero where the warm-up is exactly one step
+            share *= 1 - 1e-9  # torch divides by zero if the warm-up is exactly one step
         return OneCycleLR(
             optimizer,
             max_lr=settings.lr,

@@ -45,15 +45,15 @@ def check_pixels(beton: Beton, store: LogitStore, options: TrainOptions) -> None
     if not differ:
         return
     message = (
-        f"{differ} of {len(found)} probed views are decoded to other pixels than those that the "
-        f"teacher of {store.path} answered for, expected none: libjpeg-turbo or OpenCV are of "
-        "another build here"
+        f"{differ} of {len(found)} probed views are decoded to other pixels than the teacher of "
+        f"{store.path} saw, expected none: this machine has another build of libjpeg-turbo or "
+        "OpenCV"
     )
     if options.pixels == "warn":
         logger.warning("%s", message)
         return
     raise CacheMismatchError(
-        f"{message}. Run kdcache build-logits --overwrite here, or go on with --pixels warn"
+        f"{message}. Run kdcache build-logits --overwrite here, or continue with --pixels warn"
     )
 
 

@@ -151,12 +151,12 @@ def _train_one(options: TrainOptions) -> RunResult:
         settings.optimizer,
         settings.lr,
         settings.loss if options.kd else settings.loss.labels_alone(),
-        _source_of_answers(store, options),
+        _source_of_logits(store, options),
         folder.path,
     )
     if store and loader.num_views == 0:
         logger.warning(
-            "the teacher's logits of the clean view alone in %s are used, but the student sees "
+            "only the logits of the clean view are used from %s, but the student sees "
             "augmented views. This mismatch of pixels is known to be worse. Run "
             "kdcache build-logits with --views 8, and train without --views 0",
             store.path,
@@ -173,7 +173,7 @@ def _train_one(options: TrainOptions) -> RunResult:
     )
 
 
-def _source_of_answers(store: LogitStore | None, options: TrainOptions) -> str:
+def _source_of_logits(store: LogitStore | None, options: TrainOptions) -> str:
     if store:
         views = store.num_views if options.views is None else options.views
         return f"store {store.path}, V = {views}"

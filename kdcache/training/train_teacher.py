@@ -87,7 +87,9 @@ def train_teacher(options: TrainTeacherOptions) -> TrainTeacherResult:
     # A killed run of the same config continues; another config starts over in the folder.
     is_begun_here = has_same_config(run_dir, about) and not options.overwrite
     if is_begun_here and (missing := _missing_early_weights(run_dir, options.early_epochs)):
-        logger.info("%s is past epoch %d, whose weights it lacks: begun anew", run_dir, missing[0])
+        logger.info(
+            "%s is past epoch %d but lacks its weights: training starts again", run_dir, missing[0]
+        )
         is_begun_here = False
     if not is_begun_here:
         for stale in run_dir.glob("*.safetensors"):
@@ -160,7 +162,7 @@ def _require_same_teacher(
     _, found = load_weights(path)
     if differ := differences(found, about):
         raise CacheMismatchError(
-            f"{path} was trained otherwise: {differ}. "
+            f"{path} was trained with other settings: {differ}. "
             "Use --overwrite to replace it, or another --workspace"
         )
     if missing := [file for file in early.values() if not file.exists()]:

@@ -89,7 +89,7 @@ def test_a_file_of_another_program_needs_its_model_named(workspace, tmp_path):
 
 
 def test_a_model_that_is_not_the_files_own_is_refused(workspace):
-    with pytest.raises(ConfigError, match=r"model=resnet20: .* says that it is resnet8"):
+    with pytest.raises(ConfigError, match=r"model=resnet20: .* is of the model resnet8"):
         found(workspace, NAME, model="resnet20")
 
 
