@@ -65,7 +65,7 @@ class Workspace:
             write_json(self._memory_path, memory | {what: str(path)})
 
     def recall(self, what: Remembered) -> Path | str | None:
-        """Return the path, or the URL, of the last finished one of its kind, or None."""
+        """Return the path or URL of the last finished store, subset or run, or None."""
         if not self._memory_path.exists():
             return None
         remembered = read_json(self._memory_path).get(what)
@@ -77,7 +77,7 @@ class Workspace:
         """Return a packed beton's path.
 
         Raises:
-            DatasetError: if the split was not packed; names the command that packs it.
+            DatasetError: if the split is not packed; names the command that packs it.
         """
         path = self.beton(split)
         if not path.exists():
@@ -152,7 +152,7 @@ class Workspace:
             if path is None or not path.exists():
                 raise ConfigError(
                     "--subset is not given and nothing is selected yet. Run: kdcache select "
-                    "--method medium --keep 0.7, or say --subset full for all data",
+                    "--method medium --keep 0.7, or use --subset full for all data",
                     parameter="subset",
                 )
             return path
