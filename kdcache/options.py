@@ -84,7 +84,7 @@ def _as_tuples(config: object, *names: str) -> None:
 
 
 def _require_unset(config: object, names: Sequence[str], use: str, *, unless: bool) -> None:
-    """Raise a ConfigError if an option that nothing would read differs from its default."""
+    """Raise a ConfigError if an option without effect differs from its default."""
     for name in names:
         value = getattr(config, name)
         if not unless and value != getattr(type(config), name):
@@ -582,7 +582,7 @@ class PruningOptions:
     """Random seed."""
 
     def __post_init__(self) -> None:
-        """Check every range, and that no option is given that the others make void."""
+        """Check every range, and refuse options that have no effect."""
         METHODS.require(self.method)
         if self.balance not in get_args(Balance):
             raise ConfigError(
@@ -620,12 +620,12 @@ class PruningOptions:
 
     @property
     def draws(self) -> bool:
-        """Whether chance has a part in it."""
+        """True if the method uses random numbers, so that `seed` matters."""
         return method_entry(self.method).draws
 
     @property
     def reads_scores(self) -> bool:
-        """Whether the scores have a part in it."""
+        """True if the method reads scores."""
         return method_entry(self.method).reads_scores
 
 
@@ -694,7 +694,7 @@ class SelectOptions(PruningOptions, _WorkspaceFirst):
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreOptions(CommonOptions):
-    """Compute a difficulty score from the stored answers to the clean view, without a teacher."""
+    """Compute a difficulty score from the stored logits of the clean view, without a teacher."""
 
     name: Annotated[
         str, Parameter(help=f"Score that the store was built without: {SCORES.described()}.")
@@ -702,10 +702,10 @@ class ScoreOptions(CommonOptions):
     """Score that the store was built without, of `kdcache.scores.registry`, or module:name."""
 
     teacher: str | None = None
-    """Name of the store to read; the last one built when left out."""
+    """Name of the store to read. Default: the last one built."""
 
     store: str | None = None
-    """Path of the store, instead of a --teacher of the workspace."""
+    """Path of the store, instead of --teacher."""
 
     overwrite: Annotated[bool, _FLAG] = False
     """Replace a score file."""
@@ -829,7 +829,7 @@ class TrainOptions(_LoopOptions):
             raise ConfigError(
                 parameter="views",
                 value=0,
-                rule=("at least 1 with --live-teacher, which answers what the student sees"),
+                rule="at least 1 with --live-teacher, which runs on the student's images",
             )
 
 

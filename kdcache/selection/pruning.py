@@ -46,7 +46,7 @@ def select_ids(
         options: validated options.
         num_classes: number of classes C.
         correct: (N,) True if the teacher's prediction is correct; only `class-adaptive` needs it.
-        data: other data of the samples, for a user's method.
+        data: other data of the samples, for methods that read it.
 
     Returns:
         (floor(keep N + 0.5),) int64, sorted; at least one id.
@@ -97,7 +97,7 @@ def select_per_group(
         options: the method and its options; `keep` does not count.
         group_of_class: (C,) the group of each class.
         quotas: number of samples to keep of each group; at most its size.
-        data: other data of the samples, for a user's method.
+        data: other data of the samples, for methods that read it.
     """
     # A separate function frees entries and draws before the ids are allocated.
     return np.flatnonzero(_kept_mask(scores, labels, options, group_of_class, quotas, data))
