@@ -27,11 +27,11 @@ class Beton:
     sample_ids: npt.NDArray[np.int64]
     """(N,) sample id at each position; sorted and unique."""
     sizes: npt.NDArray[np.int32]
-    """(N, 2) height and width of each stored image in pixels."""
+    """(N, 2) height and width of the stored image, in pixels."""
     pointers: npt.NDArray[np.int64]
-    """(N,) offset of the first byte of each stored image in the file."""
+    """(N,) offset of the stored image in the file, in bytes."""
     lengths: npt.NDArray[np.int64]
-    """(N,) size of each stored image in bytes."""
+    """(N,) size of the stored image, in bytes."""
 
     def __repr__(self) -> str:
         """Return the path and the numbers of samples and classes."""

@@ -29,8 +29,8 @@ def write_beton(
 
     Args:
         path: path of the new file.
-        images: image, label and sample id (index into the full training set) of each sample, sorted
-            by id; iterated once.
+        images: (image, label, sample id) per sample, sorted by sample id (index into the full
+            training set); iterated once.
         capacity: maximum number of samples.
 
     Returns:

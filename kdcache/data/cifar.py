@@ -89,7 +89,7 @@ class CifarSplit:
     kind: str
     files: list[Path]
     starts: npt.NDArray[np.int64]
-    """(files + 1,) position of the first record of each file, and the number of records."""
+    """(files + 1,) position of a file's first record; the last entry is the number of records."""
     label_bytes: int
     labels: npt.NDArray[np.int64]
 

@@ -109,7 +109,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     """
     if not _is_upright(image):
         image = ImageOps.exif_transpose(image)
-    # Without this, Pillow warns of each palette whose transparency is dropped.
+    # Without this, Pillow warns about every palette whose transparency is dropped.
     image.info.pop("transparency", None)
     if image.mode == "I" or image.mode.startswith("I;16"):
         # Pillow would clip 16-bit values at 255.

@@ -10,7 +10,7 @@ from kdcache.identity import differences
 
 
 def training_names(manifest: BetonManifest) -> list[str]:
-    """Return the source's name of each training image, such as its path, by sample id.
+    """Return the names of the training images in the source, such as paths, by sample id.
 
     The source is opened again; its names are not stored.
 

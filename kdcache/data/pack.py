@@ -434,7 +434,7 @@ _worker_task: _Task
 
 
 def _start_worker(task: _Task) -> None:
-    global _worker_task  # noqa: PLW0603  (a worker process has one task for its whole life)
+    global _worker_task  # noqa: PLW0603  (a worker process has only one task)
     _worker_task = task
     parent = multiprocessing.parent_process()
     assert parent is not None  # noqa: S101  (every worker has one)

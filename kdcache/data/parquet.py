@@ -26,7 +26,7 @@ class ParquetSplit:
     row_groups: list[tuple[int, int]]
     """Index of the file, and of the row group in it, for every row group in order."""
     starts: npt.NDArray[np.int64]
-    """(row groups + 1,) position of the first row of each row group, and the number of rows."""
+    """(row groups + 1,) position of a row group's first row; the last entry counts all rows."""
     labels: npt.NDArray[np.int64]
 
     def read(self, position: int) -> bytes:

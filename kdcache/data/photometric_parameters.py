@@ -32,7 +32,7 @@ _STREAM_ERASE = np.uint64(0x6572617365)  # "erase"
 def photometric_parameters(
     policy: Policy | str, seed: int, view: int, sample_ids: npt.ArrayLike, image_size: int
 ) -> npt.NDArray[np.int32]:
-    """Return the photometric parameters of each sample's view.
+    """Return the photometric parameters of one view, for every sample.
 
     Args:
         policy: a policy, or the text of one.

@@ -97,7 +97,7 @@ class Policy:
             raise ConfigError(f"erase of a policy is {self.erase}, expected a number in [0, 1]")
         if self.erase == 0 and (self.erase_scale, self.erase_ratio) != (ERASE_SCALE, ERASE_RATIO):
             raise ConfigError(
-                f"erase of a policy is {self.erase} beside erase_scale or erase_ratio, expected a "
+                f"erase of a policy is {self.erase} with erase_scale or erase_ratio, expected a "
                 "probability above 0"
             )
         if self.kind == "clean" and self.changes_pixels:
@@ -224,7 +224,7 @@ _FORMS: dict[str, dict[str, Any]] = {
     "pad-crop": {"padding": 4, "flip": True, **_CHANGES},
     "rrc": {"scale": (0.08, 1.0), "ratio": (3 / 4, 4 / 3), "flip": True, **_CHANGES},
 }
-"""The options of each kind with their defaults."""
+"""Kind -> option -> default."""
 
 
 _VALUES = {
@@ -233,7 +233,7 @@ _VALUES = {
     "erase": "a number",
     **dict.fromkeys(FACTORS, "a number or (LOW, HIGH)"),
 }
-"""Expected value of each option that is not a range."""
+"""Option -> expected value, for options that are not ranges."""
 
 
 def _parse(text: str) -> tuple[str, dict[str, Any]]:
@@ -241,7 +241,7 @@ def _parse(text: str) -> tuple[str, dict[str, Any]]:
     form = _FORMS[call.name]
     given: dict[str, Any] = {}
     for given_name, value, offset, value_offset in call.arguments:
-        # `flip` alone means flip=True, a number alone is the padding.
+        # `flip` alone means flip=True, a number without a name is the padding.
         alone = (str(value), True) if isinstance(value, Word) else ("padding", value)
         name, wanted = alone if given_name is None else (given_name, value)
         if name not in form or name in given:

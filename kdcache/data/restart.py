@@ -3,7 +3,7 @@
 The decoder can then begin at any row, so a crop costs only its own rows. Pixels stay the same,
 because only three parts of the entropy-coded stream change: the first DC difference of each
 component in a row (it starts from 0), the byte alignment, and the markers. All other bits are
-copied. Codes are parsed only to find the end of each row.
+copied. Codes are parsed only to find where a row ends.
 
 References:
     ITU-T T.81 (JPEG), sections B.2 (markers), E.1.4 and E.2.4 (restart), F.1.2 (Huffman codes).
@@ -160,7 +160,7 @@ def _rewrite(data: U8) -> bytes | None:
 
 
 def _huffman_tables(content: bytes) -> dict[int, tuple[bytes, bytes]]:
-    """Return class and number (0x00 to 0x13) -> (codes of each length, symbols)."""
+    """Return class and number (0x00 to 0x13) -> (number of codes per length, symbols)."""
     tables = {}
     while content:
         counts = content[1:17]

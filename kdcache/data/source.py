@@ -54,7 +54,7 @@ class Source:
     default_val_fraction: float | None = None
     """Default fraction that becomes `val` if the source has no such split."""
     default_policy: str | None = None
-    """View policy that suits this source, if the image size alone does not decide it."""
+    """View policy that suits this source, if the image size is not enough to choose one."""
     ignored_files: list[str] = field(default_factory=list)
     """Files of the source that are not images and are ignored."""
     ignored_splits: list[str] = field(default_factory=list)
@@ -125,7 +125,7 @@ def add_val_split(source: Source, other: Source) -> Source:
         raise ConfigError(
             parameter="val_source",
             value=other.where,
-            problem=f"{source.where} has an evaluation split of its own",
+            problem=f"{source.where} has an evaluation split already",
             remedy="Leave the option out",
         )
     if len(other.splits) > 1:
@@ -199,7 +199,7 @@ def split_off_validation(source: Source, fraction: float, seed: int) -> dict[str
 
     Args:
         source: a source that has only `train`.
-        fraction: part of each class that goes to `val`, in [0, 1); each class keeps at least one
+        fraction: fraction per class that goes to `val`, in [0, 1); every class keeps at least one
             image for training.
         seed: seed of the draw named ("val-split", label).
     """
@@ -230,7 +230,7 @@ def split_train_val(source: Source, val_fraction: float | None, seed: int) -> di
     Args:
         source: a source with one split or both.
         val_fraction: fraction of the only split that becomes `val`, in [0, 1); the source's own
-            default when None.
+            default if None.
         seed: seed of the split.
 
     Raises:
@@ -242,7 +242,7 @@ def split_train_val(source: Source, val_fraction: float | None, seed: int) -> di
         raise ConfigError(
             parameter="val_fraction",
             value=val_fraction,
-            problem=f"{source.where} has an evaluation split of its own",
+            problem=f"{source.where} has an evaluation split already",
             remedy="Leave the option out",
         )
     fraction = source.default_val_fraction if val_fraction is None else val_fraction

@@ -19,7 +19,7 @@ SOURCES = (
     "kdcache.data.tar_shards:KIND",
     "kdcache.data.image_folder:KIND",
 )
-"""`module:name` of each kind. The first that recognises the value of SOURCE opens it."""
+"""`module:name` per kind. The first kind that recognises the value of SOURCE opens it."""
 
 
 def open_source(

@@ -59,7 +59,7 @@ def choose_columns(where: Path | str, schema: Any, label_key: str | None) -> Col
         remedy = f". Choose one: --label-key {integers[0]}" if image and integers else ""
         raise DatasetError(
             f"{where} has the columns {', '.join(names)}, expected an image (struct of bytes and "
-            f"path; `image` where there are several) and `label` (integer){remedy}"
+            f"path; named `image` if there are several) and `label` (integer){remedy}"
         )
     policy = (schema.metadata or {}).get(VIEW_POLICY)
     return Columns(image, label, _class_names(schema, label), policy and policy.decode())

@@ -41,9 +41,9 @@ class TarSplit:
 
     shards: list[Path]
     shard_of: npt.NDArray[np.int32]
-    """(N,) index of the shard of each image."""
+    """(N,) index of the image's shard."""
     byte_ranges: npt.NDArray[np.int64]
-    """(N, 2) first byte and number of bytes of each image in its shard."""
+    """(N, 2) offset and size of the image in its shard, in bytes."""
     members: list[str]
     labels: npt.NDArray[np.int64]
 
@@ -77,8 +77,8 @@ def tar_shards(source: str, label_key: str | None = None) -> Source:
 
     Args:
         source: path or pattern.
-        label_key: field of each sample's `.json` that holds the label; when None it is the number
-            in `.cls`, or the field `label` of `.json` where there is no `.cls`.
+        label_key: field of a sample's `.json` that holds the label. None: the number in `.cls`, or
+            without a `.cls` the field `label` of `.json`.
 
     Raises:
         ConfigError: if no shard is there.
@@ -166,7 +166,7 @@ def _open_shards(paths: list[Path], label_key: str | None, ignored_files: list[s
 
 
 def _samples(path: Path, file: BinaryIO, ignored_files: list[str]) -> dict[str, dict[str, _Member]]:
-    """Return the members of each sample, by extension, in the order of a shard's members."""
+    """Return sample key -> extension -> member, in the order of the members in the shard."""
     samples: dict[str, dict[str, _Member]] = {}
     for entry in _entries(path, file):
         folder, _, name = entry.name.rpartition("/")
@@ -184,7 +184,7 @@ def _samples(path: Path, file: BinaryIO, ignored_files: list[str]) -> dict[str, 
         parts = samples.setdefault(f"{folder}/{key}" if folder else key, {})
         if extension.lower() in parts:
             raise DatasetError(
-                f"{path} holds {entry.name} twice, expected one of each name. Write the shard again"
+                f"{path} holds {entry.name} twice, expected unique names. Write the shard again"
             )
         parts[extension.lower()] = _Member(entry.name, entry.offset_data, entry.size)
     return samples

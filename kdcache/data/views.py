@@ -64,14 +64,14 @@ def view_parameters(
     *,
     center_crop_ratio: float = CENTER_CROP_RATIO,
 ) -> npt.NDArray[np.int32]:
-    """Return the box and flip of each sample's view.
+    """Return the boxes and flips of one view, for every sample.
 
     Args:
         policy: a policy, or the text of one.
         seed: the store's view seed, in [0, 2^64).
         view: view number; 0 is the clean view.
         sample_ids: (n,) integers >= 0.
-        sizes: (n, 2) height and width of each stored image, or one (height, width) for all.
+        sizes: (n, 2) height and width of the stored images, or one (height, width) for all.
         center_crop_ratio: side of the clean view's centre square, as a fraction of the short side,
             in (0, 1].
 
