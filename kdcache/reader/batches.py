@@ -210,7 +210,7 @@ class PixelReader:
         if len(bad):
             raise DatasetError(
                 f"sample {self.beton.sample_ids[bad[0]]} (and {len(bad) - 1} more of its batch) "
-                f"in {self.beton.path} cannot be decoded, expected a whole JPEG. "
+                f"in {self.beton.path} cannot be decoded, expected a complete JPEG. "
                 f"{pack_again(self.beton.path, self.beton.manifest)}"
             )
 

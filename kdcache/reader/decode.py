@@ -28,7 +28,7 @@ class ViewDecoder:
     Args:
         views: policy, seed and image size.
         beton: the file whose images are decoded.
-        views_per_sample: maximum number of views of each image, all made from one decoding.
+        views_per_sample: maximum number of views per image, which are made from one decoding.
     """
 
     def __init__(
@@ -122,16 +122,16 @@ def decode_batch(
     functions: npt.NDArray[np.int64],
     destination: U8,
 ) -> None:
-    """Decode V views of each sample of a batch, samples side by side in threads.
+    """Decode V views per sample of a batch; threads work on different samples.
 
     The arguments are a flat list, because numba's parallel loops take no tuples of arrays.
 
     Args:
         positions: (B,) in the beton; not checked here.
         file: the beton's bytes.
-        sizes: (N, 2) height and width of each stored image.
-        pointers: (N,) first byte of each stored image.
-        lengths: (N,) bytes of each stored image.
+        sizes: (N, 2) height and width of the stored images.
+        pointers: (N,) offsets of the stored images.
+        lengths: (N,) sizes of the stored images in bytes.
         is_jpeg: whether the images are JPEG files, or pixels.
         ids: (N,) sample id by position.
         status: (N,) decoder status, written.
@@ -184,7 +184,7 @@ def draw_boxes(
     width: int,
     boxes: npt.NDArray[np.int64],
 ) -> None:
-    """Write the box of each view, (V, 5): top, left, height, width, flip."""
+    """Write the boxes of the views, (V, 5): top, left, height, width, flip."""
     policy = PolicyNumbers(
         np.int64(numbers[0]),
         np.int64(numbers[1]),

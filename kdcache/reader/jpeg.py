@@ -22,7 +22,7 @@ def cut_rows(
     """Write a JPEG that holds the pixel rows [top, end) and a few around them.
 
     Args:
-        content: a whole JPEG.
+        content: a complete JPEG.
         top: first pixel row needed, in [0, height).
         end: one past the last, in (top, height].
         cut: at least as long as `content`, written from its start.

@@ -69,7 +69,7 @@ def _mix_blocks(
 
 
 def batch_bounds(num_samples: int, batch_size: int) -> npt.NDArray[np.int64]:
-    """Return the index of each batch's first sample, and the end.
+    """Return the indices at which the batches of an epoch begin, and the number of samples.
 
     There are ceil(num_samples / batch_size) batches, whose sizes differ by at most one. So no
     sample is dropped, and there is no batch of one sample, on which BatchNorm would fail (unless

@@ -35,7 +35,7 @@ def change_batch(
     ids: npt.NDArray[np.uint64],
     images: U8,
 ) -> None:
-    """Change V views of each sample of a batch, samples side by side in threads.
+    """Change V views per sample of a batch; threads work on different samples.
 
     This is a second pass, so that policies without changes skip it.
 

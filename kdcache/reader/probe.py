@@ -44,8 +44,8 @@ def probe_pixels(
         num_workers: number of threads. Default: all that this process may use.
 
     Returns:
-        (n, 16) uint8: blake2b of each (sample, view), samples in the order of their ids, the views
-        of a sample together.
+        (n, 16) uint8: blake2b per (sample, view), sorted by sample id; the views of a sample are
+        adjacent.
     """
     ids = probe_ids(beton.sample_ids) if sample_ids is None else sample_ids
     reader = PixelReader(

@@ -57,7 +57,7 @@ def render_jpeg(
     """Decode a JPEG once for each scale among its boxes, and render every view.
 
     Args:
-        content: a whole JPEG.
+        content: a complete JPEG.
         height: height of the image in pixels.
         width: width of the image in pixels.
         boxes: (V, 5) top, left, height, width, flip.
@@ -66,7 +66,7 @@ def render_jpeg(
         cut: scratch for a part of the file.
         imdecode: address of FFCV's function.
         resize: address of FFCV's function.
-        outputs: (V, S, S, 3), written whole.
+        outputs: (V, S, S, 3), written completely.
 
     Returns:
         0, or the last error status of libjpeg-turbo.
@@ -173,7 +173,7 @@ def render(
         scale: 1, or one at which the box lies inside.
         padded: scratch for a box with padding.
         resize: address of FFCV's function.
-        output: (S, S, 3), written whole.
+        output: (S, S, 3), written completely.
     """
     # Round each edge to the nearest pixel, so that scaling does not move the box.
     half = scale // 2
@@ -205,14 +205,14 @@ def copy_box(
     flip: int,
     output: U8,
 ) -> None:
-    """Copy a box of the output's size, zeros where it lies outside the image.
+    """Copy a box of the output's size, with zeros outside the image.
 
     Args:
         image: (height, width, 3).
         top: first row of the box, may be negative.
         left: first column of the box, may be negative.
         flip: 1 to mirror left and right.
-        output: (box height, box width, 3), written whole.
+        output: (box height, box width, 3), written completely.
     """
     height, width = image.shape[0], image.shape[1]
     rows, columns = output.shape[0], output.shape[1]
