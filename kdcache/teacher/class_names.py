@@ -25,7 +25,7 @@ _WORDNET_ID = re.compile(r"n\d{8}")
 
 @cache
 def imagenet_names() -> tuple[ClassNames, ...]:
-    """Return the words of each ImageNet class, and its WordNet id if timm is installed."""
+    """Return the words per ImageNet class, and the WordNet ids if timm is installed."""
     from torchvision import models
 
     words = models.get_model_weights("resnet18").DEFAULT.meta["categories"]

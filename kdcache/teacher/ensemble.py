@@ -47,7 +47,7 @@ class Ensemble:
 
     @property
     def arch(self) -> str:
-        """The architecture of each member, joined by `+`."""
+        """The architectures of the members, joined by `+`."""
         return "+".join(member.arch for member in self.members)
 
     @property
@@ -135,7 +135,7 @@ def mean_logits(logits: Sequence[Tensor], mode: EnsembleMode) -> Tensor:
     The mean is computed in float64 and rounded once, so that probabilities such as 1e-30 survive.
 
     Args:
-        logits: (B, C) float32 of each teacher.
+        logits: (B, C) float32, one tensor per teacher.
         mode: `probabilities`: the logarithm of the mean of the softmaxes at T = 1; `logits`: the
             mean of the logits after each row is centred.
 
@@ -215,7 +215,7 @@ def _common_center_crop_ratio(published: Sequence[PublishedWeights]) -> float:
 def _archs_per_teacher(
     archs: Sequence[str], specs: Sequence[str], sources: Sequence[TeacherSource]
 ) -> list[str | None]:
-    """Return the `--arch` of each teacher; of several, only files without a model have one."""
+    """Return one `--arch` per teacher. Of several teachers, only files without a model have one."""
     if len(specs) == 1 and len(archs) <= 1:
         return [*archs, None][:1]
     needs_arch = [

@@ -73,7 +73,7 @@ class ToHost:
         return torch.empty(rows, width, pin_memory=self._stream is not None)
 
     def __call__(self, outputs: Tensor, target: Tensor) -> None:
-        """Start copying outputs to the host; `wait_function()` tells when they have arrived.
+        """Start copying outputs to the host; `wait_function()` waits until they have arrived.
 
         Args:
             outputs: (rows, width) on the device; the caller may overwrite them after the call, as

@@ -29,7 +29,7 @@ class PublishedWeights:
     """Identifies exactly these weights: `resnet50.IMAGENET1K_V2`, `timm:resnet18.a1_in1k`."""
     classes: int
     class_names: Sequence[ClassNames] | None
-    """Names of each class, in label order; None if unknown."""
+    """Names per class, in label order; None if unknown."""
     is_imagenet: bool
     """True if the classes are the 1,000 of ImageNet in the order of their WordNet ids."""
     mean: list[float]

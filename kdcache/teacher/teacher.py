@@ -117,7 +117,7 @@ def load_teacher(
         image_size: height and width of its images, in pixels.
 
     Raises:
-        ConfigError: if `arch` is missing, or given where it is not used.
+        ConfigError: if `arch` is missing, or given although it is not used.
         TeacherError: if it does not fit the data, or published weights cannot be downloaded.
         WeightsError: if the file is damaged, or its tensors do not fit the model.
     """
