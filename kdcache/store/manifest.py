@@ -44,7 +44,7 @@ class StoreManifest:
     classes: int
     class_names: list[str]
     rows: int
-    """M, the rows of each augmented view."""
+    """M, the rows per augmented view."""
     rows_digest: str
     """Hex sha256 of the sample ids of these rows."""
     teacher: str
@@ -52,7 +52,7 @@ class StoreManifest:
     teacher_arch: str
     teacher_digest: str
     teachers: list[str]
-    """Value of `--teacher` of each member; for a file, only its name."""
+    """Value of `--teacher` per member; for a file, only its name."""
     ensemble: EnsembleMode | None
     """The quantity that is averaged over several teachers; None for one teacher."""
     policy: str
@@ -64,9 +64,9 @@ class StoreManifest:
     clean_share: float
     """Center crop ratio of view 0 for images above 64 px, as a fraction of the short side."""
     mean: list[list[float]]
-    """(teachers, 3) mean of the normalisation of each teacher, in [0, 1]."""
+    """(teachers, 3) mean of the normalisation per teacher, in [0, 1]."""
     std: list[list[float]]
-    """(teachers, 3) standard deviation of the normalisation of each teacher, above 0."""
+    """(teachers, 3) standard deviation of the normalisation per teacher, above 0."""
     codec: str
     """The requested codec; `kdcache.store.format.codec_file` holds the decision."""
     precision: Precision
@@ -74,7 +74,7 @@ class StoreManifest:
     shard_rows: int
     """Rows of a shard, the unit of a commit."""
     batch_size: int
-    """Images of each forward; the last batch of a shard is padded to it."""
+    """Images per forward; the last batch of a shard is padded to it."""
     device: str
     versions: dict[str, str]
 

@@ -35,7 +35,7 @@ class BuildReport(Result):
     views: int
     """Augmented views of the store."""
     rows: int
-    """Rows of each augmented view."""
+    """Rows per augmented view."""
     teacher_forwards: int
     """Images whose logits this call stored. The preflight batch and the evaluation split do not
     count."""

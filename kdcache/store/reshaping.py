@@ -17,10 +17,10 @@ import numpy.typing as npt
 def reshaping_constants(
     logit_std: npt.NDArray[Any], labels: npt.NDArray[np.int64], num_classes: int
 ) -> npt.NDArray[np.float64]:
-    """Return the mean standard deviation of the logits of each class, (C,) float64.
+    """Return the mean standard deviation of the logits per class, (C,) float64.
 
     Args:
-        logit_std: (N,) standard deviation of each row, `stats["logit_std"]` of a store.
+        logit_std: (N,) standard deviation per row, `stats["logit_std"]` of a store.
         labels: (N,) in [0, C).
         num_classes: C.
 

@@ -161,7 +161,7 @@ class StoreWriter:
         return max(existing_views(self.group), default=-1)
 
     def sample_ids(self, view: int) -> npt.NDArray[np.int64]:
-        """Return the sample id of each row of a view, (N,) or (M,) int64."""
+        """Return the sample ids of a view's rows, (N,) or (M,) int64."""
         if view == 0:
             return np.arange(self.manifest.samples, dtype=np.int64)
         return read_whole(self.group, "sample_ids")

@@ -73,11 +73,11 @@ def expected_seconds(
     largest number of views that are decoded together, and interpolates between the two.
 
     Args:
-        passes: shards of each pass over the images.
+        passes: shards per pass over the images.
         forward_seconds: seconds of the forward of one batch.
         beton: the training images.
         views: policy, seed and image size.
-        batch_size: images of each forward.
+        batch_size: images per forward.
         num_workers: threads that decode.
         overlaps: True if another device computes while the CPU decodes.
     """
@@ -112,7 +112,7 @@ def _decoding_seconds(
     )
     count = (1 + TIMED_BATCHES) * batch_size
     spread = np.linspace(0, len(beton) - 1, count).astype(np.int64)
-    # Each batch takes one image of each stretch, so that it covers the whole beton.
+    # A batch takes images at regular distances, so that it covers the whole beton.
     batches = list(spread.reshape(batch_size, -1).T)
     started = 0.0
     with closing(reader.read_views(batches, numbers)) as read:  # type: ignore[type-var]

@@ -86,9 +86,9 @@ def missing_work(writer: StoreWriter, views: Iterable[int], part: Part) -> list[
 
 
 def view_groups(work: list[Shard]) -> list[tuple[Shard, list[int]]]:
-    """Group shards by their rows: return one shard of each block, with the views of the group.
+    """Group shards by their rows: return one shard per block, with the views of the group.
 
-    Views of the same rows are made from one decoding of each image.
+    Views of the same rows are made from one decoding per image.
     """
     blocks: dict[bytes, list[Shard]] = {}
     for shard in work:

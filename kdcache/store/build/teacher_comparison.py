@@ -43,13 +43,13 @@ def compare_rows(
     seed: int,
     num_workers: int | None = None,
 ) -> TeacherComparison:
-    """Run the teacher on `rows` random rows of each view, and compare its logits.
+    """Run the teacher on `rows` random rows per view, and compare its logits.
 
     Args:
         store: the store to check.
         beton: the training images.
         forward: the teacher, at the store's precision.
-        rows: rows of each view; all if the view has fewer.
+        rows: rows per view; all if the view has fewer.
         seed: seed of the random rows.
         num_workers: threads that read and decode; all cores if None.
     """

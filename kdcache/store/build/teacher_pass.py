@@ -56,7 +56,7 @@ def run_teacher(
         work: the shards to build.
         beton: the training images.
         views: policy, seed and image size.
-        batch_size: images of each forward.
+        batch_size: images per forward.
         num_workers: threads that read and decode.
         after_batch: called after each batch; an exception ends the pass.
 
@@ -120,7 +120,7 @@ class DevicePipeline(NamedTuple):
 
 
 def _batches(block: Shard, beton: Beton, size: int) -> list[npt.NDArray[np.int64]]:
-    """Return the positions of each batch of a block; the last batch is padded.
+    """Return the positions in the beton, one array per batch of a block; the last is padded.
 
     All forwards have one shape, so a resumed build writes the same bytes.
     """

@@ -1,6 +1,6 @@
 """Repair a store, or compare it with its teacher, for `kdcache verify`.
 
-This is a module of its own because it loads torch.
+This is a separate module because it loads torch.
 """
 
 from __future__ import annotations

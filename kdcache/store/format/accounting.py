@@ -20,7 +20,7 @@ METADATA_BYTES = 1_000
 
 
 def rows_bytes(num_rows: int, num_views: int, row_bytes: int, *, shard_rows: int = 1) -> int:
-    """Return the bytes of the rows of some views. The last shard of each is padded.
+    """Return the bytes of the rows of some views. The last shard of a view is padded.
 
     Args:
         num_rows: rows of one view.
@@ -47,7 +47,7 @@ def store_bytes(
         codec: codec of the augmented views.
         clean: codec of view 0.
         num_samples: N, rows of view 0.
-        num_rows: M, rows of each augmented view.
+        num_rows: M, rows per augmented view.
         num_views: V.
         shard_rows: rows of one shard.
     """

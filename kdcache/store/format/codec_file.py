@@ -2,7 +2,7 @@
 
 The codec is decided once, from the clean view, before view 1 is built. The file is an npz. Its
 `decision` is a JSON string with the settings of the codec and the table of measurements. The arrays
-of the codec, such as a basis, have names of their own.
+of the codec, such as a basis, have their own names.
 """
 
 from __future__ import annotations

@@ -105,7 +105,7 @@ def get_array(group: zarr.Group, name: str) -> zarr.Array:  # type: ignore[type-
             f"{name} of {display_name(group.store)} is missing or its zarr.json is damaged: "
             f"{error}. Run kdcache verify --repair"
         ) from error
-    assert isinstance(array, zarr.Array)  # noqa: S101  (the layout says so)
+    assert isinstance(array, zarr.Array)  # noqa: S101  (the layout names only arrays)
     return array
 
 

@@ -68,7 +68,7 @@ class DurableStore(LocalStore):
 class RemoteStore(FsspecStore):
     """A Zarr store at a URL that converts errors of the client library.
 
-    Clients raise exceptions of their own for missing credentials or an unreachable endpoint. This
+    Clients raise their own exceptions for missing credentials or an unreachable endpoint. This
     class does not import the clients, so it converts every exception that is not an OSError.
     """
 

@@ -1,4 +1,4 @@
-"""Derive shape, type and shards of each array from the manifest and the codec.
+"""Derive the arrays' shapes, types and shards from the manifest and the codec.
 
 Creating an array only writes its zarr.json. So a damaged zarr.json can be written again without
 touching the shards.
@@ -64,7 +64,7 @@ def codec_digest(group: zarr.Group) -> str:
 
 
 def is_encoded_with(group: zarr.Group, name: str) -> bool:
-    """Return whether rows were encoded with the store's present codec file."""
+    """Return whether rows were encoded with the store's current codec file."""
     return get_array(group, name).attrs.get(CODEC_ATTRIBUTE) == codec_digest(group)
 
 
