@@ -35,7 +35,7 @@ class Batch(NamedTuple):
     rows: Rows | None
     """The teacher's logits as the store encodes them; None if the loader has no teacher."""
     weights: Tensor | None
-    """(B,) float32 weight of each sample's loss; None for equal weights."""
+    """(B,) float32 weight of the sample's loss; None for equal weights."""
     normalize: Normalise
     """Normalises pixels with the mean and std of the full training set."""
 

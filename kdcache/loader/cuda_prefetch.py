@@ -16,7 +16,7 @@ from kdcache.loader.batch import Batch
 
 
 def prefetch_to_cuda(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
-    """Yield batches on a CUDA device; the copy of each starts before the previous one is yielded.
+    """Yield batches on a CUDA device; a batch's copy starts before the previous batch is yielded.
 
     Args:
         batches: batches on the host; the images' buffer may be refilled when the next batch is

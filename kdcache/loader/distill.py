@@ -114,7 +114,7 @@ class DistillLoader:
         else:
             if views is not None:
                 raise ConfigError(
-                    "views are given beside a store, expected the store to set them",
+                    "views are given with a store, expected none: the store defines them",
                     parameter="views",
                 )
             if num_views is None:
@@ -303,7 +303,7 @@ class DistillLoader:
             )
 
     def _positions(self, epoch: int) -> list[npt.NDArray[np.int64]]:
-        """Return the positions in the beton of each batch of an epoch."""
+        """Return the positions in the beton, one array per batch of an epoch."""
         order = self._order(epoch)
         return np.split(
             self.beton.positions(order), batch_bounds(len(order), self.batch_size)[1:-1]

@@ -22,7 +22,7 @@ from kdcache.teacher.ensemble import Forward
 
 
 class LiveLoader(DistillLoader):
-    """A `DistillLoader` without a store: the teacher computes the logits of each batch.
+    """A `DistillLoader` without a store: the teacher computes the logits in every step.
 
     Its batches equal those of a loader with a `float32` store of this teacher and `num_views`
     views. On a CPU they are bit-equal if the store was built with the same batch size and number of
