@@ -1,4 +1,4 @@
-"""An exponential moving average of a model's weights, which is evaluated beside the model."""
+"""Average a model's weights over the steps; the average is evaluated as well as the model."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class WeightAverage:
     """An exponential moving average of the weights and of the norms' running statistics.
 
     After n steps the decay is at most (1 + n) / (10 + n), so the first weights are soon
-    forgotten: 0.999 alone would keep 37 % of them after 1,000 steps.
+    forgotten: a constant 0.999 would keep 37 % of them after 1,000 steps.
 
     Args:
         model: the model, on its device; it is copied.

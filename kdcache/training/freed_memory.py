@@ -1,7 +1,7 @@
 """Keep freed memory in the process instead of returning it to the system.
 
 Each step on a CPU allocates and frees the same activations. By default the C library maps
-such blocks anew and unmaps them when they are freed, so the kernel zeroes every page again in each
+such blocks again and unmaps them when they are freed, so the kernel zeroes every page again in each
 step: 100,000 page faults in ten steps of ResNet-8.
 """
 

@@ -1,4 +1,4 @@
-"""The metrics of each epoch: a line of JSON, and TensorBoard events if requested.
+"""Write the metrics of every epoch: a line of JSON, and TensorBoard events if requested.
 
 Each epoch appears once, however often the run was stopped: the line of an epoch that is trained
 again is dropped.

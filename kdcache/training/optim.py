@@ -45,7 +45,7 @@ class OptimSettings:
     milestones: tuple[float, ...] = ()
     """Fractions of all steps after which the rate of `step` falls."""
     gamma: float | None = None
-    """Factor of each fall of `step`."""
+    """Factor by which the rate of `step` falls."""
 
 
 def make_optimizer(model: nn.Module, settings: OptimSettings) -> torch.optim.Optimizer:

@@ -63,7 +63,7 @@ class TrainResult(Result):
     runs: tuple[RunResult, ...]
     """One result for each student, in the order of the seeds."""
     seeds: tuple[int, ...]
-    """The seed of each student."""
+    """The seeds of the students, in the same order."""
     seconds: float
     """Duration of the call."""
 

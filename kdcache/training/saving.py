@@ -51,7 +51,7 @@ def save_epoch(
 
 @contextmanager
 def explain_write_errors(run_dir: Path, epoch: int) -> Iterator[None]:
-    """Turn a write error, such as a full disk, into an error that says how to continue the run.
+    """Turn a write error, such as a full disk, into an error that names how to continue the run.
 
     Args:
         run_dir: run folder.

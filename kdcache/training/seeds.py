@@ -15,7 +15,7 @@ from kdcache.training.results import RunResult, TrainResult
 def train_seeds(
     train_one: Callable[[TrainOptions], RunResult], options: TrainOptions
 ) -> TrainResult:
-    """Train one student after the other, each in a run folder of its own.
+    """Train one student after the other, each in its own run folder.
 
     Args:
         train_one: trains one student in a new folder or in `out`; with `resume` it also starts a
