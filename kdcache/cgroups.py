@@ -14,13 +14,13 @@ def group_folders(
 ) -> Iterator[Path]:
     """Yield the folder of each control group that limits this process, its own group first.
 
-    A process obeys the limits of its own group and of every group above it. In a container the
-    path of its group is often one of the host, which is not there; the mount is yielded always.
+    A process obeys the limits of its own group and of every group above it. In a container, the
+    path of its group often refers to the host and does not exist; the mount is always yielded.
 
     Args:
         controller: such as "memory" or "cpu".
         mount: where control groups are mounted; those of version 1 in one folder per controller.
-        membership: the file that says which groups the process is in.
+        membership: the file that lists the control groups of this process.
     """
     for base, group in _groups(controller, mount, membership):
         above = () if ".." in group.parts else (group, *group.parents)
@@ -29,7 +29,7 @@ def group_folders(
 
 
 def read_limit(path: Path) -> str:
-    """Return what a file of a control group holds; "max", no limit, where there is no such file."""
+    """Return the content of a control group's file; "max" (no limit) if it does not exist."""
     try:
         return path.read_text(encoding="ascii").strip()
     except OSError:

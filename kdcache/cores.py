@@ -18,7 +18,7 @@ def available_cores(*, mount: Path = MOUNT, membership: Path = MEMBERSHIP) -> in
 
     Args:
         mount: where control groups are mounted.
-        membership: the file that says which groups this process is in.
+        membership: the file that lists the control groups of this process.
     """
     allowed = cores_of_control_groups(mount=mount, membership=membership)
     return max(1, min(cores_of_affinity(), math.ceil(min(allowed, 2**31))))
@@ -36,7 +36,7 @@ def cores_of_control_groups(*, mount: Path = MOUNT, membership: Path = MEMBERSHI
         # Microseconds that may be used, and the period in which they are given again.
         version_1 = [read_limit(folder / f"cpu.cfs_{name}_us") for name in ("quota", "period")]
         for limit in (read_limit(folder / "cpu.max").split(), version_1):
-            if all(text.isdigit() for text in limit):  # "max" or -1 where there is no limit
+            if all(text.isdigit() for text in limit):  # "max" or -1 if there is no limit
                 quota, period = map(int, limit)
                 found.append(quota / period)
     return min(found)

@@ -16,12 +16,12 @@ def available_bytes(*, mount: Path = MOUNT, membership: Path = MEMBERSHIP) -> in
 
     Args:
         mount: where control groups are mounted.
-        membership: the file that says which groups this process is in.
+        membership: the file that lists the control groups of this process.
     """
     found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     for folder in group_folders("memory", mount=mount, membership=membership):
         texts = [read_limit(folder / name) for name in _LIMITS]
-        found += [int(text) for text in texts if text.isdigit()]  # "max" where there is no limit
+        found += [int(text) for text in texts if text.isdigit()]  # "max" if there is no limit
     return min(found)
 
 
