@@ -131,8 +131,8 @@ def test_another_text_is_refused_and_named(text):
         ("rrc(erase=-0.5)", "-0.5"),
         ("rrc(erase=1, erase_scale=(0.5, 2))", "(0.5, 2.0)"),
         ("rrc(erase=1, erase_ratio=(0, 2))", "(0.0, 2.0)"),
-        ("rrc(erase_scale=(0.1, 0.2))", "0.0 beside erase_scale"),
-        ("rrc(erase_ratio=(0.1, 0.2))", "0.0 beside erase_scale or erase_ratio"),
+        ("rrc(erase_scale=(0.1, 0.2))", "0.0 with erase_scale"),
+        ("rrc(erase_ratio=(0.1, 0.2))", "0.0 with erase_scale or erase_ratio"),
     ],
 )
 def test_a_number_outside_its_range_is_refused_and_named(text, value):

@@ -105,7 +105,7 @@ def test_leaving_an_epoch_early_ends_both_readers(tiny_beton):
 
 def test_views_of_another_kind_beside_a_store_are_refused(tiny_beton, tiny_store):
     views = default_views(open_beton(tiny_beton).manifest)
-    with pytest.raises(ConfigError, match="views are given beside a store"):
+    with pytest.raises(ConfigError, match="views are given with a store"):
         DistillLoader(tiny_beton, tiny_store, views=views)
 
 

@@ -104,9 +104,9 @@ def test_weights_of_other_classes_are_refused(workspace, tmp_path):
 
 
 def test_what_is_not_there_is_named_with_what_is(workspace, tmp_path):
-    with pytest.raises(ConfigError, match=f"resnet9-full-s0 is to be evaluated.*{NAME}"):
+    with pytest.raises(ConfigError, match=f"resnet9-full-s0 is not found.*{NAME}"):
         found(workspace, "resnet9-full-s0")
-    with pytest.raises(ConfigError, match=r"nothing\.safetensors is to be evaluated"):
+    with pytest.raises(ConfigError, match=r"nothing\.safetensors is not found"):
         found(workspace, str(tmp_path / "nothing.safetensors"))
     run_dir = copy_workspace(workspace / "runs" / NAME, tmp_path / "run")
     (run_dir / "ema.safetensors").unlink()

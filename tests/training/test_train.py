@@ -347,7 +347,7 @@ def test_alpha_by_what_is_kept_asks_of_how_many(workspace):
     """Of a packed subset alone nobody knows; a store of all data, or a number, says it."""
     pack(PackOptions(workspace=workspace, subset="fifty"))
     (workspace / "workspace.json").unlink()
-    with pytest.raises(ConfigError, match=r"alpha=auto, and .*fifty\.beton holds a subset"):
+    with pytest.raises(ConfigError, match=r"alpha=auto, but .*fifty\.beton holds only a subset"):
         live(workspace, subset="fifty", alpha="auto")
     store = str(next((workspace / "stores").glob("*.zarr")))
     path = live(workspace, subset="fifty", alpha="auto", store=store)["path"]
