@@ -42,8 +42,8 @@ def image_folder(root: Path) -> Source:
     """Open SOURCE/train/CLASS/* with SOURCE/val/CLASS/*, or SOURCE/CLASS/*.
 
     The classes are the folder names in sorted order, as in torchvision's ImageFolder. Files are
-    found at any depth below them. Hidden folders are ignored. The evaluation folder may have any
-    name of `EVALUATION_NAMES`.
+    found at any depth below them. Hidden folders are not classes. The evaluation folder may have
+    any name of `EVALUATION_NAMES`.
 
     Raises:
         DatasetError: if there are no class folders, a class of the training split has no image, or

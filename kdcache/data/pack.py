@@ -63,7 +63,7 @@ _TASKS_PER_WORKER = 4
 """Number of tasks in the queue per worker."""
 
 _IMAGE_COST_BYTES = 20_000
-"""Cost of the smallest image, as a number of decoded bytes that take equally long."""
+"""Fixed cost of an image, as a number of decoded bytes that take equally long."""
 
 _WORTH_A_WORKER_BYTES = 64 << 20
 """Number of decoded bytes that take about as long as the start of a process."""
