@@ -15,7 +15,7 @@ import pytest
 import kdcache as kd
 from kdcache.cli import main
 from kdcache.commands import COMMANDS
-from kdcache.errors import ConfigError, KDCacheError, in_python, shell_line
+from kdcache.errors import FLAGS, ConfigError, KDCacheError, in_python, shell_line
 from kdcache.results import Result
 
 FUNCTIONS = sorted(name.replace("-", "_") for name in COMMANDS)
@@ -176,3 +176,13 @@ def test_a_text_in_the_words_of_python(text, expected):
     assert in_python(text) == expected
     assert str(KDCacheError(text)) == expected
     assert shell_line(KDCacheError(text)) == text
+
+
+def test_the_flags_are_the_boolean_options():
+    booleans = {
+        name
+        for options, _ in COMMANDS.values()
+        for name, hint in get_type_hints(options).items()
+        if hint is bool
+    }
+    assert booleans == FLAGS

@@ -58,6 +58,8 @@ DEFAULTS: dict[str, Any] = {
     "evaluations": 3,
     "seed": 0,
 }
+"""The study's own defaults. They are part of every cell's id, so they stay when the default of an
+option changes."""
 
 SELECT_OPTIONS = ("score", "balance", "min_per_class", "start", "cut", "peak", "concentration")
 """Options of `kdcache select` that a grid may set."""

@@ -67,7 +67,7 @@ class Evaluation(NamedTuple):
     """Quality of their average; None without an average."""
 
 
-class TrainResult(NamedTuple):
+class LoopResult(NamedTuple):
     """The result of a run."""
 
     last: Quality | None
@@ -167,7 +167,7 @@ class Trainer:
             loss=self._loss.module,
         )
 
-    def run(self, *, resume: bool) -> TrainResult:
+    def run(self, *, resume: bool) -> LoopResult:
         """Train to the last epoch, from the first or from the last checkpoint.
 
         Raises:
@@ -216,7 +216,7 @@ class Trainer:
                     self._checkpoint.save(progress)
         if resumed_from == self._settings.epochs:
             found = self._evaluate()
-        return TrainResult(
+        return LoopResult(
             last=found.present,
             top1_best=progress.top1_best,
             ema=found.average,

@@ -16,7 +16,7 @@ from kdcache.loader.distill import DistillLoader
 from kdcache.models.weights import load_weights
 from kdcache.options import TrainOptions
 from kdcache.training.evaluator import Evaluator
-from kdcache.training.trainer import Trainer, TrainResult, TrainSettings
+from kdcache.training.trainer import LoopResult, Trainer, TrainSettings
 from tests.workspaces import metrics, without_times
 
 EPOCHS = 3
@@ -66,7 +66,7 @@ def run(
     model: nn.Module | None = None,
     tensorboard: bool = False,
     **changes: object,
-) -> TrainResult:
+) -> LoopResult:
     """Train from one fixed start; what a checkpoint brings back is changed before."""
     run_dir.mkdir(exist_ok=True)
     model = model or student()
