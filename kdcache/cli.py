@@ -6,12 +6,14 @@ error. Heavy libraries load inside the command that needs them, so `--help` is i
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, TextIO
 
 from cyclopts import CycloptsError
 
@@ -38,6 +40,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status."""
+    _prepare_streams()
     given = sys.argv[1:] if arguments is None else list(arguments)
     try:
         line = parse(given)
@@ -58,8 +61,36 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _print_error(f"interrupted; {_how_to_continue(options)}", 1)
     if _prints_result(os.environ):
         content = result.to_json()
-        sys.stdout.write((json.dumps(content) if output.json else _summary(content)) + "\n")
+        text = json.dumps(content) if output.json else _summary(content)
+        try:
+            sys.stdout.write(f"{text}\n")
+            sys.stdout.flush()
+        except OSError as error:
+            _silence(sys.stdout)
+            if not isinstance(error, BrokenPipeError):  # a reader like `head` has read enough
+                return _print_error(f"the result cannot be printed: {error.strerror}", 1)
     return 1 if result.is_failure else 0
+
+
+def _prepare_streams() -> None:
+    """Let any path be printed, and open closed streams on the null device.
+
+    The next file that is opened would otherwise get the number of the closed stream, and C
+    libraries would print into it.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115  (stays open)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _silence(stream: TextIO) -> None:
+    """Let the interpreter's last flush of a stream succeed."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, stream.fileno())
+    os.close(null)
 
 
 def _how_to_continue(options: CommonOptions) -> str:

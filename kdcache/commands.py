@@ -19,7 +19,7 @@ from typing import (
     get_type_hints,
 )
 
-from cyclopts import App, Parameter
+from cyclopts import App, CycloptsError, Parameter, Token
 
 from kdcache import __version__
 from kdcache.errors import ConfigError
@@ -97,7 +97,9 @@ def _as_words(options: type[CommonOptions]) -> type[CommonOptions]:
     for one in fields(options):
         hint, default = hints[one.name], one.default
         if one.name == "workspace":
-            hint = Annotated[Path, Parameter(env_var=WORKSPACE_VARIABLE)]
+            hint = Annotated[
+                Path, Parameter(env_var=WORKSPACE_VARIABLE, converter=_convert_workspace)
+            ]
             default = DEFAULT_WORKSPACE
         elif (hint := _as_parsed(hint)) == hints[one.name]:
             continue
@@ -117,6 +119,16 @@ def _as_words(options: type[CommonOptions]) -> type[CommonOptions]:
         frozen=True,
         kw_only=True,
     )
+
+
+def _convert_workspace(_: Any, tokens: Sequence[Token]) -> Path:
+    """Convert a workspace. An empty one would be the current folder."""
+    (token,) = tokens
+    if token.value:
+        return Path(token.value)
+    if token.source == "env":  # an empty variable counts as unset
+        return DEFAULT_WORKSPACE
+    raise ValueError("it is empty, expected the path of a folder")
 
 
 def _as_parsed(hint: Any) -> Any:
@@ -150,7 +162,16 @@ def parse(arguments: Sequence[str]) -> CommandLine | None:
     """
     _require_command(arguments)
     _note_old_options(arguments)
-    words = app(list(arguments), exit_on_error=False, print_error=False)
+    try:
+        words = app(list(arguments), exit_on_error=False, print_error=False)
+    except CycloptsError:
+        command = next((word for word in arguments if word in COMMANDS), None)
+        if command is None or not arguments[0].startswith("-"):
+            raise
+        raise ConfigError(
+            f"{arguments[0]} stands before the command, expected it after. "
+            f"Run: kdcache {command} {arguments[0]} ..."
+        ) from None
     if words is None:
         return None
     kind = next(

@@ -23,7 +23,7 @@ from kdcache.progress import logger
 from kdcache.selection.subset import Subset
 from kdcache.store.logit_store import LogitStore
 from kdcache.workspace import Workspace
-from tests.conftest import kdcache
+from tests.conftest import ROOT, kdcache
 from tests.store.conftest import change_manifest
 from tests.workspaces import copy_workspace
 
@@ -433,6 +433,8 @@ def test_quiet_says_nothing_on_stderr(ask, workspace):
         (["train", "--no-json"], ["--no-json"]),
         (["select", "surplus"], ["surplus"]),
         (["distil"], ["distil", "build-logits"]),
+        (["--json", "select"], ["--json", "kdcache select --json"]),
+        (["select", "--workspace", ""], ["--workspace", "empty"]),
     ],
     ids=lambda value: " ".join(value) if value[0] in {*COMMANDS, "distil"} else "",
 )
@@ -713,6 +715,40 @@ def test_a_process_ends_with_the_status_and_keeps_the_streams_apart(workspace):
     assert "medium of" in done.stderr
     failed = kdcache("select", "--keep", "7", "--json", workspace=workspace)
     refused(Answer(failed.returncode, failed.stdout, failed.stderr), 2, "--keep 7.0")
+
+
+@pytest.mark.parametrize(
+    ("redirections", "status", "last_words"),
+    [
+        ("| true", 0, ""),
+        (">/dev/full", 1, "kdcache: the result cannot be printed: No space left on device\n"),
+        ("<&- >&-", 0, ""),
+        ("<&- >&- 2>&-", 0, ""),
+    ],
+)
+def test_a_stream_that_takes_nothing_leaves_no_traceback(
+    workspace, redirections, status, last_words
+):
+    command = f"'{sys.executable}' -m kdcache show --quiet '{workspace / 'train.beton'}'"
+    script = f"set -o pipefail; {command} {redirections}"
+    done = subprocess.run(
+        ["/bin/bash", "-c", script], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (status, "", last_words)
+
+
+def test_a_path_is_printed_whatever_the_encoding(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    done = kdcache(workspace=tmp_path / "\u56fe \udcff")
+    assert done.returncode == 0
+    assert "\\u56fe \\udcff" in done.stdout
+
+
+def test_an_empty_variable_counts_as_unset(ask, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("KDCACHE_WORKSPACE", "")
+    answer = json.loads(ask("--json").out)
+    assert answer["workspace"] == str(tmp_path / "kdcache-workspace")
 
 
 def test_messages_do_not_reach_the_root_logger(ask, workspace):
