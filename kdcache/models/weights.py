@@ -24,11 +24,15 @@ MAX_LISTED = 3
 def save_weights(path: Path, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
     """Write tensors and a JSON description of them, atomically."""
     with replace_atomically(path) as partial:
+        partial.touch()
+        permissions = partial.stat().st_mode
         save_file(
             {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
             partial,
             metadata={_METADATA_KEY: json.dumps(about)},
         )
+        # safetensors lets only the owner read, whatever the umask says.
+        partial.chmod(permissions)
 
 
 def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -55,6 +55,16 @@ def test_a_file_of_another_program_has_an_empty_description(tmp_path):
     assert load_weights(tmp_path / "v.safetensors")[1] == {}
 
 
+@pytest.mark.parametrize("umask", [0o022, 0o007])
+def test_whom_the_umask_lets_read_may_read(tmp_path, umask):
+    before = os.umask(umask)
+    try:
+        save_weights(tmp_path / "a.safetensors", {"a": torch.zeros(2)}, {})
+    finally:
+        os.umask(before)
+    assert (tmp_path / "a.safetensors").stat().st_mode & 0o777 == 0o666 & ~umask
+
+
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"gone\.safetensors"):
         load_weights(tmp_path / "gone.safetensors")
