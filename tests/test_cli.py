@@ -762,3 +762,11 @@ def test_messages_do_not_reach_the_root_logger(ask, workspace):
     finally:
         logging.getLogger().removeHandler(handler)
     assert seen == []
+
+
+def test_a_dry_run_of_a_study_says_how_many_students_it_does_not_list(ask, tmp_path):
+    answer = ask("study", "digits", "--dry-run", "--json", "--workspace", tmp_path)
+    *listed, more = answer.err.splitlines()
+    left = json.loads(answer.out)["left"]
+    assert more == f"... and {left - len(listed)} more"
+    assert left > len(listed) > 0

@@ -76,6 +76,8 @@ def study(options: StudyOptions) -> StudyResult:
     if options.dry_run:
         for cell in left[:_SHOWN_CELLS]:
             logger.info("%s: %s", cell.block, cell.name)
+        if len(left) > _SHOWN_CELLS:
+            logger.info("... and %d more", len(left) - _SHOWN_CELLS)
         return StudyResult(
             results=results.path.resolve(), cells=len(cells), left=len(left), dry_run=True
         )
