@@ -164,8 +164,10 @@ def _holds_records(value: dict[str, Any]) -> bool:
 
 
 def _format_value(value: object) -> str:
-    if value is None or value == {}:
+    if value is None:
         return "-"
+    if value == {}:
+        return "none"
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):

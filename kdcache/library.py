@@ -12,6 +12,7 @@ import textwrap
 from collections.abc import Callable
 from dataclasses import fields
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar, get_args, get_type_hints
 
@@ -49,9 +50,27 @@ def public(name: str, options: type[CommonOptions], place: str) -> Callable[...,
 
     function.__name__ = function.__qualname__ = name
     function.__module__ = "kdcache"
-    function.__doc__ = _documentation(options)
-    function.__signature__ = _shown_signature(options)  # type: ignore[attr-defined]
+    returns, raises = _outcome(place)
+    function.__doc__ = _documentation(options, returns, raises)
+    function.__signature__ = _shown_signature(options, returns)  # type: ignore[attr-defined]
     return function
+
+
+def _outcome(place: str) -> tuple[str, str]:
+    """Return the type that a function returns and the `Raises` of its docstring, as texts.
+
+    They are read from the source, because importing the module would load heavy libraries.
+    """
+    module, _, name = place.partition(":")
+    spec = find_spec(module)
+    assert spec is not None  # noqa: S101  (the module is one of the package)
+    assert spec.origin is not None  # noqa: S101
+    tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
+    functions = (node for node in tree.body if isinstance(node, ast.FunctionDef))
+    found = next(node for node in functions if node.name == name)
+    assert found.returns is not None  # noqa: S101  (mypy requires it)
+    _, _, raises = (ast.get_docstring(found) or "").partition("Raises:\n")
+    return ast.unparse(found.returns), raises
 
 
 def _load(place: str) -> Callable[[CommonOptions], Any]:
@@ -71,10 +90,15 @@ def _checked(options: type[CommonOptions], given: dict[str, Any]) -> dict[str, A
 
 
 def _checked_value(name: str, value: Any, hint: Any) -> Any:
+    if name == "workspace" and value == "":
+        raise ConfigError(parameter=name, value=value, rule="the path of a folder")
     if isinstance(value, str) and Path in (hint, *get_args(hint)):
         value = Path(value)
-    elif isinstance(value, list) and tuple[str, ...] in (hint, *get_args(hint)):
-        value = tuple(value)
+    elif isinstance(value, Path) and Path not in (hint, *get_args(hint)):
+        value = str(value)  # an option that takes a name, a URL or a path
+    elif isinstance(value, (list, tuple)) and "[str" in str(hint):
+        texts = [str(item) if isinstance(item, Path) else item for item in value]
+        value = texts if hint == list[str] else tuple(texts)
     # bool is an int for Python, but nobody means epochs=True.
     fits = not isinstance(value, bool) or hint is bool
     try:
@@ -91,17 +115,20 @@ def _type_name(hint: Any) -> str:
     return inspect.formatannotation(hint).replace("pathlib.", "").replace("typing.", "")
 
 
-def _documentation(options: type[CommonOptions]) -> str:
-    """Return the docstring: what the command does, and each argument."""
+def _documentation(options: type[CommonOptions], returns: str, raises: str) -> str:
+    """Return the docstring: what the command does, each argument, the result and the errors."""
     docs = field_docs(options)
     lines = [in_python(inspect.cleandoc(options.__doc__ or "")), "", "Args:"]
     for one in fields(options):
         text = f"{one.name}: {in_python(docs[one.name])}"
         lines += textwrap.wrap(text, 92, initial_indent="    ", subsequent_indent="        ")
+    lines += ["", "Returns:", f"    {returns}"]
+    if raises:
+        lines += ["", "Raises:", in_python(raises)]
     return "\n".join(lines)
 
 
-def _shown_signature(options: type[CommonOptions]) -> inspect.Signature:
+def _shown_signature(options: type[CommonOptions], returns: str) -> inspect.Signature:
     hints = get_type_hints(options)
     parameters = []
     for parameter in inspect.signature(options).parameters.values():
@@ -109,7 +136,7 @@ def _shown_signature(options: type[CommonOptions]) -> inspect.Signature:
         if parameter.name == "workspace":  # depends on the environment
             default = default_workspace()
         parameters.append(parameter.replace(annotation=hints[parameter.name], default=default))
-    return inspect.Signature(parameters)
+    return inspect.Signature(parameters, return_annotation=returns)
 
 
 def field_docs(kind: type) -> dict[str, str]:

@@ -208,11 +208,11 @@ class PackOptions(CommonOptions):
     def __post_init__(self) -> None:
         """Check every range."""
         if (self.source is None) == (self.subset is None):
+            problem = "are both missing" if self.source is None else "are both given"
             raise ConfigError(
-                f"--source is {self.source or 'not given'} and --subset {self.subset or 'neither'}"
-                ", expected one of them. Run: kdcache pack SOURCE",
+                f"--source and --subset {problem}, expected one of them. Run: kdcache pack SOURCE",
                 parameter="source",
-                value=self.source or "not given",
+                value=self.source,
             )
         made_by_source = [
             *("val_source", "label_key", "write_mode", "max_resolution", "val_fraction"),
@@ -502,7 +502,7 @@ class VerifyOptions(_WorkspaceFirst):
 
 @dataclass(frozen=True, kw_only=True)
 class MergeOptions(CommonOptions):
-    """Merge the parts of one store, each of them built with --part."""
+    """Merge the parts of one store, which several calls of build-logits built."""
 
     parts: Annotated[list[str], Parameter(negative="")] = field(kw_only=False)
     """Paths or URLs of stores built from the same data, teacher and options."""

@@ -55,6 +55,8 @@ def test_a_function_has_the_options_of_its_command(name):
     assert list(signature.parameters) == list(inspect.signature(options).parameters)
     for one in fields(options):
         assert f"\n    {one.name}: " in inspect.getdoc(getattr(kd, name)) + "\n", one.name
+    assert "\n\nReturns:\n    " in inspect.getdoc(getattr(kd, name))
+    assert inspect.signature(getattr(kd, name)).return_annotation[0].isupper()
     mentioned = re.sub(r"kdcache [a-z-]+ --.*", "", inspect.getdoc(getattr(kd, name)))
     assert not re.findall(r"(?<!\w)--[a-z]+", mentioned)
 
@@ -109,6 +111,7 @@ def test_underscores_become_dashes_in_a_shell(tmp_path, capsys):
     ("name", "given", "message"),
     [
         ("train", {"epochs": "3"}, r"^epochs=3: expected int"),
+        ("train", {"workspace": ""}, r"^workspace='': expected the path of a folder"),
         ("train", {"epochs": True}, r"^epochs=True: expected int"),
         ("train", {"optimizer": "adam"}, r"^optimizer=adam: expected .*'sgd', 'adamw'"),
         ("train", {"kd": 0}, r"^kd=0: expected bool"),
@@ -118,7 +121,7 @@ def test_underscores_become_dashes_in_a_shell(tmp_path, capsys):
 )
 def test_a_value_of_another_type_is_refused_before_anything_runs(tmp_path, name, given, message):
     with pytest.raises(ConfigError, match=message) as raised:
-        getattr(kd, name)(tmp_path / "none", **given)
+        getattr(kd, name)(**({"workspace": tmp_path / "none"} | given))
     assert [raised.value.parameter] == list(given)
     assert not (tmp_path / "none").exists()
 

@@ -249,8 +249,8 @@ def test_a_subset_of_other_data_is_not_packed(workspace):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "source is not given and subset neither, expected one of them"),
-        ({"source": "digits", "subset": "a"}, "source=digits and subset a, expected one"),
+        ({}, "source and subset are both missing, expected one of them"),
+        ({"source": "digits", "subset": "a"}, "source and subset are both given, expected one"),
         ({"subset": "a", "max_resolution": 9}, "max_resolution=9: expected a SOURCE"),
         ({"subset": "a", "seed": 1}, "seed=1: expected a SOURCE"),
     ],

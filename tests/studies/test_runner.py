@@ -160,10 +160,10 @@ def test_stopping_ends_every_process_also_beside_one_that_has_just_ended(work_fo
     running = tmp_path / "running"
 
     def interrupt_when_both_have_started() -> bool:
-        if running.exists():
-            time.sleep(1)  # until the process of `brief` has ended
-            raise KeyboardInterrupt
-        return False
+        while not running.exists():
+            time.sleep(0.01)
+        time.sleep(1)  # until the process of `brief` has ended
+        raise KeyboardInterrupt
 
     brief = work_folder.piece("brief")
     endless = work_folder.piece(

@@ -54,8 +54,11 @@ def find_damage(group: zarr.Group, manifest: StoreManifest) -> list[Damage]:
     keys = list_keys(group.store)
     damaged = [*_damaged_structure(group, manifest, keys), *_damaged_codec(group, manifest, keys)]
     unreadable = {found.key for found in damaged}
-    with progress_bar(total=len(keys), unit="file", description="verify store") as bar:
-        for name in _arrays(keys):
+    names = _arrays(keys)
+    # A zarr.json for each array, and its shards.
+    files = sum(key.startswith(tuple(f"{name}/" for name in names)) for key in keys)
+    with progress_bar(total=files, unit="file", description="verify store") as bar:
+        for name in names:
             if f"{name}/zarr.json" not in unreadable:
                 damaged += _damaged_shards(group, name, bar.update)
     if not any(found.key.startswith("sample_ids") for found in damaged):
