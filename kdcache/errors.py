@@ -102,6 +102,11 @@ def shell_line(error: BaseException) -> str:
     return " ".join(text.split())
 
 
+def python_line(error: BaseException) -> str:
+    """Return the message of any error in one line, with arguments as Python or TOML names them."""
+    return " ".join(str(error).split())
+
+
 def in_python(text: str) -> str:
     """Return a text with the options that it mentions as arguments of a call from Python.
 

@@ -21,7 +21,7 @@ from cyclopts import CycloptsError
 
 from kdcache.commands import COMMANDS as EVERY_COMMAND
 from kdcache.commands import parse
-from kdcache.errors import ConfigError, shell_line
+from kdcache.errors import ConfigError, python_line
 from kdcache.options import CommonOptions
 from kdcache.progress import logger
 
@@ -118,7 +118,7 @@ def read_pipeline(path: Path, *, workspace: Path, source: str | None) -> list[St
         try:
             line = parse([command, *command_words(given, command), f"--workspace={workspace}"])
         except (CycloptsError, ConfigError) as error:
-            raise ConfigError(f"{where}, {command}: {shell_line(error)}") from error
+            raise ConfigError(f"{where}, {command}: {python_line(error)}") from error
         assert line is not None  # noqa: S101  (no --help among the words)
         steps.append(Step(_unique_name(table, steps), command, line.options))
     return steps

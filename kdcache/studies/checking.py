@@ -8,7 +8,7 @@ from typing import Any
 from cyclopts import CycloptsError
 
 from kdcache.commands import parse
-from kdcache.errors import ConfigError, KDCacheError, shell_line
+from kdcache.errors import ConfigError, KDCacheError, python_line
 from kdcache.options import CommonOptions, TrainOptions
 from kdcache.pipeline_runs.pipeline import command_words
 from kdcache.studies.cells import Cell
@@ -36,7 +36,7 @@ def check_teachers(teachers: Mapping[str, Mapping[str, Any]]) -> None:
         try:
             require_trainable(definition["model"], parameter="model")
         except KDCacheError as error:
-            raise ConfigError(f"{where}: {shell_line(error)}") from error
+            raise ConfigError(f"{where}: {python_line(error)}") from error
 
 
 def check_cells(cells: Sequence[Cell], plan: Plan) -> None:
@@ -67,13 +67,13 @@ def check_cells(cells: Sequence[Cell], plan: Plan) -> None:
                     require_trainable(settings["student"], parameter="student")
                     LossSettings.of(options)
                 except KDCacheError as error:
-                    raise ConfigError(f"{where}: {shell_line(error)}") from error
+                    raise ConfigError(f"{where}: {python_line(error)}") from error
 
 
 def _parsed(words: Sequence[str], where: str) -> CommonOptions:
     try:
         line = parse(words)
     except (CycloptsError, ConfigError) as error:
-        raise ConfigError(f"{where}: {shell_line(error)}") from error
+        raise ConfigError(f"{where}: {python_line(error)}") from error
     assert line is not None  # noqa: S101  (the words do not contain --help)
     return line.options

@@ -38,7 +38,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kdcache.errors import ConfigError, shell_line
+from kdcache.errors import ConfigError, python_line
 from kdcache.pipeline_runs.pipeline import bundled_pipelines
 from kdcache.studies.cells import SETTINGS, Cell, known_settings, make_cell
 
@@ -172,7 +172,7 @@ def read_grid(path: Path, *, tune_fraction: float | None = None) -> Grid:
         try:
             block = _block(table, defaults, teachers, fraction)
         except ConfigError as error:
-            raise ConfigError(f"{where}: {shell_line(error)}") from error
+            raise ConfigError(f"{where}: {python_line(error)}") from error
         if block.name in [other.name for other in blocks]:
             raise ConfigError(f"{where} has the same name as another block, expected unique names")
         blocks.append(block)

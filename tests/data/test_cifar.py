@@ -210,7 +210,7 @@ def test_torchvisions_folder_of_pickles_is_not_opened(tmp_path):
 
 def test_another_compressed_archive_is_asked_wrongly(tmp_path):
     (tmp_path / "images.tar.gz").write_bytes(b"")
-    with pytest.raises(ConfigError, match=r"images\.tar\.gz, expected .* cifar-10-binary\.tar\.gz"):
+    with pytest.raises(ConfigError, match=r"images\.tar\.gz, expected .*cifar-10-binary\.tar\.gz"):
         open_source(str(tmp_path / "images.tar.gz"))
 
 

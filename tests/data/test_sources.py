@@ -479,7 +479,7 @@ def test_an_evaluation_source_that_does_not_fit_is_refused(tmp_path):
     numbered = write_parquet(tmp_path / "numbered.parquet", [(1, 0), (2, 1)])
     with pytest.raises(DatasetError, match=f"{numbered} has the class 0, expected one of the 1 "):
         open_source(a, val_source=str(numbered))
-    with pytest.raises(ConfigError, match=f"val_source={both}, which has a training split"):
+    with pytest.raises(ConfigError, match=f"val_source={both}: it has a training split"):
         open_source(a, val_source=both)
     with pytest.raises(ConfigError, match=f"val_source={a}: {both} has an evaluation"):
         open_source(both, val_source=a)

@@ -432,7 +432,7 @@ def test_a_subset_that_the_store_does_not_cover_is_refused(beton, tmp_path):
 @pytest.mark.parametrize(
     ("subset", "error", "value"),
     [
-        ([3, 1, 3], ConfigError, "3 sample ids of which 2"),
+        ([3, 1, 3], ConfigError, "3 sample ids of which only 2"),
         ([3, 72], DatasetError, "sample id 72"),
         ([-1, 3], DatasetError, "sample id -1"),
         ([0.5, 3], ConfigError, "float64"),

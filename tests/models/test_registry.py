@@ -65,7 +65,7 @@ def test_a_size_that_a_model_cannot_be_made_for_is_named(name):
 
 @pytest.mark.parametrize("name", ["fcn_resnet50", "r3d_18", "quantized_resnet18"])
 def test_a_model_for_something_else_is_no_classifier(name):
-    with pytest.raises(ConfigError, match=f"model is '{name}', .* another classifier"):
+    with pytest.raises(ConfigError, match=f"model={name}: .* another classifier"):
         make_model(name, num_classes=7, image_size=32)
 
 
@@ -76,7 +76,7 @@ def test_the_small_models_take_any_image_size():
 
 
 def test_an_unknown_name_lists_those_that_are_known():
-    with pytest.raises(ConfigError, match="'resnet19'") as error:
+    with pytest.raises(ConfigError, match="model=resnet19: ") as error:
         make_model("resnet19", num_classes=7, image_size=32)
     assert all(name in str(error.value) for name in MODELS)
 

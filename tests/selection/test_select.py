@@ -276,7 +276,7 @@ def test_a_warning_names_a_class_that_keeps_no_sample(workspace, caplog, monkeyp
         run(workspace, keep=0.02, balance="none")
     (warning,) = [record.getMessage() for record in caplog.records]
     assert warning.startswith("3 classes keep no sample (the first is class_")
-    assert "--min-per-class 1" in warning
+    assert "min_per_class=1" in warning
 
 
 def test_with_a_minimum_every_class_keeps_samples(workspace, tiny_store, caplog):
@@ -407,7 +407,7 @@ def test_exported_scores_select_the_same_samples_again(workspace, tmp_path):
 def test_an_existing_export_is_refused_before_any_work_unless_overwrite(workspace, tmp_path):
     out, export = tmp_path / "chosen.npz", tmp_path / "s.csv"
     export.write_text("mine")
-    with pytest.raises(ConfigError, match=r"export=.*s\.csv, which exists.*overwrite"):
+    with pytest.raises(ConfigError, match=r"export=.*s\.csv: it exists.*overwrite"):
         run(workspace, out=out, export=export)
     assert (export.read_text(), out.exists()) == ("mine", False)
     run(workspace, out=out, export=export, overwrite=True)

@@ -47,9 +47,7 @@ def test_a_build_tells_its_cost_before_it_starts_and_keeps_it_in_the_result(work
     assert 0 < cost["seconds"] <= result["seconds"]
     (line,) = [line for line in caplog.messages if "through the teacher" in line]
     stored = f"{cost['expected_bytes']:,}"
-    match = re.match(
-        rf"288 images .*, about ([\d.]+) s, {stored} bytes in .* after 4\.0 stud", line
-    )
+    match = re.match(rf"288 images .*, about ([\d.]+) s, {stored} bytes in .* in 4\.0 stud", line)
     assert match
     assert float(match[1]) == pytest.approx(cost["expected_seconds"], abs=0.05)
     assert re.search(rf"pass took [\d.]+ s, expected about {match[1]} s", caplog.text)

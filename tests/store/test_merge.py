@@ -152,7 +152,7 @@ def test_a_store_at_the_target_is_replaced_only_when_asked(dense, tmp_path, tiny
     out = tmp_path / "m.zarr"
     shutil.copytree(tiny_store.path, out)
     before = snapshot(out)
-    with pytest.raises(ConfigError, match=r"m\.zarr, which exists. Use overwrite"):
+    with pytest.raises(ConfigError, match=r"m\.zarr: it exists. Use overwrite"):
         merged(*parts, out=out)
     assert snapshot(out) == before
     merged(*parts, out=out, overwrite=True)

@@ -319,7 +319,7 @@ def test_a_flipped_byte_of_an_image_is_found_and_the_sample_is_named(own_beton):
         content[int(beton.pointers[sample_id]) + offset] ^= 1
     own_beton.write_bytes(content)
     source = beton.manifest.made_from["path"]
-    with pytest.raises(DatasetError, match="for 2 of 72 samples, the first are 3, 17") as error:
+    with pytest.raises(DatasetError, match=r"of 2 of 72 samples .*the first are 3, 17") as error:
         check(own_beton.parent)
     assert f"kdcache pack {source} " in str(error.value)
     assert "--val-fraction 0.25" in str(error.value)
@@ -403,7 +403,7 @@ def test_the_betons_of_subsets_are_read_too(damaged_workspace):
     assert check(damaged_workspace)["images"] == NUM_SAMPLES + SUBSET_ROWS
     flip(packed, int(open_beton(packed).pointers[4]))
     with pytest.raises(
-        DatasetError, match=r"few of them\.beton holds .* the first are 12\."
+        DatasetError, match=r"few of them\.beton has changed.* the first are 12\."
     ) as error:
         check(damaged_workspace)
     assert f"kdcache pack --subset '{kept}' --overwrite" in str(error.value)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from kdcache.errors import ConfigError, shell_line
+from kdcache.errors import ConfigError
 from kdcache.options import StudyOptions
 from kdcache.studies.grid import Grid, find_grid, read_grid
 from kdcache.studies.study import study
@@ -107,7 +107,7 @@ def test_blocks_of_equal_priority_run_seed_by_seed(tmp_path):
         ("kept = 0.5", ["kept is not a key of block 'b0'", "keep"]),
         ("exclude = [{ kept = 0.5 }]", ["kept is not a key of exclude"]),
         ("exclude = [{ keep = 1.0 }]\nkeep = 1.0", ["leave no cell"]),
-        ("tuning = true", ["tuning = true", "--tune-fraction 0.1"]),
+        ("tuning = true", ["tuning = true", "tune_fraction=0.1"]),
         ("label_noise = 1", ["label_noise is 1", "[0, 1)"]),
         ('make = ["huge"]', ["make names 'huge'"]),
         ("epochs = 3", ["epochs is not a key"]),
@@ -116,19 +116,19 @@ def test_blocks_of_equal_priority_run_seed_by_seed(tmp_path):
 def test_the_error_of_an_unknown_value_names_it(tmp_path, block, values):
     with pytest.raises(ConfigError) as raised:
         grid(tmp_path, block)
-    assert [value for value in values if value not in shell_line(raised.value)] == []
+    assert [value for value in values if value not in str(raised.value)] == []
 
 
 @pytest.mark.parametrize(
     ("block", "head", "values"),
     [
-        ('student = "resnet9"', HEAD, ["student is resnet9", "resnet8"]),
+        ('student = "resnet9"', HEAD, ["student=resnet9", "resnet8"]),
         ('loss = "l2"', HEAD, ["l2", "dkd"]),
         ("alpha = 1.5", HEAD, ["1.5", "[0, 1]", "b0"]),
-        ("lr = -1.0", HEAD, ["--lr -1.0", "b0"]),
+        ("lr = -1.0", HEAD, ["lr=-1.0", "b0"]),
         ('optimizer = "adam"', HEAD, ["adam", "adamw"]),
-        ('method = "window"\nkeep = 0.5', HEAD, ["--start is not given", "window"]),
-        ("keep = 0.5", HEAD.replace("epochs = 6", "epochs = -6", 1), ["--epochs -6"]),
+        ('method = "window"\nkeep = 0.5', HEAD, ["start is not given", "window"]),
+        ("keep = 0.5", HEAD.replace("epochs = 6", "epochs = -6", 1), ["epochs=-6"]),
         ("keep = 0.5", HEAD.replace("resnet20", "resnet21"), ["resnet21", "[teachers.big]"]),
     ],
 )
@@ -139,13 +139,13 @@ def test_every_value_is_checked_before_anything_runs(tmp_path, block, head, valu
     workspace = tmp_path / "workspace"
     with pytest.raises(ConfigError) as raised:
         study(StudyOptions(str(path), workspace=workspace))
-    assert [value for value in values if value not in shell_line(raised.value)] == []
+    assert [value for value in values if value not in str(raised.value)] == []
     assert not workspace.exists()
 
 
 def test_a_missing_source_block_or_grid_is_an_error(tmp_path):
     options = {"workspace": tmp_path / "workspace"}
-    with pytest.raises(ConfigError, match=r"digits=/no/such: .*does not exist"):
+    with pytest.raises(ConfigError, match=r"digits=/no/such, .*does not exist"):
         study(StudyOptions("digits", source=("digits=/no/such",), **options))
     with pytest.raises(ConfigError, match=r"has no data set cifar"):
         study(StudyOptions("digits", source=("cifar=/no/such",), **options))

@@ -227,7 +227,7 @@ def test_a_member_with_other_classes_is_refused_when_it_is_asked():
 
 
 def test_features_of_an_ensemble_are_refused():
-    with pytest.raises(ConfigError, match="features is given with 2 teachers"):
+    with pytest.raises(ConfigError, match="features=True is given with 2 teachers"):
         BuildLogitsOptions(teacher=(PROJECTION, OTHER), features=True)
 
 

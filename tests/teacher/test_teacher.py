@@ -153,7 +153,7 @@ def test_arch_is_refused_for_a_callable(tmp_path):
 def test_an_unknown_arch_lists_the_known(tmp_path):
     path = tmp_path / "silent.safetensors"
     write_teacher(path, {})
-    with pytest.raises(ConfigError, match=r"model is 'resnet9', expected one of resnet8, resnet20"):
+    with pytest.raises(ConfigError, match=r"model=resnet9: expected one of resnet8, resnet20"):
         open_it(path, arch="resnet9")
 
 

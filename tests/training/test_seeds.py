@@ -50,7 +50,7 @@ def test_with_out_their_folders_lie_in_one(workspace):
     assert [
         read_json(Path(run["path"]) / "config.json")["config"]["seed"] for run in result["runs"]
     ] == [1, 2]
-    with pytest.raises(ConfigError, match=r"out=.*both/s1, which exists"):
+    with pytest.raises(ConfigError, match=r"out=.*both/s1: it exists"):
         train(options(workspace, seed=1, seeds=2, epochs=1, out=workspace / "both"))
 
 

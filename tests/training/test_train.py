@@ -112,7 +112,7 @@ def test_reshaping_learns_from_other_logits(workspace, finished):
     assert reshaped["distillation"] != plain["distillation"]
     # One step has seen the same student: what the teacher says does not change its labels' loss.
     assert reshaped["cross_entropy"] == pytest.approx(plain["cross_entropy"], rel=0.2)
-    with pytest.raises(ConfigError, match="reshape is given with kd=False"):
+    with pytest.raises(ConfigError, match="reshape=True is given with kd=False"):
         options(workspace, reshape=True, kd=False)
 
 
@@ -175,7 +175,7 @@ def test_the_run_that_is_resumed_is_the_newest_of_its_name(workspace):
 def test_a_folder_that_is_there_is_refused_without_resume(workspace):
     run_dir = workspace / "runs/resnet8-fifty-s0"
     before = files(workspace)
-    with pytest.raises(ConfigError, match=r"out=.*resnet8-fifty-s0, which exists.*resume"):
+    with pytest.raises(ConfigError, match=r"out=.*resnet8-fifty-s0: it exists.*resume"):
         train(options(workspace, out=run_dir))
     assert files(workspace) == before
 

@@ -202,11 +202,11 @@ def test_without_a_teacher_label_smoothing_and_mixing_still_apply(workspace, mes
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"loss": "dkd"}, "loss=dkd: expected kd with it"),
+        ({"loss": "dkd"}, "loss=dkd: expected kd=True with it"),
         ({"alpha": 0.5}, r"alpha=0\.5: expected kd"),
         ({"temperature": 2.0}, r"temperature=2\.0: expected kd"),
         ({"standardise": True}, "standardise=True: expected kd"),
-        ({"reshape": True}, "reshape is given with kd=False"),
+        ({"reshape": True}, "reshape=True is given with kd=False"),
     ],
 )
 def test_options_of_distillation_are_refused_without_a_teacher(changes, message):
@@ -217,11 +217,11 @@ def test_options_of_distillation_are_refused_without_a_teacher(changes, message)
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"loss": "kl"}, "loss='kl'"),
+        ({"loss": "kl"}, "loss=kl"),
         ({"alpha": 1.5}, r"alpha=1\.5"),
         ({"alpha": "linear(1)"}, "at character 10"),
         ({"loss": "dkd", "mixup": 1.0}, "mixup is given with loss dkd"),
-        ({"standardise": True, "reshape": True}, "reshape is given with standardise"),
+        ({"standardise": True, "reshape": True}, "reshape=True is given with standardise=True"),
         ({"mixup": -1.0}, r"mixup=-1\.0"),
     ],
 )
