@@ -88,5 +88,5 @@ def test_parts_do_not_replace_each_others_store(tiny_workspace, tmp_path):
     options = BuildLogitsOptions(
         teacher="tests.teachers:projection", workspace=workspace, part="2/2", overwrite=True
     )
-    with pytest.raises(ConfigError, match="overwrite is given to part 2/2"):
+    with pytest.raises(ConfigError, match="overwrite=True is given to part 2/2"):
         build_logits(options)
