@@ -23,11 +23,6 @@ from tests.workspaces import copy_workspace
 
 pytestmark = pytest.mark.timeout(3_000)  # a dozen processes on a machine that may be busy
 
-LONG_STUDY = pytest.mark.skipif(
-    os.environ.get("KDCACHE_TEST_LONG_STUDIES") != "1",
-    reason="takes a quarter of an hour; set KDCACHE_TEST_LONG_STUDIES=1",
-)
-
 GRID = """
 [teachers.big]
 model = "resnet8"
@@ -209,7 +204,6 @@ def test_label_noise_changes_the_requested_fraction_to_other_classes():
     assert np.array_equal(noisy, noisy_labels(labels, 7, 0.2))
 
 
-@LONG_STUDY
 @pytest.mark.long
 @pytest.mark.timeout(3_600)
 def test_a_study_killed_twenty_times_gives_the_same_table(studied, grid, tmp_path):
@@ -252,7 +246,6 @@ def test_a_study_killed_twenty_times_gives_the_same_table(studied, grid, tmp_pat
     assert tables[0] == tables[1]
 
 
-@LONG_STUDY
 @pytest.mark.long
 @pytest.mark.timeout(3_600)
 def test_two_parts_that_start_together_lose_no_row(grid, tmp_path):
@@ -282,7 +275,6 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["/usr/bin/umount", str(disk)], check=True)
 
 
-@LONG_STUDY
 @pytest.mark.long
 @pytest.mark.timeout(3_000)
 def test_a_study_stops_on_a_full_disk_and_continues_when_there_is_space(grid, studied, small_disk):
