@@ -1,9 +1,9 @@
 """numba's compiler, with the compiled functions kept on disk.
 
-Before numba loads a compiled function, it compares the age of one file: the one in which the
-function stands. It would not notice a change in another file, of a function that is called or of a
-constant. So each file of the package has a cache folder of its own, and the folder's name is a
-digest of that file and of all files of the package that it imports, directly or not.
+Before numba loads a compiled function, it checks the age of one file only: the one that defines the
+function. It would miss a change in another file, for example of a called function or a constant. So
+each file of the package has a cache folder of its own, and the folder's name is a digest of that
+file and of all files of the package that it imports, directly or not.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def compiled(**options: Any) -> Callable[[Function], Function]:
 
 
 class _Cache(FunctionCache):
-    """numba's cache of one function, without which the function is compiled and still runs.
+    """numba's cache of one function. If the cache fails, the function is compiled and still runs.
 
     numba ends the process if the disk is full, or if a power failure left a damaged file.
     """
@@ -128,7 +128,7 @@ def _cache_folder(path: Path) -> Path | None:
 
 
 def _cache_home() -> Path:
-    """Return the folder of all cache folders; it may be one that nobody can make."""
+    """Return the folder of all cache folders; it may be impossible to create."""
     given = Path(os.environ.get("XDG_CACHE_HOME", ""))
     if given.is_absolute():  # the XDG specification ignores a relative path
         return given / "kdcache"

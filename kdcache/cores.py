@@ -33,7 +33,7 @@ def cores_of_control_groups(*, mount: Path = MOUNT, membership: Path = MEMBERSHI
     """Return the cores whose time the control groups allow, infinity where they set no limit."""
     found = [math.inf]
     for folder in group_folders("cpu", mount=mount, membership=membership):
-        # Microseconds that may be used, and the period in which they are given again.
+        # Microseconds that may be used, and the period after which they are renewed.
         version_1 = [read_limit(folder / f"cpu.cfs_{name}_us") for name in ("quota", "period")]
         for limit in (read_limit(folder / "cpu.max").split(), version_1):
             if all(text.isdigit() for text in limit):  # "max" or -1 if there is no limit

@@ -27,7 +27,7 @@ _R = TypeVar("_R")
 
 
 def keyword_function(options: Callable[_P, _O], run: Callable[[_O], _R]) -> Callable[_P, _R]:
-    """Return `run` as a function of the options' own arguments; states the type of `public`."""
+    """Return `run` as a function of the options' own arguments, for the type of `public`."""
     return lambda *args, **kwargs: run(options(*args, **kwargs))
 
 

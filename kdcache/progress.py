@@ -41,7 +41,7 @@ def progress_bar(*, total: int, unit: str, description: str, initial: int = 0) -
         unit=f" {unit}s",
         desc=description,
         disable=not logger.isEnabledFor(logging.INFO),
-        # Into a log file a bar writes a line each time; keep those few.
+        # In a log file, each update of a bar is a line of its own, so update rarely.
         mininterval=0.2 if sys.stderr.isatty() else 15.0,
         file=sys.stderr,
         dynamic_ncols=True,

@@ -1,7 +1,7 @@
-"""Registries of extensions: a name, and the place of the code that it stands for.
+"""Registries of extensions: map names to the import paths of their code.
 
 A registry holds text, so reading it (for help and validation) imports nothing. The code is imported
-when it is used. `module:name` stands for code of the user's own wherever a registry is read.
+when it is used. Wherever a registry is read, `module:name` stands for the user's own code.
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ def load_user_code(spec: str, *, option: str) -> Callable[..., Any]:
 def user_code_digest(spec: str) -> str:
     """Return the hex sha256 of the file that holds the code of `module:name`, once loaded.
 
-    A result that was made with another version of the code is told from one of this version.
+    It tells a result of this version of the code from one of another version.
     """
     path = getattr(sys.modules[spec.partition(":")[0]], "__file__", None)
     return hashlib.sha256(Path(path).read_bytes()).hexdigest() if path else ""

@@ -57,9 +57,9 @@ class Workspace:
         if isinstance(path, Path):
             path = path.resolve()
             root = self.root.resolve()
-            # Relative inside the workspace, so that a moved workspace keeps its memory.
+            # Relative inside the workspace, so that the record survives a move of the workspace.
             path = path.relative_to(root) if path.is_relative_to(root) else path
-        # The lock keeps what another process records at the same time.
+        # Without the lock, a record that another process makes at the same time would be lost.
         with file_lock(self.root / ".workspace.lock", purpose="note", wait=True):
             memory = read_json(self._memory_path) if self._memory_path.exists() else {}
             write_json(self._memory_path, memory | {what: str(path)})

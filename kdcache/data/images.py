@@ -90,7 +90,7 @@ def _open(content: bytes) -> Image.Image:
     try:
         return Image.open(io.BytesIO(content), formats=FORMATS)
     except UnidentifiedImageError:
-        # Pillow's message contains the address of an object, which is never the same.
+        # Pillow's message contains the address of an object, which differs in every run.
         start = content.lstrip()[:15].lower()
         if start.startswith((b"<!doctype", b"<html", b"<head", b"<?xml")):
             reason = "it is a web page or other text"

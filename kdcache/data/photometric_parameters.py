@@ -5,8 +5,8 @@ the box of the output that is erased. The clean view has none. The factors are t
 torchvision's ColorJitter, but always applied in this order. The box is that of its RandomErasing.
 `kdcache.reader.photometric_kernels` applies them.
 
-They have separate random streams. So the boxes of a policy are the same with and without changes,
-and a factor does not depend on the other changes.
+Factors and erased boxes have their own random streams. So the crop boxes of a policy are the same
+with and without changes, and a factor does not depend on the other changes.
 """
 
 from __future__ import annotations

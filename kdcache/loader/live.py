@@ -34,7 +34,7 @@ class LiveLoader(DistillLoader):
         subset: as in `DistillLoader`, like all arguments that are not described here.
         batch_size: maximum number of samples in a batch and in a forward.
         seed: seed of the order.
-        num_views: V, as if the rows were cached. Default: a fresh view in each epoch.
+        num_views: V, to cycle through V views as with a store. Default: a fresh view in each epoch.
         num_workers: threads that read and decode.
         order: order of the samples in an epoch.
         views: policy, seed and image size. Default: the manifest's.

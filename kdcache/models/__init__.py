@@ -1,1 +1,1 @@
-"""In: a name, C and an image size. Out: a model, of kdcache, torchvision or timm."""
+"""Make models by name: kdcache's own for small images, torchvision's and timm's."""

@@ -19,7 +19,7 @@ _MAKERS: dict[str, Callable[[int], nn.Module]] = {
 }
 
 CIFAR_MODELS = tuple(_MAKERS)
-"""Their names."""
+"""Names of the models of this family."""
 
 
 class CifarFamily:

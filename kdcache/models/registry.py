@@ -17,7 +17,7 @@ FAMILIES = (
     "kdcache.models.torchvision_models:FAMILY",
     "kdcache.models.timm_models:FAMILY",
 )
-"""Places of the families; the first one that has a name makes the model."""
+"""Import paths of the families. The first family that has the name makes the model."""
 
 MODELS = (*CIFAR_MODELS, *SMALL_STEM_MODELS)
 """Models that are tested as students and suit small images."""

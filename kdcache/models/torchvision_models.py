@@ -54,7 +54,7 @@ SMALL_STEM_MODELS = tuple(_SMALL_STEMS)
 _WITH_AUXILIARY_LOGITS = frozenset({"googlenet", "inception_v3"})
 
 _OTHER_TASKS = ("detection", "optical_flow", "quantization", "segmentation", "video")
-"""Modules of `torchvision.models` whose models are no classifiers of images."""
+"""Modules of `torchvision.models` whose models are not image classifiers."""
 
 
 def torchvision_classifiers() -> set[str]:
@@ -97,7 +97,7 @@ class TorchvisionFamily:
         elif name.startswith("maxvit_"):
             sized = {"input_size": (image_size, image_size)}
         elif name in _WITH_AUXILIARY_LOGITS:
-            sized = {"init_weights": False}  # they are replaced, and drawing them takes a minute
+            sized = {"init_weights": False}  # drawing takes a minute; loaded ones replace them
         try:
             model: nn.Module = models.get_model(name, num_classes=num_classes, **sized)
         except (AssertionError, ValueError) as error:

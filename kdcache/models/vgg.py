@@ -6,14 +6,15 @@ from torch import nn
 
 _CHANNELS = (64, 128, 256, 512, 512)
 _WITH_POOLING = 3
-"""Convolutions that are followed by a 2x2 pooling: 32 px become 4 px, which the mean ends."""
+"""Number of first convolutions that a 2x2 pooling follows: 32 px become 4 px before the mean."""
 
 
 def vgg8(num_classes: int) -> nn.Module:
     """Return five 3x3 convolutions, a mean over the image, and a linear layer.
 
-    It maps (B, 3, H, W), H and W at least 8, to logits (B, C). Convolutions have biases though
-    norms follow them, as the numbers of parameters in the literature count them.
+    It maps (B, 3, H, W), H and W at least 8, to logits (B, C). The convolutions have
+    biases, which the norms after them make redundant, because the parameter counts in the
+    literature include them.
 
     References:
         Tian, Krishnan, Isola 2020, "Contrastive Representation Distillation", appendix.

@@ -1,1 +1,1 @@
-"""Select samples: scores in, the sample ids to keep out."""
+"""Select the samples to keep by their scores."""

@@ -3,7 +3,7 @@
 References:
     Vysogorets, Ahuja, Kempe 2025, "DRoP: Distributionally Robust Data Pruning" (MetriQ): a density
     proportional to 1 - recall. The paper uses the recall on validation images, kdcache that on the
-    clean training images, which a store has. If the teacher fits them perfectly, it is 1 for all.
+    clean training images, which a store has. If the teacher fits them perfectly, every recall is 1.
 """
 
 from __future__ import annotations

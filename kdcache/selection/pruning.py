@@ -1,4 +1,4 @@
-"""Apply a selection method: scores in, sample ids out. The result is exact and deterministic.
+"""Apply a selection method to scores, and return sample ids, exactly and deterministically.
 
 A method gets one sorted group of samples and the number to keep. The option `balance` decides what
 the groups are and how many samples each keeps (`kdcache.selection.quotas`).

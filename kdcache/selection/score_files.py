@@ -24,7 +24,8 @@ _METADATA_KEY = b"kdcache"
 _MAX_ITEM_BYTES = 8
 """Maximum size of one number in a `.npy` file."""
 _MIN_SORTED = 10
-"""From this many values on, sorted values are an error: random ones are sorted 2 times in 10!."""
+"""Sorted values are an error from this many on: ten random values are sorted, up or down, with
+probability 2 / 10!."""
 
 
 def read_scores(

@@ -179,8 +179,8 @@ def make_cell(
     settings["score_teacher"] = settings["score_teacher"] or settings["teacher"]
     unused = [name for name, is_used in is_selected_with.items() if not is_used]
     unused += [] if settings["kd"] else _KD_SETTINGS
-    # `random` is the only method that reads nothing from a store: `class-adaptive` reads which
-    # predictions are correct, and all other methods read scores.
+    # `random` reads only labels from a store, and these do not depend on the teacher. All other
+    # methods do: `class-adaptive` reads which predictions are correct, the rest read scores.
     unused += ["score_teacher"] if settings["method"] in ("all", "random") else []
     for name in unused:
         settings[name] = None

@@ -63,7 +63,7 @@ class TrainingLength(NamedTuple):
         Args:
             samples: number of kept samples.
             batch_size: samples of a batch; the last batch of an epoch may be smaller.
-            evaluations: maximum number in the run; the last epoch is always evaluated.
+            evaluations: maximum number of evaluations; the last epoch is always evaluated.
         """
         steps_per_epoch = -(-samples // batch_size)
         if self.steps and self.steps > (self.epochs or 0) * steps_per_epoch:

@@ -50,6 +50,6 @@ class WeightAverage:
         self._averaged.n_averaged.fill_(steps)
 
     def _average(self, averaged: Sequence[Tensor], present: Sequence[Tensor], _: object) -> None:
-        # torch's own count lies on the host; what it passes here lies on the device.
+        # torch passes a copy of its count on the device; `self.steps` reads the one on the host.
         decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
         get_ema_multi_avg_fn(decay)(list(averaged), list(present), self.steps)

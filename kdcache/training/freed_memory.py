@@ -1,8 +1,8 @@
 """Keep freed memory in the process instead of returning it to the system.
 
-Each step on a CPU allocates and frees the same activations. By default the C library maps
-such blocks again and unmaps them when they are freed, so the kernel zeroes every page again in each
-step: 100,000 page faults in ten steps of ResNet-8.
+Each step on a CPU allocates and frees the same activations. By default the C library
+returns such large blocks to the kernel when they are freed. The kernel then zeroes their pages
+again in the next step: 100,000 page faults in ten steps of ResNet-8.
 """
 
 from __future__ import annotations

@@ -15,7 +15,8 @@ from kdcache.options import Optimizer, Schedule
 MOMENTUM = 0.9
 
 WEIGHT_DECAY: dict[Optimizer, float] = {"sgd": 5e-4, "adamw": 0.05}
-"""As in the CIFAR recipes of the literature; AdamW's does not scale with the gradient."""
+"""SGD: as in the CIFAR recipes of the literature. AdamW applies its decay apart from the gradient,
+so its value is not comparable."""
 
 _LR_PER_128 = 0.1
 """Default of the CIFAR models, for 128 samples per step."""

@@ -38,8 +38,10 @@ def build_and_open(options: BuildLogitsOptions) -> LogitStore:
     """Build a store as `build_logits` does, and return it with the figures in `report`.
 
     Raises:
-        CacheIncompleteError: if other parts of the store are missing, with `part`; this part is
-            built. The errors of `build_logits`.
+        CacheIncompleteError: if `part` is given and other parts of the store are missing; this part
+            is built.
+
+    It also raises the errors of `build_logits`.
     """
     report = build_logits(options)
     store = LogitStore.open(report.path)

@@ -150,8 +150,8 @@ class Codec(ABC):
 
         Args:
             rows_BW: (B, row_width) of `dtype`, numpy or torch.
-            temperature: the temperature at which the logits will be used. Only `topk` uses it: its
-                tail is correct at one temperature. None means 1.
+            temperature: the temperature at which the logits will be used. `topk` computes its tail
+                for it (None means 1). Bound rows accept only `bound_to` or None.
 
         Raises:
             ConfigError: if the rows are bound to another temperature.

@@ -10,7 +10,7 @@ from kdcache.errors import ConfigError
 
 
 class Form(NamedTuple):
-    """A name with numbers."""
+    """A parsed value: a name and its numbers."""
 
     name: str
     """Empty for a number without a name; `numbers` then has the key `value`."""
