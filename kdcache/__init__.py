@@ -156,7 +156,7 @@ def __getattr__(name: str) -> object:
         from kdcache.library import public
 
         options, place = COMMANDS[name.replace("_", "-")]
-        found = public(name, options, _OPENED.get(name, place))
+        found = public(name, options, _OPENED.get(name, place), place)
     else:
         raise AttributeError(f"module 'kdcache' has no attribute {name!r}")
     globals()[name] = found

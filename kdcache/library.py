@@ -31,13 +31,16 @@ def keyword_function(options: Callable[_P, _O], run: Callable[[_O], _R]) -> Call
     return lambda *args, **kwargs: run(options(*args, **kwargs))
 
 
-def public(name: str, options: type[CommonOptions], place: str) -> Callable[..., Any]:
+def public(
+    name: str, options: type[CommonOptions], place: str, command_place: str
+) -> Callable[..., Any]:
     """Return the public function of a command.
 
     Args:
         name: name of the function.
         options: dataclass of its arguments.
         place: "module:function" of the function that takes these options.
+        command_place: that of the command line, whose errors `place` raises too.
     """
     signature = inspect.signature(options)
 
@@ -51,6 +54,8 @@ def public(name: str, options: type[CommonOptions], place: str) -> Callable[...,
     function.__name__ = function.__qualname__ = name
     function.__module__ = "kdcache"
     returns, raises = _outcome(place)
+    if place != command_place:
+        raises = "\n".join(filter(None, (raises, _outcome(command_place)[1])))
     function.__doc__ = _documentation(options, returns, raises)
     function.__signature__ = _shown_signature(options, returns)  # type: ignore[attr-defined]
     return function

@@ -40,8 +40,6 @@ def build_and_open(options: BuildLogitsOptions) -> LogitStore:
     Raises:
         CacheIncompleteError: if `part` is given and other parts of the store are missing; this part
             is built.
-
-    It also raises the errors of `build_logits`.
     """
     report = build_logits(options)
     store = LogitStore.open(report.path)

@@ -10,10 +10,11 @@ import numpy as np
 import numpy.typing as npt
 
 from kdcache.errors import ConfigError
+from kdcache.options import BuildLogitsOptions
 from kdcache.processes import torchrun_world
 from kdcache.store.writer import StoreWriter
 
-MAX_VIEWS_PER_PASS = 9
+MAX_VIEWS_PER_PASS = 1 + BuildLogitsOptions.views
 """Maximum number of views that are made from one decoding, and whose logits are in memory at the
 same time: the clean view and the default 8."""
 
