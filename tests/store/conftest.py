@@ -14,6 +14,7 @@ from kdcache.store.format.layout import PER_SAMPLE_ARRAYS
 from kdcache.store.logit_store import LogitStore
 from kdcache.store.manifest import FORMAT_VERSION, StoreManifest, digest_sample_ids
 from kdcache.store.writer import StoreWriter
+from tests.store.builds import WITH_HEAD, build
 
 
 def fresh_workspace(folder: Path, tiny_workspace: Path) -> Path:
@@ -129,3 +130,20 @@ def write_everything(writer: StoreWriter) -> None:
         for shard in writer.missing_shards(view):
             write_shard(writer, view, shard)
         writer.finish_view(view)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, tiny_workspace) -> Path:
+    """A workspace with a store that has every kind of key. Read only."""
+    workspace = fresh_workspace(tmp_path_factory.mktemp("whole") / "w", tiny_workspace)
+    build(workspace, WITH_HEAD, views=2, codec="lowrank(k=2, r=2)", features=True)
+    return workspace
+
+
+@pytest.fixture
+def damaged_workspace(whole, tmp_path, tiny_workspace) -> Path:
+    """A copy of `whole`, to damage."""
+    workspace = fresh_workspace(tmp_path / "w", tiny_workspace)
+    shutil.copytree(whole / "stores", workspace / "stores")
+    shutil.copy(whole / "workspace.json", workspace)
+    return workspace
