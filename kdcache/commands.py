@@ -138,7 +138,7 @@ def _as_parsed(hint: Any) -> Any:
         return Annotated[(_as_parsed(inner), *about)]
     kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else ()
     if Path in kinds or tuple[str, ...] in kinds:
-        return Union[tuple(kind for kind in kinds if kind is not str)]  # noqa: UP007  (a tuple)
+        return Union[tuple(kind for kind in kinds if kind not in (str, list[str]))]  # noqa: UP007  (a tuple)
     return hint
 
 

@@ -72,9 +72,9 @@ def _require_non_negative(config: object, *names: str) -> None:
         _require(name, getattr(config, name), lambda value: value >= 0, "a number of at least 0")
 
 
-def as_names(value: tuple[str, ...] | str) -> tuple[str, ...]:
+def as_names(value: tuple[str, ...] | list[str] | str) -> tuple[str, ...]:
     """Return the names of an option that may be given several times; Python may give one text."""
-    return (value,) if isinstance(value, str) else value
+    return (value,) if isinstance(value, str) else tuple(value)
 
 
 def _as_tuples(config: object, *names: str) -> None:
@@ -397,12 +397,12 @@ class TrainTeacherOptions(_ViewOptions, _LoopOptions):
 class BuildLogitsOptions(_ViewOptions):
     """Run the teacher once over all data and store its logits and scores."""
 
-    teacher: Annotated[tuple[str, ...] | str, _EACH] = ()
+    teacher: Annotated[tuple[str, ...] | list[str] | str, _EACH] = ()
     """A path, a name in the workspace's teachers/, a model of torchvision for its published weights
     (resnet50, or resnet50.IMAGENET1K_V1), timm:NAME, or module:callable. Repeat it for an ensemble.
     Default: the only file in teachers/."""
 
-    arch: Annotated[tuple[str, ...] | str, _EACH] = ()
+    arch: Annotated[tuple[str, ...] | list[str] | str, _EACH] = ()
     """Model of a teacher given by path, if the file does not name it: a classifier of torchvision,
     timm:NAME, or resnet8/20/32/56, wrn-16-2, wrn-40-2 or vgg8 (CIFAR families)."""
 
@@ -466,11 +466,11 @@ class VerifyOptions(_WorkspaceFirst):
     repair: Annotated[bool, _FLAG] = False
     """Rebuild damaged shards of the store with its teacher."""
 
-    teacher: Annotated[tuple[str, ...] | str, _EACH] = ()
+    teacher: Annotated[tuple[str, ...] | list[str] | str, _EACH] = ()
     """Run this teacher again on random rows, and compare. Repeat it for an ensemble, in the order
     of build-logits."""
 
-    arch: Annotated[tuple[str, ...] | str, _EACH] = ()
+    arch: Annotated[tuple[str, ...] | list[str] | str, _EACH] = ()
     """Model of a teacher given by path, if the file does not name it."""
 
     allow_mixed: Annotated[bool, _FLAG] = False
@@ -652,7 +652,7 @@ class SelectOptions(PruningOptions, _WorkspaceFirst):
     store: str | None = None
     """Path or URL of the store, instead of --teacher."""
 
-    average_with: Annotated[tuple[str, ...] | str, _EACH] = ()
+    average_with: Annotated[tuple[str, ...] | list[str] | str, _EACH] = ()
     """Average in the scores of another teacher's store. Repeat it for several."""
 
     compare: str | None = None
@@ -870,7 +870,7 @@ class StudyOptions(CommonOptions):
     grid: str = field(kw_only=False)
     """Path of a TOML file with teachers and blocks of settings, or the bundled study digits."""
 
-    source: Annotated[tuple[str, ...] | str, _EACH] = ()
+    source: Annotated[tuple[str, ...] | list[str] | str, _EACH] = ()
     """NAME=SOURCE: images to pack for the grid's data set NAME. Default: NAME. Repeat it for
     several."""
 
@@ -878,7 +878,7 @@ class StudyOptions(CommonOptions):
     """Parquet file with one row per student; students in it are not trained again. Default:
     studies/GRID.parquet in the workspace."""
 
-    block: Annotated[tuple[str, ...] | str, _EACH] = ()
+    block: Annotated[tuple[str, ...] | list[str] | str, _EACH] = ()
     """Name of a block to run or show. Repeat it for several. Default: all."""
 
     jobs: int = 1
@@ -907,7 +907,7 @@ class StudyOptions(CommonOptions):
     """ROWS COLUMNS: print a table of accuracies over these settings instead. Join several by
     commas, such as method,kd."""
 
-    where: Annotated[tuple[str, ...] | str, _EACH] = ()
+    where: Annotated[tuple[str, ...] | list[str] | str, _EACH] = ()
     """SETTING=VALUE: show only these students. Repeat it for several."""
 
     plot: Path | str | None = None

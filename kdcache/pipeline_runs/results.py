@@ -3,13 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, TypeAlias, TypedDict
 
 from kdcache.results import JSON, Result, as_json
 
-_STUDENT_KEYS = ("samples", "top1", "top1_best", "top5", "teacher_forwards", "images_per_second")
+
+class MeanAndStd(TypedDict):
+    """An accuracy over several seeds, in percent; `std` has the divisor n - 1."""
+
+    mean: float
+    std: float
+
+
+Accuracy: TypeAlias = float | MeanAndStd | None
+"""An accuracy in percent; None without an evaluation split."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudentFigures(Result):
+    """The main figures of a `train` step, for one student or over several seeds."""
+
+    samples: int | None
+    """Training images per epoch; None for several seeds."""
+    top1: Accuracy
+    top1_best: Accuracy
+    top5: Accuracy
+    teacher_forwards: int | None
+    """Images that a teacher saw during the training; None for several seeds."""
+    images_per_second: float | None
+    """None for several seeds."""
+
+    @classmethod
+    def of(cls, result: Mapping[str, Any]) -> StudentFigures:
+        """Return the figures in the JSON object of `kdcache train`."""
+        return cls(**{one.name: result.get(one.name) for one in fields(cls)})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,8 +53,8 @@ class StepResult(Result):
     """Why the step had to run; None if it was up to date."""
     seconds: float | None
     """Duration, if it ran."""
-    result: Mapping[str, JSON]
-    """The JSON object of the step's command; empty if the step would run."""
+    student: StudentFigures | None
+    """For a `train` step that ran, now or before: its main figures."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,8 +75,6 @@ class PipelineResult(Result):
                 for step in self.steps
             },
             "students": {
-                step.name: {key: step.result.get(key) for key in _STUDENT_KEYS}
-                for step in self.steps
-                if step.command == "train" and step.result
+                step.name: step.student.to_json() for step in self.steps if step.student is not None
             },
         }

@@ -17,7 +17,7 @@ from kdcache.locks import file_lock
 from kdcache.options import CommonOptions, PackOptions, RunOptions, TrainOptions
 from kdcache.pipeline_runs.pipeline import Step, find_pipeline, read_pipeline
 from kdcache.pipeline_runs.records import Records
-from kdcache.pipeline_runs.results import PipelineResult, StepResult
+from kdcache.pipeline_runs.results import PipelineResult, StepResult, StudentFigures
 from kdcache.pipeline_runs.signatures import inputs_of, signature
 from kdcache.progress import logger
 from kdcache.workspace import Remembered, Workspace
@@ -71,7 +71,7 @@ def _run_steps(
                     did="would run",
                     why=why,
                     seconds=None,
-                    result={},
+                    student=None,
                 )
             )
             continue
@@ -88,7 +88,7 @@ def _run_steps(
                 did="ran" if why else "up to date",
                 why=why,
                 seconds=round(time.perf_counter() - started, 2) if why else None,
-                result=result,
+                student=StudentFigures.of(result) if step.command == "train" else None,
             )
         )
     return done

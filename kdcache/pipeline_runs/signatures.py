@@ -25,6 +25,7 @@ from kdcache.options import (
     PackOptions,
     SelectOptions,
     TrainOptions,
+    as_names,
 )
 from kdcache.workspace import Workspace
 
@@ -48,8 +49,9 @@ def inputs_of(options: CommonOptions, workspace: Workspace) -> dict[str, Any]:
     paths += [workspace.beton("train"), workspace.beton("val")]
     if isinstance(options, BuildLogitsOptions):
         folder = workspace.teacher("NAME").parent
-        named = (options.teacher,) if isinstance(options.teacher, str) else options.teacher
-        names = named or tuple(path.stem for path in sorted(folder.glob("*.safetensors")))
+        names = as_names(options.teacher) or tuple(
+            path.stem for path in sorted(folder.glob("*.safetensors"))
+        )
         paths += [path for name in names for path in _teacher(name, workspace)]
         paths += _subset(options.subset or "full", workspace)
     if isinstance(options, SelectOptions):
