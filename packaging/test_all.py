@@ -25,6 +25,7 @@ from prerequisites import environment
 CHECKOUT = Path(__file__).resolve().parents[1]
 BESIDE_THE_TESTS = (
     "benchmarks",
+    "examples",
     "packaging",
     "pipelines",
     "pyproject.toml",

@@ -35,8 +35,8 @@ from tests.reader.reference import batches_of, read_all, reader_threads, stored_
 ELSEWHERE = {
     "F2": (
         "the writer waits for ever when an image fails or a worker dies",
-        "data/test_pack.py::test_a_truncated_image_stops_the_pack_and_leaves_the_one_before",
-        "data/test_pack.py::test_a_worker_that_is_killed_stops_the_pack",
+        "data/test_pack_bad_images.py::test_a_truncated_image_stops_the_pack_and_leaves_the_one_before",
+        "data/test_pack_bad_images.py::test_a_worker_that_is_killed_stops_the_pack",
     ),
     "F3": (
         "an unfinished file opens",
@@ -75,8 +75,8 @@ ELSEWHERE = {
     ),
     "F29": (
         "an image larger than a page",
-        "data/test_beton.py::test_an_image_larger_than_a_page_is_refused",
-        "data/test_beton.py::test_no_image_lies_across_two_pages",
+        "data/test_beton_writer.py::test_an_image_larger_than_a_page_is_refused",
+        "data/test_beton_writer.py::test_no_image_lies_across_two_pages",
     ),
     "F34": (
         "two runs write other bytes",
