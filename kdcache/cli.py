@@ -41,7 +41,11 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status."""
     _prepare_streams()
-    given = sys.argv[1:] if arguments is None else list(arguments)
+    with words_for_shell():
+        return _run(sys.argv[1:] if arguments is None else list(arguments))
+
+
+def _run(given: list[str]) -> int:
     try:
         line = parse(given)
     except (CycloptsError, ConfigError) as error:
@@ -120,7 +124,6 @@ def _prints_result(environment: Mapping[str, str]) -> bool:
 
 
 def _configure_logging(*, quiet: bool) -> None:
-    words_for_shell()
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(message)s"))
     logger.handlers = [handler]

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from tqdm import tqdm
 
 from kdcache.errors import in_python
 
 logger = logging.getLogger("kdcache")
-"""Its messages name options as arguments of a call from Python, until `words_for_shell`."""
+"""Its messages name options as arguments of a call from Python, except in `words_for_shell`."""
 
 
 def _word_for_python(record: logging.LogRecord) -> bool:
@@ -21,9 +23,14 @@ def _word_for_python(record: logging.LogRecord) -> bool:
 logger.addFilter(_word_for_python)
 
 
-def words_for_shell() -> None:
-    """Let messages name options as a shell does."""
+@contextmanager
+def words_for_shell() -> Iterator[None]:
+    """Let the messages of a block name options as a shell does."""
     logger.removeFilter(_word_for_python)
+    try:
+        yield
+    finally:
+        logger.addFilter(_word_for_python)
 
 
 def progress_bar(*, total: int, unit: str, description: str, initial: int = 0) -> tqdm:

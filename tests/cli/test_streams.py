@@ -10,6 +10,7 @@ import sys
 import pytest
 
 from kdcache.cli import main
+from kdcache.progress import logger
 from kdcache.workspace import Workspace
 from tests.cli.conftest import Answer, refused
 from tests.conftest import ROOT, kdcache
@@ -90,3 +91,16 @@ def test_a_dry_run_of_a_study_says_how_many_students_it_does_not_list(ask, tmp_p
     left = json.loads(answer.out)["left"]
     assert more == f"... and {left - len(listed)} more"
     assert left > len(listed) > 0
+
+
+def test_messages_are_worded_for_python_again_after_a_command(ask, tmp_path):
+    heard = []
+    ask("select", "--keep", "7", "--workspace", tmp_path)
+    handler = logging.Handler()
+    handler.emit = lambda record: heard.append(record.getMessage())
+    logger.addHandler(handler)
+    try:
+        logger.warning("Use --min-per-class %d", 1)
+    finally:
+        logger.removeHandler(handler)
+    assert heard == ["Use min_per_class=1"]
