@@ -31,6 +31,7 @@ def test_every_example_is_described_and_tested():
     assert sorted(described) == NAMES == sorted(PRINTED)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", NAMES)
 def test_an_example_runs_in_an_empty_folder(name, tmp_path):
     process = subprocess.run(
@@ -47,6 +48,7 @@ def test_an_example_runs_in_an_empty_folder(name, tmp_path):
     assert not list(Path(tmp_path).iterdir())
 
 
+@pytest.mark.long
 def test_the_examples_fit_the_types_of_the_public_functions(tmp_path):
     process = subprocess.run(
         [

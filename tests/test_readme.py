@@ -25,6 +25,7 @@ COMMAND_LINES = [
 ]
 
 
+@pytest.mark.long
 @pytest.mark.timeout(900)  # every command, on a machine that may be busy
 def test_the_commands_and_the_example_run_as_written(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
