@@ -152,7 +152,7 @@ def _summary(result: dict[str, JSON]) -> str:
                 ]
                 lines.append(f"{key.replace('_', ' '):<20} {name}: {', '.join(fields)}")
             continue
-        if isinstance(value, list) and all(isinstance(item, dict) for item in value):
+        if value and isinstance(value, list) and all(isinstance(item, dict) for item in value):
             continue  # each part was logged when it ended
         if isinstance(value, dict) and value:
             shown = ", ".join(f"{name} {_format_value(item)}" for name, item in value.items())
@@ -169,7 +169,7 @@ def _holds_records(value: dict[str, Any]) -> bool:
 def _format_value(value: object) -> str:
     if value is None:
         return "-"
-    if value == {}:
+    if value in ({}, []):
         return "none"
     if isinstance(value, bool):
         return "yes" if value else "no"

@@ -104,3 +104,7 @@ def test_messages_are_worded_for_python_again_after_a_command(ask, tmp_path):
     finally:
         logger.removeHandler(handler)
     assert heard == ["Use min_per_class=1"]
+
+
+def test_the_summary_of_an_empty_list_says_none(ask, workspace):
+    assert ask("verify", "--workspace", workspace).out.splitlines()[2] == f"{'repaired':<20} none"
