@@ -18,6 +18,10 @@ A message names the value, the rule and the remedy, in one line. Texts name opti
 from __future__ import annotations
 
 import re
+from os import PathLike
+
+MAX_SHOWN = 200
+"""Maximum length of an object in a message, in characters; texts and paths are never cut."""
 
 FLAGS = frozenset(
     {
@@ -72,6 +76,7 @@ class KDCacheError(Exception):
         self.rule = rule
         self.problem = problem
         self.remedy = remedy
+        self.args = (str(self),)  # what repr() shows; without a text it would be empty
 
     def __str__(self) -> str:
         """Return the message with the names of arguments in Python."""
@@ -127,6 +132,10 @@ def in_python(text: str) -> str:
 
 def _shown(value: object) -> str:
     text = ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    if not isinstance(value, (str, tuple, PathLike)):
+        # A message is one line, but any object can be given for an argument from Python.
+        text = " ".join(text.split())
+        text = text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]} ..."
     return text or "''"
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import numbers
 import textwrap
 from collections.abc import Callable
 from dataclasses import fields
@@ -104,6 +105,8 @@ def _checked_value(name: str, value: Any, hint: Any) -> Any:
     elif isinstance(value, (list, tuple)) and "[str" in str(hint):
         texts = [str(item) if isinstance(item, Path) else item for item in value]
         value = texts if hint == list[str] else tuple(texts)
+    if isinstance(value, numbers.Number) and hasattr(value, "item"):
+        value = value.item()  # a number of numpy
     # bool is an int for Python, but nobody means epochs=True.
     fits = not isinstance(value, bool) or hint is bool
     try:
@@ -111,7 +114,8 @@ def _checked_value(name: str, value: Any, hint: Any) -> Any:
     except TypeCheckError:
         fits = False
     if not fits:
-        raise ConfigError(parameter=name, value=value, rule=_type_name(hint))
+        rule = f"{_type_name(hint)}, not {type(value).__name__}"
+        raise ConfigError(parameter=name, value=value, rule=rule)
     return value
 
 

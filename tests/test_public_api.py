@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import pickle
 import re
 import subprocess
 import sys
@@ -10,12 +11,13 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import get_type_hints
 
+import numpy as np
 import pytest
 
 import kdcache as kd
 from kdcache.cli import main
 from kdcache.commands import COMMANDS
-from kdcache.errors import FLAGS, ConfigError, KDCacheError, in_python, shell_line
+from kdcache.errors import FLAGS, ConfigError, DatasetError, KDCacheError, in_python, shell_line
 from kdcache.results import Result
 
 FUNCTIONS = sorted(name.replace("-", "_") for name in COMMANDS)
@@ -188,3 +190,32 @@ def test_the_flags_are_the_boolean_options():
         if hint is bool
     }
     assert booleans == FLAGS
+
+
+def test_numbers_of_numpy_are_numbers(tmp_path):
+    with pytest.raises(DatasetError, match=r"train\.beton is missing"):
+        kd.train(tmp_path, epochs=np.int64(3), lr=np.float32(0.5), seed=np.uint8(2))
+    with pytest.raises(ConfigError, match=r"^epochs=1\.5: expected int \| None, not float$"):
+        kd.train(tmp_path, epochs=np.float32(1.5))
+
+
+def test_a_value_of_another_type_is_shown_with_its_type_in_one_short_line(tmp_path):
+    with pytest.raises(ConfigError, match=r"^lr=0\.1: expected float \| None, not str$"):
+        kd.train(tmp_path, lr="0.1")
+    subset = kd.Subset(np.arange(1000))
+    with pytest.raises(ConfigError, match=r"expected str \| None, not Subset$") as raised:
+        kd.train(tmp_path, subset=subset)
+    assert raised.value.value is subset
+    assert "\n" not in str(raised.value)
+    assert len(str(raised.value)) < 300
+    path = f"{tmp_path}/two  spaces/{'x' * 300}"
+    with pytest.raises(ConfigError, match=re.escape(f"keep={path}: expected float, not str")):
+        kd.select(tmp_path, keep=path)
+
+
+def test_repr_of_an_error_holds_its_message():
+    error = ConfigError(parameter="keep", value=1.5, rule="a number in (0, 1]")
+    assert repr(error) == "ConfigError('keep=1.5: expected a number in (0, 1]')"
+    copied = pickle.loads(pickle.dumps(error))  # noqa: S301  (our own bytes)
+    assert (str(copied), copied.in_shell()) == (str(error), error.in_shell())
+    assert vars(copied) == vars(error)
