@@ -414,8 +414,10 @@ def _stored_images(split: Split, workload: _Workload) -> Iterator[StoredImage | 
             for worker in set(multiprocessing.active_children()) - others:
                 worker.kill()
             raise DatasetError(
-                "a pack worker was killed or could not start; memory may have run out. Use fewer "
-                "with --num-workers, or smaller images with --max-resolution"
+                "a pack worker was killed or could not start; memory may have run out, or the "
+                "script that calls pack runs it at import. Use fewer with --num-workers, or "
+                "smaller images with --max-resolution; in a script, call pack below "
+                'if __name__ == "__main__":'
             ) from error
         finally:
             pool.shutdown(cancel_futures=True)

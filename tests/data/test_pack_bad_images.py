@@ -204,6 +204,21 @@ def test_a_worker_that_is_killed_stops_the_pack(tmp_path):
     assert names(tmp_path / "w") == []
 
 
+def test_a_script_that_calls_pack_at_import_is_told_so(tmp_path):
+    for number in range(8):
+        write_grey(tmp_path / "images" / "a" / f"{number}.png", 1)
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import kdcache as kd\nkd.pack('images', workspace='w', val_fraction=0, num_workers=2)\n"
+    )
+    found = subprocess.run(
+        [sys.executable, script], check=False, cwd=tmp_path, capture_output=True, text=True
+    )
+    assert found.returncode == 1
+    *_, line = (text for text in found.stderr.splitlines() if "DatasetError: " in text)
+    assert 'call pack below if __name__ == "__main__":' in line
+
+
 def test_workers_end_with_a_packer_that_is_killed(tmp_path):
     for number in range(200):
         write_grey(tmp_path / "images" / "a" / f"{number:03}.png", 1)
