@@ -132,6 +132,7 @@ class DistillLoader:
         self.sample_ids = self._validate_subset(subset)
         data = self.beton.manifest
         self._normalize = Normalise(data.mean, data.std).to(self.device)
+        self._is_closed = False
         self._epoch = 0
         self._delivered = 0
         """Batches of the current epoch that the loop has received."""
@@ -197,7 +198,10 @@ class DistillLoader:
         one with the first batch. If the loop ends early, the threads that serve it stop.
         """
         first, self._first = self._first, 0
-        self._delivered = first
+        self._delivered = first  # here, not in the generator, which starts with the first batch
+        return self._counted(first)
+
+    def _counted(self, first: int) -> Iterator[Batch]:
         with closing(self._batches(self._epoch, first)) as batches:
             for batch in batches:
                 # Before the yield, because this batch counts as delivered in the body of the loop.
@@ -213,7 +217,7 @@ class DistillLoader:
             ConfigError: if the epoch is negative, or not below `epochs`.
         """
         self._require_epoch(epoch)
-        yield from self._batches(epoch, 0)
+        return self._batches(epoch, 0)
 
     def state_dict(self) -> LoaderState:
         """Return the position in the epoch: plain values, which JSON and torch.save can hold.
@@ -252,7 +256,8 @@ class DistillLoader:
         self._epoch, self._delivered, self._first = state["epoch"], delivered, delivered
 
     def close(self) -> None:
-        """Stop reading rows in the background."""
+        """Stop reading rows in the background. A closed loader yields no more batches."""
+        self._is_closed = True
         if self._prefetcher is not None:
             self._prefetcher.close()
 
@@ -276,6 +281,8 @@ class DistillLoader:
 
     def _batches(self, epoch: int, first: int) -> Generator[Batch]:
         """Yield the batches of an epoch from index `first` on, on the loader's device."""
+        if self._is_closed:
+            raise ConfigError("this DistillLoader is closed. Make another one")
         batches = self._host_batches(epoch, first)
         yield from batches if self.device.type == "cpu" else prefetch_to_cuda(batches, self.device)
 

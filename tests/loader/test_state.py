@@ -200,3 +200,25 @@ def test_leaving_the_with_block_ends_the_threads_also_on_an_error(tiny_beton, st
     with pytest.raises(ArithmeticError):
         fail()
     assert not [t.name for t in threading.enumerate() if t.name.startswith("kdcache-staging")]
+
+
+def test_an_iteration_that_has_delivered_nothing_starts_at_batch_0(make_loader):
+    loader = make_loader()
+    assert len(contents(loader)) == BATCHES
+    batches = iter(loader)
+    assert loader.state_dict()["delivered_batches"] == 0
+    assert content(next(batches)) == contents(make_loader())[0]
+
+
+def test_an_epoch_out_of_range_is_refused_before_its_first_batch(make_loader):
+    with pytest.raises(ConfigError, match=r"^epoch=-1: expected a number of at least 0$"):
+        make_loader().epoch(-1)
+
+
+def test_a_closed_loader_says_so(make_loader):
+    loader = make_loader()
+    loader.close()
+    with pytest.raises(ConfigError, match="is closed"):
+        next(iter(loader))
+    with pytest.raises(ConfigError, match="is closed"):
+        next(iter(loader.epoch(1)))
