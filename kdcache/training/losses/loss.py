@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from kdcache.errors import ConfigError
 from kdcache.loader.staging import Rows
 from kdcache.store.codecs.dense import Float32
 from kdcache.training.losses.alpha import Alpha
@@ -158,7 +159,16 @@ def distillation_loss(
         labels_B: (B,) int64 in [0, C).
         temperature: T, above 0.
         alpha: weight of the distillation loss, in [0, 1].
+
+    Raises:
+        ConfigError: if a number is out of its range, or the shapes differ.
     """
+    if teacher_BC.shape != student_BC.shape:  # torch would broadcast (1, C) and (B, 1)
+        raise ConfigError(
+            parameter="teacher_BC",
+            value=tuple(teacher_BC.shape),
+            rule=f"the shape of student_BC, {tuple(student_BC.shape)}",
+        )
     settings = LossSettings(alpha=Alpha.parse(alpha), temperature=temperature)
     rows = Rows(teacher_BC, Float32(teacher_BC.shape[1]))
     return Loss(settings)(student_BC, rows, labels_B, progress=0.0)

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
+from kdcache.errors import ConfigError
 from kdcache.training.losses.alpha import Alpha
 from kdcache.training.losses.loss import Loss, distillation_loss
 from kdcache.training.losses.settings import LossSettings
@@ -312,3 +313,9 @@ def test_backward_works_if_every_term_has_weight_0(student, teacher):
     parts = parts_of(student, teacher, LABELS, loss="dkd", alpha=1.0, progress=0.0)
     parts.total.backward()
     assert torch.equal(student.grad, torch.zeros(B, C, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("shape", [(1, C), (B, 1), (C,)])
+def test_logits_of_another_shape_are_not_broadcast(student, shape):
+    with pytest.raises(ConfigError, match=r"^teacher_BC=.*: expected the shape of student_BC"):
+        distillation_loss(student, torch.zeros(shape), LABELS, temperature=2.0, alpha=0.3)
