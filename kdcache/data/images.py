@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from kdcache.data.ffcv_library import ffcv_library
+from kdcache.data.jpeg_library import decode_jpeg
 from kdcache.data.stored_image import StoredImage
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
@@ -52,7 +52,7 @@ def store_image(
     limit = min(max_resolution or MAX_SIDE, MAX_SIDE)
     with _open(content) as image:
         is_jpeg = image.format in {"JPEG", "MPO"}  # MPO: a JPEG that is followed by others
-        may_stay = is_jpeg and image.mode == "RGB" and max(image.size) <= limit
+        may_stay = is_jpeg and image.mode in {"RGB", "L"} and max(image.size) <= limit
         as_read = None
         if write_mode == "jpg" and may_stay and _is_upright(image):
             as_read = _decoded_by_reader(content, image.size)
@@ -142,18 +142,9 @@ def _is_upright(image: Image.Image) -> bool:
 
 
 def _decoded_by_reader(content: bytes, size: tuple[int, int]) -> Image.Image | None:
-    """Decode a JPEG with the reader's decoder; return None if the decoder reports a problem.
-
-    For example, it reports bytes between markers, which Pillow skips.
-    """
-    width, height = size
-    pixels = np.empty((height, width, 3), dtype=np.uint8)
-    sides = (height, width)
-    options = (0, 0, 1, 1, False, False)
-    status: int = ffcv_library().imdecode(
-        content, len(content), *sides, pixels.ctypes.data, *sides, *options
-    )
-    return None if status else Image.frombuffer("RGB", size, pixels, "raw", "RGB", 0, 1)
+    """Decode a JPEG with the reader's decoder; return None if the decoder reports a problem."""
+    pixels = decode_jpeg(content, size[1], size[0])
+    return None if pixels is None else Image.frombuffer("RGB", size, pixels, "raw", "RGB", 0, 1)
 
 
 def _channel_sums(rgb: Image.Image) -> npt.NDArray[np.int64]:

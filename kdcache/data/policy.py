@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 from kdcache.calls import CallError, Word, parse_call, unused_names
 from kdcache.errors import ConfigError
 
 Range = tuple[float, float]
 """Minimum and maximum, both inclusive."""
+
+Filter = Literal["bilinear", "bicubic"]
+"""A filter with which Pillow resizes."""
+
+FILTERS: tuple[Filter, ...] = get_args(Filter)
 
 UNCHANGED: Range = (1.0, 1.0)
 MAX_FACTOR = 10.0
@@ -46,6 +51,8 @@ class Policy:
     The first two take photometric changes and erasing as well (`data/photometric_parameters.py`):
 
     rrc(brightness=0.4, contrast=0.4, saturation=0.4, erase=0.25)
+
+    `filter=bicubic` resizes with Pillow's bicubic filter instead of its bilinear one.
     """
 
     kind: Literal["clean", "pad-crop", "rrc"]
@@ -69,9 +76,15 @@ class Policy:
     """Minimum and maximum fraction of the output's area that is erased."""
     erase_ratio: Range = ERASE_RATIO
     """Minimum and maximum height / width of the erased box, as in torchvision."""
+    filter: Filter = "bilinear"
+    """The filter that resizes the boxes. (That of the clean view belongs to the teacher.)"""
 
     def __post_init__(self) -> None:
         """Check every range."""
+        if self.filter not in FILTERS:
+            raise ConfigError(
+                f"filter of a policy is {self.filter!r}, expected {' or '.join(FILTERS)}"
+            )
         if not 0 <= self.padding <= MAX_PADDING:
             raise ConfigError(
                 f"padding of a policy is {self.padding}, expected a number in [0, {MAX_PADDING:,}]"
@@ -118,7 +131,7 @@ class Policy:
                 f"policy is {text!r}, {error}. It takes: pad-crop(PADDING, flip=True), "
                 "rrc(scale=(LOW, HIGH), ratio=(LOW, HIGH), flip=True), clean; the first two also "
                 "with brightness, contrast, saturation=X or (LOW, HIGH), erase=PROBABILITY, "
-                "erase_scale and erase_ratio=(LOW, HIGH)"
+                "erase_scale and erase_ratio=(LOW, HIGH), filter=bilinear or bicubic"
             ) from error
         return cls(kind, **options)  # type: ignore[arg-type]
 
@@ -134,6 +147,8 @@ class Policy:
         if self.erase > 0:
             changes += f", erase={self.erase}"
             changes += f", erase_scale={self.erase_scale}, erase_ratio={self.erase_ratio}"
+        if self.filter != "bilinear":
+            changes += f", filter={self.filter}"
         if self.kind == "pad-crop":
             return f"pad-crop({self.padding}, flip={self.flip}{changes})"
         return f"rrc(scale={self.scale}, ratio={self.ratio}, flip={self.flip}{changes})"
@@ -218,6 +233,7 @@ _CHANGES: dict[str, Any] = {
     "erase": 0.0,
     "erase_scale": ERASE_SCALE,
     "erase_ratio": ERASE_RATIO,
+    "filter": "bilinear",
 }
 _FORMS: dict[str, dict[str, Any]] = {
     "clean": {},
@@ -231,6 +247,7 @@ _VALUES = {
     "padding": "a whole number",
     "flip": "True or False",
     "erase": "a number",
+    "filter": " or ".join(FILTERS),
     **dict.fromkeys(FACTORS, "a number or (LOW, HIGH)"),
 }
 """Option -> expected value, for options that are not ranges."""
@@ -255,6 +272,10 @@ def _parse(text: str) -> tuple[str, dict[str, Any]]:
 
 def _typed(name: str, value: Any) -> Any:
     """Return an option's value as `Policy` holds it."""
+    if name == "filter":
+        if str(value) not in FILTERS:
+            raise ValueError(value)
+        return str(value)
     exact = {"padding": int, "flip": bool}.get(name)
     if exact is not None:
         if type(value) is not exact:

@@ -7,11 +7,15 @@ sees exactly the pixels that the teacher saw.
 A view is a box in the stored image and a flip: (top, left, height, width, flip). The box is cut
 out, with zeros outside the image, resized to the image size, and then mirrored if `flip` is 1.
 `kdcache.data.photometric_parameters` defines the changes of pixels that follow.
+
+The clean view of an image above 64 px is torchvision's Resize and CenterCrop: the box is the whole
+image, and the view is the window in the centre of the resized image. `place_view` has both cases.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import math
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +28,7 @@ from kdcache.data.policy import (
     CLEAN,
     MAX_SMALL_IMAGE_SIZE,
     PAD_CROP,
+    Filter,
     Policy,
     PolicyNumbers,
 )
@@ -31,6 +36,18 @@ from kdcache.errors import ConfigError
 
 ATTEMPTS = 10
 """Number of boxes that are tried before a centre box is taken, as in torchvision."""
+
+PixelDefinition = Literal["pillow", "planes"]
+"""`pillow`: the pixels that Pillow gives. `planes`: luma, and chroma at half its resolution, are
+resized separately and then converted to RGB, so that an image can be stored as its planes."""
+
+PIXEL_DEFINITIONS: tuple[PixelDefinition, ...] = get_args(PixelDefinition)
+
+DecodeMode = Literal["full", "scaled"]
+"""`scaled` decodes a JPEG at 1/2, 1/4 or 1/8 of its size where a box is that much larger than the
+image size. It is faster and changes the pixels."""
+
+DECODE_MODES: tuple[DecodeMode, ...] = get_args(DecodeMode)
 
 Box = tuple[np.int64, np.int64, np.int64, np.int64, np.int64]
 """Top, left, height, width, flip."""
@@ -45,7 +62,56 @@ class Views(NamedTuple):
     seed: int
     image_size: int
     center_crop_ratio: float = CENTER_CROP_RATIO
-    """Side of the clean view's centre square above 64 px, as a fraction of the short side."""
+    """Side of the clean view above 64 px, as a fraction of the resized image's short side."""
+    clean_filter: Filter = "bilinear"
+    """The filter that resizes the clean view. (The policy has that of the other views.)"""
+    definition: PixelDefinition = "pillow"
+    decode: DecodeMode = "full"
+
+    @property
+    def resize_size(self) -> int:
+        """Short side of the resized image whose centre is the clean view, in pixels.
+
+        It is the size that torchvision's `Resize` is given.
+        """
+        # The ratio of 224 and 232 must give 232 again, although division rounds.
+        return math.floor(self.image_size / self.center_crop_ratio + 1e-6)
+
+    def placement_numbers(self) -> PlacementNumbers:
+        """Return what `place_view` needs besides the policy."""
+        is_bicubic = (self.policy.filter == "bicubic", self.clean_filter == "bicubic")
+        return PlacementNumbers(self.image_size, self.resize_size, *map(int, is_bicubic))
+
+
+class PlacementNumbers(NamedTuple):
+    """The sizes and filters of views, for compiled code."""
+
+    image_size: int
+    resize_size: int
+    is_bicubic: int
+    """1 if the policy's views are resized with the bicubic filter."""
+    is_clean_bicubic: int
+    """1 if the clean view is."""
+
+
+class Placement(NamedTuple):
+    """Where a view's pixels come from: box, flip, and a window of the resized box."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+    """The box in the stored image, in pixels."""
+    flip: int
+    """1 to mirror left and right, after all else."""
+    resized_height: int
+    resized_width: int
+    """The size to which the box is resized."""
+    window_top: int
+    window_left: int
+    """First row and column of the window, which has the image size."""
+    is_bicubic: int
+    """1 to resize with the bicubic filter, 0 with the bilinear one."""
 
 
 def default_views(
@@ -77,7 +143,8 @@ def view_parameters(
 
     Returns:
         (n, 5) int32: top, left, height, width, flip (0 or 1). If the box includes padding, top or
-        left is negative, or the box ends outside the image.
+        left is negative, or the box ends outside the image. For the clean view of an image above
+        64 px it is the square that the view shows, rounded to whole pixels.
     """
     if isinstance(policy, str):
         policy = Policy.parse(policy)
@@ -87,6 +154,29 @@ def view_parameters(
     numbers = policy.numbers(center_crop_ratio)
     _fill(numbers, validate_seed(seed), validate_view(view), ids, shape, boxes)
     return boxes
+
+
+def view_placements(
+    views: Views, view: int, sample_ids: npt.ArrayLike, sizes: npt.ArrayLike
+) -> npt.NDArray[np.int64]:
+    """Return where the pixels of one view come from, for every sample.
+
+    Args:
+        views: policy, seed and image size.
+        view: view number; 0 is the clean view.
+        sample_ids: (n,) integers >= 0.
+        sizes: (n, 2) height and width of the stored images, or one (height, width) for all.
+
+    Returns:
+        (n, 10) int64: the fields of `Placement`.
+    """
+    ids = validate_sample_ids(sample_ids)
+    shape = np.broadcast_to(np.asarray(sizes, dtype=np.int64), (len(ids), 2))
+    placements = np.empty((len(ids), len(Placement._fields)), dtype=np.int64)
+    numbers = views.policy.numbers(views.center_crop_ratio)
+    seed, number = validate_seed(views.seed), validate_view(view)
+    _place(numbers, views.placement_numbers(), seed, number, ids, shape, placements)
+    return placements
 
 
 def validate_seed(seed: int) -> np.uint64:
@@ -136,6 +226,23 @@ def _fill(
 ) -> None:
     for i in range(len(sample_ids)):
         boxes[i] = view_box(numbers, seed, view, sample_ids[i], sizes[i, 0], sizes[i, 1])
+
+
+@compiled()
+def _place(
+    numbers: PolicyNumbers,
+    sizes: PlacementNumbers,
+    seed: np.uint64,
+    view: np.uint64,
+    sample_ids: npt.NDArray[np.uint64],
+    shapes: npt.NDArray[np.int64],
+    placements: npt.NDArray[np.int64],
+) -> None:
+    for i in range(len(sample_ids)):
+        shape = shapes[i]
+        place = place_view(numbers, sizes, seed, view, sample_ids[i], shape[0], shape[1])
+        for j in range(len(place)):
+            placements[i, j] = place[j]
 
 
 @compiled()
@@ -192,3 +299,67 @@ def _clean_box(height: np.int64, width: np.int64, center_crop_ratio: float) -> B
         return np.int64(0), np.int64(0), height, width, np.int64(0)
     side = np.int64(short * center_crop_ratio)
     return (height - side) // 2, (width - side) // 2, side, side, np.int64(0)
+
+
+@compiled()
+def place_view(
+    numbers: PolicyNumbers,
+    sizes: PlacementNumbers,
+    seed: np.uint64,
+    view: np.uint64,
+    sample_id: np.uint64,
+    height: np.int64,
+    width: np.int64,
+) -> Placement:
+    """Return where the pixels of one view come from, as int64.
+
+    Args:
+        numbers: a PolicyNumbers.
+        sizes: a PlacementNumbers of int64.
+        seed: uint64.
+        view: uint64.
+        sample_id: uint64.
+        height: int64, of the stored image.
+        width: int64, of the stored image.
+    """
+    size = sizes.image_size
+    is_clean = view == 0 or numbers.kind == CLEAN
+    is_bicubic = sizes.is_clean_bicubic if is_clean else sizes.is_bicubic
+    rows, columns, nothing = int(height), int(width), int(np.int64(0))
+    if is_clean and min(rows, columns) > MAX_SMALL_IMAGE_SIZE:
+        # Resize makes the short side `resize_size`, and rounds the long side down.
+        target = sizes.resize_size
+        resized_height = int(target * rows / columns) if rows > columns else target
+        resized_width = int(target * columns / rows) if columns > rows else target
+        return Placement(
+            nothing,
+            nothing,
+            rows,
+            columns,
+            nothing,
+            resized_height,
+            resized_width,
+            _half(resized_height - size),
+            _half(resized_width - size),
+            is_bicubic,
+        )
+    box = view_box(numbers, seed, view, sample_id, height, width)
+    return Placement(
+        int(box[0]),
+        int(box[1]),
+        int(box[2]),
+        int(box[3]),
+        int(box[4]),
+        size,
+        size,
+        nothing,
+        nothing,
+        is_bicubic,
+    )
+
+
+@compiled()
+def _half(number: int) -> int:
+    """Return half of a number >= 0; a half is rounded to the even number, as torchvision does."""
+    half = number // 2
+    return half + (number & half & 1)

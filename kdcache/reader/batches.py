@@ -80,7 +80,12 @@ class PixelReader:
         self.batch_size = batch_size
         self.num_workers = clamp_workers(num_workers)
         self.views_per_sample = views_per_sample
-        self._decoder = ViewDecoder(views, self.beton, views_per_sample=views_per_sample)
+        self._decoder = ViewDecoder(
+            views,
+            self.beton,
+            views_per_sample=views_per_sample,
+            num_workers=min(self.num_workers, batch_size),
+        )
         self._slots = batches_ahead + 1
         given = memory_budget_bytes
         self._require_memory(default_budget_bytes() if given is None else given)
@@ -184,7 +189,6 @@ class PixelReader:
     ) -> None:
         """Decode all batches; runs in its own thread and ends with the epoch."""
         try:
-            numba.set_num_threads(self.num_workers)
             for positions in batches:
                 slot = free.get()
                 if slot is None:

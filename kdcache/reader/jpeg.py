@@ -1,4 +1,4 @@
-"""Cut the rows that a box needs out of a JPEG, as a smaller JPEG.
+"""Read a JPEG's header, and cut the rows that a box needs out of it, as a smaller JPEG.
 
 The packer ends each row of MCUs with a restart marker, so a row can be decoded without the rows
 before it. One more row on each side makes the result equal, bit for bit, to the same rows of the
@@ -12,7 +12,53 @@ import numpy.typing as npt
 
 from kdcache.compiled import compiled
 
-_SOF0, _SOF1, _SOS, _DRI = 0xC0, 0xC1, 0xDA, 0xDD
+_SOF0, _SOF1, _SOF2, _SOS, _DRI = 0xC0, 0xC1, 0xC2, 0xDA, 0xDD
+_APP0, _APP14 = 0xE0, 0xEE
+_RGB_IDS = (0x52, 0x47, 0x42)  # "RGB"
+
+
+@compiled(nogil=True)
+def sampling_factors(content: npt.NDArray[np.uint8]) -> tuple[int, int, int]:
+    """Return how a JPEG stores its components, if it is in YCbCr with a usual chroma resolution.
+
+    Args:
+        content: a complete JPEG.
+
+    Returns:
+        (components, pixels per chroma sample in a row, and in a column): (1, 1, 1) for grey;
+        3 components with factors of 1 or 2; otherwise (0, 0, 0).
+    """
+    frame = adobe = 0
+    is_jfif = False
+    offset = 2
+    while offset + 4 <= len(content) and content[offset] == 0xFF and frame == 0:
+        marker = content[offset + 1]
+        if marker in (_SOF0, _SOF1, _SOF2):
+            frame = offset
+        elif marker == _APP0 and content[offset + 4] == 0x4A:  # "JFIF"
+            is_jfif = True
+        elif marker == _APP14 and content[offset + 4] == 0x41:  # "Adobe"
+            adobe = offset
+        offset += 2 + ((np.int64(content[offset + 2]) << 8) | content[offset + 3])
+    if frame == 0 or frame + 19 > len(content):
+        return 0, 0, 0
+    components = np.int64(content[frame + 9])
+    if components == 1:
+        return 1, 1, 1
+    if components != 3 or content[frame + 14] != 0x11 or content[frame + 17] != 0x11:
+        return 0, 0, 0
+    # libjpeg's rule for files that do not say it in a JFIF header.
+    is_rgb = not is_jfif
+    if adobe > 0:
+        is_rgb = is_rgb and content[adobe + 15] == 0
+    else:
+        for component in range(3):
+            is_rgb = is_rgb and content[frame + 10 + 3 * component] == _RGB_IDS[component]
+    horizontal = int(np.int64(content[frame + 11] >> 4))
+    vertical = int(np.int64(content[frame + 11] & 15))
+    if is_rgb or horizontal not in (1, 2) or vertical not in (1, 2):
+        return 0, 0, 0
+    return 3, horizontal, vertical
 
 
 @compiled(nogil=True)

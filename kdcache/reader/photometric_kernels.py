@@ -16,7 +16,6 @@ together, with one table of 256 values.
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 import numpy.typing as npt
 
@@ -27,15 +26,17 @@ from kdcache.data.policy import FACTOR_ONE, PhotometricNumbers
 U8 = npt.NDArray[np.uint8]
 
 
-@compiled(parallel=True, nogil=True)
-def change_batch(
+@compiled(nogil=True)
+def change_samples(
     numbers: npt.NDArray[np.float64],
     seed: np.uint64,
     view_numbers: npt.NDArray[np.uint64],
     ids: npt.NDArray[np.uint64],
+    worker: int,
+    workers: int,
     images: U8,
 ) -> None:
-    """Change V views per sample of a batch; threads work on different samples.
+    """Change V views of each of a worker's samples.
 
     This is a second pass, so that policies without changes skip it.
 
@@ -44,6 +45,8 @@ def change_batch(
         seed: seed of the views.
         view_numbers: (V,) view numbers.
         ids: (B,) sample ids.
+        worker: index of this worker. It changes every `workers`-th sample from this index on.
+        workers: number of workers.
         images: (at least B, V, S, S, 3), changed in place.
     """
     policy = PhotometricNumbers(
@@ -59,7 +62,7 @@ def change_batch(
         numbers[9],
         numbers[10],
     )
-    for index in numba.prange(len(ids)):
+    for index in range(worker, len(ids), workers):
         for v in range(len(view_numbers)):
             change = view_change(policy, seed, view_numbers[v], ids[index], images.shape[2])
             apply_change(images[index, v], change)

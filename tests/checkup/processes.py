@@ -79,12 +79,23 @@ def require_mounts() -> None:
         pytest.skip("needs to mount file systems (root, or CAP_SYS_ADMIN)")
 
 
-def library(folder: Path, source: str, name: str = "broken.so") -> Path:
-    """Compile a shared library from C."""
+def library(folder: Path, source: str, name: str = "broken.so", versions: str = "") -> Path:
+    """Compile a shared library from C.
+
+    Args:
+        folder: where it is written.
+        source: C.
+        name: of the file.
+        versions: content of the linker's version script, if others refer to versioned symbols.
+    """
     compiler = shutil.which("cc")
     if compiler is None:
         pytest.skip("needs a C compiler, which is not installed")
     path = folder / name
     command = [compiler, "-shared", "-fPIC", "-o", str(path), "-x", "c", "-"]
+    if versions:
+        script = folder / "versions"
+        script.write_text(versions)
+        command.append(f"-Wl,--version-script={script}")
     subprocess.run(command, input=source, text=True, check=True, capture_output=True)
     return path

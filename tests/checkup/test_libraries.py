@@ -19,13 +19,22 @@ int cuInit(unsigned flags) { return getenv("NO_GPU") ? 100 : 0; }
 int cuDriverGetVersion(int *version) { *version = 11040; return 0; }
 """
 
-# libjpeg-turbo's decoder, put before the real one.
+# libjpeg-turbo's decoder, found before the real one.
 DECODER = r"""
 #include <stdlib.h>
 void *tjInitDecompress(void) { if (getenv("CRASH")) abort(); return (void *)1; }
 int tjDecompress2(void *a, const void *b, unsigned long c, void *d, int e, int f, int g, int h,
                   int i) { return getenv("SAYS_SO") ? -1 : 0; }
 int tjDestroy(void *a) { return 0; }
+int tjDecompressToYUVPlanes(void) { return 0; }
+int tjInitTransform(void) { return 0; }
+int tjTransform(void) { return 0; }
+void tjFree(void) {}
+"""
+DECODER_VERSIONS = """
+TURBOJPEG_1.0 { global: tjInitDecompress; tjDestroy; };
+TURBOJPEG_1.2 { global: tjDecompress2; tjInitTransform; tjTransform; tjFree; };
+TURBOJPEG_1.4 { global: tjDecompressToYUVPlanes; };
 """
 
 without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
@@ -157,8 +166,9 @@ def test_ffcv_decodes_a_jpeg_as_pillow_does(tmp_path):
     ids=str,
 )
 def test_a_decoder_that_crashes_fails_or_returns_wrong_pixels_is_an_error(tmp_path, case, words):
-    preloaded = {"LD_PRELOAD": str(library(tmp_path, DECODER))}
-    found = check("decoder", tmp_path, environment=preloaded | case)["decoder"]
+    library(tmp_path, DECODER, "libturbojpeg.so.0", DECODER_VERSIONS)
+    instead = {"LD_LIBRARY_PATH": str(tmp_path)}
+    found = check("decoder", tmp_path, environment=instead | case)["decoder"]
     assert found.level == "error"
     assert words in found.found
     assert found.remedy

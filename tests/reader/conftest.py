@@ -25,12 +25,12 @@ def make_reader():
     """Return a function that opens a reader, or finds the one opened before: compiling is slow."""
     opened = {}
 
-    def make(beton, policy, image_size, *, seed=5, batch_size=16, num_workers=2):
-        key = (beton, policy, image_size, seed, batch_size, num_workers)
+    def make(beton, policy, image_size, *, seed=5, batch_size=16, num_workers=2, **views):
+        key = (beton, policy, image_size, seed, batch_size, num_workers, *views.items())
         if key not in opened:
-            views = Views(Policy.parse(policy), seed, image_size)
+            given = Views(Policy.parse(policy), seed, image_size, **views)
             opened[key] = PixelReader(
-                open_beton(beton), views, batch_size=batch_size, num_workers=num_workers
+                open_beton(beton), given, batch_size=batch_size, num_workers=num_workers
             )
         return opened[key]
 

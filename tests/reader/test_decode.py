@@ -2,25 +2,28 @@ from __future__ import annotations
 
 import io
 
-import cv2
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from torchvision.transforms import InterpolationMode, functional
 
 from kdcache.data.beton import open_beton
+from kdcache.data.policy import Policy
+from kdcache.data.views import Views
 from kdcache.reader.batches import PixelReader
 from kdcache.reader.jpeg import cut_rows
-from kdcache.reader.render import copy_box, mirror
+from kdcache.reader.render import copy_box
 from tests.reader.reference import (
-    boxes_of,
     cut,
     decode,
+    places_of,
     read_all,
+    resize,
     scale_of,
     stored_bytes,
-    view_of,
+    views_of,
 )
 
 VIEWS = [0, 1, 2, 7]
@@ -44,23 +47,13 @@ def test_a_box_is_cut_out_of_an_image_framed_with_zeros(data):
     assert np.array_equal(output, expected[:, ::-1] if flip else expected)
 
 
-@pytest.mark.parametrize("shape", [(1, 1, 3), (3, 1, 3), (2, 5, 3), (4, 6, 3)], ids=str)
-def test_mirroring_exchanges_left_and_right(shape):
-    image = np.arange(np.prod(shape), dtype=np.uint8).reshape(shape)
-    mirrored = image.copy()
-    mirror(mirrored)
-    assert np.array_equal(mirrored, image[:, ::-1])
-
-
-# --- the whole, against an independent reference ---
+# --- the whole, against Pillow ---
 
 
 @pytest.mark.parametrize("view", VIEWS)
 def test_a_crop_with_padding_is_exact(crop_reader, view):
     images, labels, sample_ids = read_all(crop_reader, view)
-    boxes = boxes_of(crop_reader, view)
-    expected = [view_of(crop_reader, box, position) for position, box in enumerate(boxes)]
-    assert np.array_equal(images, expected)
+    assert np.array_equal(images, views_of(crop_reader, view))
     assert np.array_equal(labels, crop_reader.beton.labels)
     assert np.array_equal(sample_ids, crop_reader.beton.sample_ids)
 
@@ -75,89 +68,91 @@ def test_views_are_different_pictures_and_the_clean_one_is_the_image(crop_reader
 
 def test_the_corner_of_a_crop_is_black_where_padding_shows(crop_reader):
     images = read_all(crop_reader, 1)[0]
-    boxes = boxes_of(crop_reader, 1)
-    above = np.flatnonzero(boxes[:, 0] == -4)
-    assert len(above) > 0
+    above = [
+        position for position, place in enumerate(places_of(crop_reader, 1)) if place.top == -4
+    ]
+    assert above
     for position in above:
         assert not images[position, :4].any()
         assert images[position, 4:].any()
 
 
 @pytest.mark.parametrize("view", VIEWS)
-def test_a_crop_of_another_size_is_padded_then_resized(make_reader, mixed_beton, view):
-    reader = make_reader(mixed_beton, "pad-crop(4, flip)", 24)
-    images = read_all(reader, view)[0]
-    expected = [view_of(reader, box, i) for i, box in enumerate(boxes_of(reader, view))]
-    assert np.array_equal(images, expected)
-
-
-def test_a_raw_box_is_resized_as_ffcv_and_opencv_resize_it(make_reader, mixed_beton):
-    reader = make_reader(mixed_beton, "rrc", 12)
-    boxes = boxes_of(reader, 3)
-    images = read_all(reader, 3)[0]
-    assert np.array_equal(images, [view_of(reader, box, i) for i, box in enumerate(boxes)])
-    for position, (top, left, height, width, flip) in enumerate(boxes):
-        box = decode(reader.beton, position)[top : top + height, left : left + width]
-        expected = cv2.resize(box, (12, 12), interpolation=cv2.INTER_AREA).astype(int)
-        # Another build of OpenCV may round the other way.
-        assert abs(images[position] - (expected[:, ::-1] if flip else expected)).max() <= 1
-
-
-@pytest.mark.parametrize("share", [0.7, 1.0])
-def test_the_clean_view_is_the_square_that_the_views_say(photo_reader, share):
-    views = photo_reader.views._replace(center_crop_ratio=share)
-    reader = PixelReader(photo_reader.beton, views, batch_size=16, num_workers=2)
-    sides = (reader.beton.sizes.min(axis=1) * share).astype(int)
-    boxes = boxes_of(reader, 0)
-    assert np.array_equal(boxes[:, 2:4], np.stack([sides, sides], axis=1))
-    assert np.array_equal(boxes[:, :2], (reader.beton.sizes - sides[:, None]) // 2)
-    scales = [
-        scale_of(box, sizes, 12) for box, sizes in zip(boxes, reader.beton.sizes, strict=True)
-    ]
-    expected = [
-        view_of(reader, box, i, scale)
-        for i, (box, scale) in enumerate(zip(boxes, scales, strict=True))
-    ]
-    assert np.array_equal(read_all(reader, 0)[0], expected)
-    assert np.array_equal(read_all(reader, 1)[0], read_all(photo_reader, 1)[0])
+@pytest.mark.parametrize("policy", ["pad-crop(4, flip)", "rrc", "rrc(filter=bicubic)"])
+def test_raw_images_are_cut_and_resized_as_pillow_does(make_reader, mixed_beton, policy, view):
+    reader = make_reader(mixed_beton, policy, 24)
+    assert np.array_equal(read_all(reader, view)[0], views_of(reader, view))
 
 
 @pytest.mark.parametrize("view", VIEWS)
+@pytest.mark.parametrize("decode_mode", ["full", "scaled"])
 @pytest.mark.parametrize("image_size", [12, 64])
-def test_a_jpegs_box_is_the_whole_jpegs_box(make_reader, photo_beton, image_size, view):
-    # The reader decodes some rows, at the scale that the box allows; the whole image has the same.
-    reader = make_reader(photo_beton, "rrc", image_size)
-    images = read_all(reader, view)[0]
-    sizes = reader.beton.sizes
-    for position, box in enumerate(boxes_of(reader, view)):
-        scale = scale_of(box, sizes[position], image_size)
-        expected = view_of(reader, box, position, scale)
-        assert np.array_equal(images[position], expected), (position, box, scale)
+def test_a_jpegs_view_is_that_of_the_whole_jpeg(
+    make_reader, photo_beton, image_size, decode_mode, view
+):
+    # The reader decodes some rows only; the reference takes all of them.
+    reader = make_reader(photo_beton, "rrc", image_size, decode=decode_mode)
+    assert np.array_equal(read_all(reader, view)[0], views_of(reader, view))
 
 
 def test_the_photos_need_every_scale(make_reader, photo_beton):
     scales = set()
     for image_size in (12, 64):
-        reader = make_reader(photo_beton, "rrc", image_size)
+        reader = make_reader(photo_beton, "rrc", image_size, decode="scaled")
         for view in VIEWS:
-            boxes = zip(boxes_of(reader, view), reader.beton.sizes, strict=True)
-            scales |= {scale_of(box, size, image_size) for box, size in boxes}
+            places = zip(places_of(reader, view), reader.beton.sizes, strict=True)
+            scales |= {scale_of(place, sizes, reader.views) for place, sizes in places}
     assert scales == {1, 2, 4, 8}
 
 
-@pytest.mark.parametrize(("image_size", "levels"), [(12, 8), (64, 2.5)])
-def test_a_jpegs_view_looks_as_pillow_shows_it(make_reader, photo_beton, image_size, levels):
-    reader = make_reader(photo_beton, "rrc", image_size)
-    images = read_all(reader, 1)[0].astype(int)
-    for position, (top, left, height, width, flip) in enumerate(boxes_of(reader, 1)):
-        with Image.open(io.BytesIO(stored_bytes(reader.beton, position))) as image:
-            box = np.asarray(image)[top : top + height, left : left + width]
-        expected = cv2.resize(box, (image_size, image_size), interpolation=cv2.INTER_AREA)
-        difference = abs(images[position] - (expected[:, ::-1] if flip else expected))
-        # libjpeg's fast transform is off by a few levels. At 1 / scale the edges of a box move by
-        # up to half a pixel: in 12 pixels of a steep image that is more, yet far from the 50 levels
-        # of another box.
-        assert difference.mean() < levels
+def test_a_full_decoding_has_no_scale(make_reader, photo_beton):
+    full, scaled = (
+        make_reader(photo_beton, "rrc", 12, decode=decode) for decode in ("full", "scaled")
+    )
+    assert (read_all(full, 1)[0] != read_all(scaled, 1)[0]).any()
+
+
+# 0.875 and the ratio of ResNet-50's second weights; 20 px is not a whole number of pixels at 0.7.
+@pytest.mark.parametrize("ratio", [0.7, 0.875, 224 / 232, 1.0])
+@pytest.mark.parametrize("clean_filter", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("image_size", [20, 64, 100])
+def test_the_clean_view_is_torchvisions_resize_and_center_crop(
+    photo_beton, image_size, clean_filter, ratio
+):
+    views = Views(
+        Policy.parse("rrc"),
+        0,
+        image_size,
+        center_crop_ratio=ratio,
+        clean_filter=clean_filter,
+    )
+    reader = PixelReader(open_beton(photo_beton), views, batch_size=16, num_workers=2)
+    found = read_all(reader, 0)[0]
+    assert np.array_equal(found, views_of(reader, 0))
+    interpolation = InterpolationMode(clean_filter)
+    for position, image in enumerate(found):
+        pillow = Image.fromarray(decode(reader.beton, position))
+        expected = functional.center_crop(
+            functional.resize(pillow, views.resize_size, interpolation), image_size
+        )
+        difference = abs(np.asarray(expected).astype(int) - image)
+        # Pillow 13 resizes the rows of a few shapes first.
+        size = functional._compute_resized_output_size(pillow.size[::-1], [views.resize_size])  # noqa: SLF001
+        is_columns_first = np.array_equal(
+            np.asarray(functional.resize(pillow, views.resize_size, interpolation)),
+            resize(np.asarray(pillow), *size, clean_filter == "bicubic"),
+        )
+        if is_columns_first:
+            assert not difference.any()
+        elif clean_filter == "bilinear":
+            assert difference.max() <= 1
+
+
+@pytest.mark.parametrize("size", [224, 256, 288, 299, 480, 518, 33])
+@pytest.mark.parametrize("resized", [232, 256, 299, 320, 342, 480, 518, 800])
+def test_the_size_before_the_crop_survives_the_ratio(size, resized):
+    if size <= resized:
+        assert Views(Policy.parse("rrc"), 0, size, size / resized).resize_size == resized
 
 
 # Of 160 pixels, most windows lie beside images of 80 to 160: above, below or next to them.
@@ -165,11 +160,20 @@ def test_a_jpegs_view_looks_as_pillow_shows_it(make_reader, photo_beton, image_s
 @pytest.mark.parametrize("view", [0, 1, 2])
 def test_a_jpegs_padding_is_black(make_reader, photo_beton, view, padding):
     reader = make_reader(photo_beton, f"pad-crop({padding}, flip)", 32)
-    boxes, sizes = boxes_of(reader, view), reader.beton.sizes
-    images = read_all(reader, view)[0]
-    for position, (box, size) in enumerate(zip(boxes, sizes, strict=True)):
-        expected = view_of(reader, box, position, scale_of(box, size, 32))
-        assert np.array_equal(images[position], expected), (position, box)
+    assert np.array_equal(read_all(reader, view)[0], views_of(reader, view))
+
+
+@pytest.mark.parametrize("policy", ["rrc", "pad-crop(9, flip)"])
+def test_several_views_of_one_decoding_are_those_of_one_each(make_reader, photo_beton, policy):
+    for decode_mode in ("full", "scaled"):
+        reader = make_reader(photo_beton, policy, 24, decode=decode_mode)
+        several = PixelReader(
+            reader.beton, reader.views, batch_size=24, num_workers=2, views_per_sample=4
+        )
+        (batches,) = several.read_views([np.arange(24)], VIEWS)
+        for view, batch in zip(VIEWS, batches, strict=True):
+            images = batch.images.permute(0, 2, 3, 1).numpy()
+            assert np.array_equal(images, read_all(reader, view)[0])
 
 
 def test_rows_are_cut_out_of_a_jpeg_with_one_scan_alone(photo_beton):
@@ -178,5 +182,8 @@ def test_rows_are_cut_out_of_a_jpeg_with_one_scan_alone(photo_beton):
     room = np.empty_like(content)
     written, first, held = cut_rows(content, 32, 40, room)
     assert (first <= 24, first + held >= 48, 0 < written < len(content)) == (True, True, True)
+    with Image.open(io.BytesIO(content)) as whole, Image.open(io.BytesIO(room[:written])) as part:
+        rows = np.asarray(part)[32 - first : 40 - first]
+        assert np.array_equal(rows, np.asarray(whole)[32:40])
     content[scan + 4] -= 1  # its components in scans of their own lie one after the other
     assert cut_rows(content, 32, 40, room) == (0, 0, 0)

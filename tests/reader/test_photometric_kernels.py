@@ -68,7 +68,7 @@ def image():
 @pytest.mark.parametrize("view", [0, 1, 3])
 def test_changed_views_are_the_plain_views_changed(readers, view):
     with_changes, _ = readers
-    policy, seed, size, _ = with_changes.views
+    policy, seed, size = with_changes.views[:3]
     found, expected = (read_all(reader, view)[0] for reader in readers)
     changes = photometric_parameters(policy, seed, view, with_changes.beton.sample_ids, size)
     expected = [changed(*pair) for pair in zip(expected, changes, strict=True)]
