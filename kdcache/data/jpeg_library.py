@@ -33,7 +33,8 @@ def jpeg_library() -> ctypes.CDLL:
     try:
         library = ctypes.CDLL(found.origin)
     except OSError as error:  # an OSError would be taken for a file that cannot be read
-        raise ImportError(f"ffcv's library cannot be loaded: {error}. Run: kdcache doctor") from error
+        message = f"ffcv's library cannot be loaded: {error}. Run: kdcache doctor"
+        raise ImportError(message) from error
     library.tjInitDecompress.restype = ctypes.c_void_p
     library.tjDestroy.argtypes = [ctypes.c_void_p]
     library.tjDecompress2.argtypes = [
