@@ -77,7 +77,7 @@ def _decode(content: U8, height: int, width: int, scale: int) -> U8:
 
 def decoding_jobs(beton: Beton, views: Views, *, view: int) -> list[DecodingJob]:
     """Return a job for each image of a beton of JPEGs, in the order of the file."""
-    boxes = view_parameters(views.policy, views.seed, view, beton.sample_ids, beton.sizes)
+    boxes = view_parameters(views.policy, views.seed, view, beton.view_keys, beton.sizes)
     file = np.memmap(beton.path, dtype=np.uint8, mode="r")
     jobs = []
     for position, box in enumerate(boxes.astype(np.int64)):

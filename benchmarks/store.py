@@ -96,7 +96,7 @@ def run(
     writer = empty_store(folder / "s.zarr", rows=rows, classes=classes, codec=arguments.codec)
     codec = writer.codec(1)
     ids = np.arange(SHARD_ROWS)
-    encoded = codec.encode(drawn_logits(SHARD_ROWS, classes), sample_ids=ids, view=1)
+    encoded = codec.encode(drawn_logits(SHARD_ROWS, classes), view_keys=ids, view=1)
     work = Work(rows, rows)
 
     def write_store() -> Work:

@@ -1,8 +1,11 @@
-"""Compute a view's box and flip from (seed, view number, sample id).
+"""Compute a view's box and flip from (seed, view number, view key).
 
 View 0 is the clean view. Views from 1 follow the policy. The teacher pass and the student's loader
 evaluate the same function inside the decoder. So only seed and policy are stored, and the student
 sees exactly the pixels that the teacher saw.
+
+The view key is a part of the digest of the image's decoded pixels (`kdcache.data.digests`). So an
+image has the same views in any order, packing or part of a data set.
 
 A view is a box in the stored image and a flip: (top, left, height, width, flip). The box is cut
 out, with zeros outside the image, resized to the image size, and then mirrored if `flip` is 1.
@@ -39,7 +42,7 @@ _STREAM_VIEWS = np.uint64(0x7669657773)  # "views"
 
 
 class Views(NamedTuple):
-    """Everything that a view's pixels depend on, except the sample and the view number."""
+    """Everything that a view's pixels depend on, except the image and the view number."""
 
     policy: Policy
     seed: int
@@ -59,18 +62,18 @@ def view_parameters(
     policy: Policy | str,
     seed: int,
     view: int,
-    sample_ids: npt.ArrayLike,
+    view_keys: npt.ArrayLike,
     sizes: npt.ArrayLike,
     *,
     center_crop_ratio: float = CENTER_CROP_RATIO,
 ) -> npt.NDArray[np.int32]:
-    """Return the boxes and flips of one view, for every sample.
+    """Return the boxes and flips of one view, for every image.
 
     Args:
         policy: a policy, or the text of one.
         seed: the store's view seed, in [0, 2^64).
         view: view number; 0 is the clean view.
-        sample_ids: (n,) integers >= 0.
+        view_keys: (n,) integers in [0, 2^64), such as `Beton.view_keys`.
         sizes: (n, 2) height and width of the stored images, or one (height, width) for all.
         center_crop_ratio: side of the clean view's centre square, as a fraction of the short side,
             in (0, 1].
@@ -81,11 +84,11 @@ def view_parameters(
     """
     if isinstance(policy, str):
         policy = Policy.parse(policy)
-    ids = validate_sample_ids(sample_ids)
-    shape = np.broadcast_to(np.asarray(sizes, dtype=np.int64), (len(ids), 2))
-    boxes = np.empty((len(ids), 5), dtype=np.int32)
+    keys = validate_view_keys(view_keys)
+    shape = np.broadcast_to(np.asarray(sizes, dtype=np.int64), (len(keys), 2))
+    boxes = np.empty((len(keys), 5), dtype=np.int32)
     numbers = policy.numbers(center_crop_ratio)
-    _fill(numbers, validate_seed(seed), validate_view(view), ids, shape, boxes)
+    _fill(numbers, validate_seed(seed), validate_view(view), keys, shape, boxes)
     return boxes
 
 
@@ -111,18 +114,18 @@ def validate_view(view: int) -> np.uint64:
     return np.uint64(view)
 
 
-def validate_sample_ids(sample_ids: npt.ArrayLike) -> npt.NDArray[np.uint64]:
-    """Check sample ids and return them as uint64.
+def validate_view_keys(view_keys: npt.ArrayLike) -> npt.NDArray[np.uint64]:
+    """Check view keys and return them as uint64.
 
     Raises:
         ConfigError: if they are not integers >= 0.
     """
-    ids = np.asarray(sample_ids)
-    if len(ids) and not np.issubdtype(ids.dtype, np.integer):
-        raise ConfigError(f"sample ids are {ids.dtype}, expected integers")
-    if len(ids) and ids.min() < 0:
-        raise ConfigError(f"sample id is {ids.min()}, expected a number of at least 0")
-    return ids.astype(np.uint64)
+    keys = np.asarray(view_keys)
+    if len(keys) and not np.issubdtype(keys.dtype, np.integer):
+        raise ConfigError(f"view keys are {keys.dtype}, expected integers")
+    if len(keys) and keys.min() < 0:
+        raise ConfigError(f"view key is {keys.min()}, expected a number of at least 0")
+    return keys.astype(np.uint64)
 
 
 @compiled()
@@ -130,12 +133,12 @@ def _fill(
     numbers: PolicyNumbers,
     seed: np.uint64,
     view: np.uint64,
-    sample_ids: npt.NDArray[np.uint64],
+    view_keys: npt.NDArray[np.uint64],
     sizes: npt.NDArray[np.int64],
     boxes: npt.NDArray[np.int32],
 ) -> None:
-    for i in range(len(sample_ids)):
-        boxes[i] = view_box(numbers, seed, view, sample_ids[i], sizes[i, 0], sizes[i, 1])
+    for i in range(len(view_keys)):
+        boxes[i] = view_box(numbers, seed, view, view_keys[i], sizes[i, 0], sizes[i, 1])
 
 
 @compiled()
@@ -143,7 +146,7 @@ def view_box(
     numbers: PolicyNumbers,
     seed: np.uint64,
     view: np.uint64,
-    sample_id: np.uint64,
+    view_key: np.uint64,
     height: np.int64,
     width: np.int64,
 ) -> Box:
@@ -153,13 +156,13 @@ def view_box(
         numbers: a PolicyNumbers.
         seed: uint64.
         view: uint64.
-        sample_id: uint64.
+        view_key: uint64.
         height: int64, of the stored image.
         width: int64, of the stored image.
     """
     if view == 0 or numbers.kind == CLEAN:
         return _clean_box(height, width, numbers.center_crop_ratio)
-    first, second, third, _ = philox(seed, _STREAM_VIEWS, sample_id, view, np.uint64(0))
+    first, second, third, _ = philox(seed, _STREAM_VIEWS, view_key, view, np.uint64(0))
     flip = np.int64(first >> np.uint64(63)) if numbers.flip else np.int64(0)
     if numbers.kind == PAD_CROP:
         num_offsets = 2 * numbers.padding + 1
@@ -167,7 +170,7 @@ def view_box(
         left = below(third, num_offsets) - numbers.padding
         return top, left, height, width, flip
     for attempt in range(ATTEMPTS):
-        draws = philox(seed, _STREAM_VIEWS, sample_id, view, np.uint64(attempt + 1))
+        draws = philox(seed, _STREAM_VIEWS, view_key, view, np.uint64(attempt + 1))
         share = numbers.scale_low + uniform(draws[0]) * (numbers.scale_high - numbers.scale_low)
         area = share * np.float64(height * width)
         ratio = log_uniform(draws[1], numbers.log_ratio_low, numbers.log_ratio_high)

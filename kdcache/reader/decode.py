@@ -43,7 +43,7 @@ class ViewDecoder:
         self._is_jpeg = beton.manifest.write_mode == "jpg"
         self._sizes = beton.sizes.astype(np.int64)
         self._pointers = beton.pointers.copy()
-        self._sample_ids = beton.sample_ids.astype(np.uint64)
+        self._view_keys = beton.view_keys
         self._functions = np.array([address_of("imdecode"), address_of("resize")])
         self._numbers = np.array(views.policy.numbers(views.center_crop_ratio), dtype=np.float64)
         self._changes = np.array(views.policy.photometric_numbers(), dtype=np.float64)
@@ -85,7 +85,7 @@ class ViewDecoder:
             self._pointers,
             self._lengths,
             self._is_jpeg,
-            self._sample_ids,
+            self._view_keys,
             self.status,
             self._numbers,
             self._seed,
@@ -98,8 +98,8 @@ class ViewDecoder:
             out,
         )
         if self._views.policy.changes_pixels:
-            ids = self._sample_ids[positions]
-            change_batch(self._changes, self._seed, self._view_numbers, ids, out)
+            keys = self._view_keys[positions]
+            change_batch(self._changes, self._seed, self._view_numbers, keys, out)
 
 
 @compiled(parallel=True, nogil=True)
@@ -110,7 +110,7 @@ def decode_batch(
     pointers: npt.NDArray[np.int64],
     lengths: npt.NDArray[np.int64],
     is_jpeg: bool,
-    ids: npt.NDArray[np.uint64],
+    keys: npt.NDArray[np.uint64],
     status: npt.NDArray[np.int32],
     numbers: npt.NDArray[np.float64],
     seed: np.uint64,
@@ -133,7 +133,7 @@ def decode_batch(
         pointers: (N,) offsets of the stored images.
         lengths: (N,) sizes of the stored images in bytes.
         is_jpeg: whether the images are JPEG files, or pixels.
-        ids: (N,) sample id by position.
+        keys: (N,) view key by position.
         status: (N,) decoder status, written.
         numbers: a PolicyNumbers as one row.
         seed: of the views.
@@ -154,7 +154,7 @@ def decode_batch(
         start = pointers[position]
         content = file[start : start + lengths[position]]
         drawn = boxes[thread, : len(view_numbers)]
-        draw_boxes(numbers, seed, view_numbers, ids[position], height, width, drawn)
+        draw_boxes(numbers, seed, view_numbers, keys[position], height, width, drawn)
         if is_jpeg:
             status[position] = render_jpeg(
                 content,
@@ -179,7 +179,7 @@ def draw_boxes(
     numbers: npt.NDArray[np.float64],
     seed: np.uint64,
     view_numbers: npt.NDArray[np.uint64],
-    sample_id: np.uint64,
+    view_key: np.uint64,
     height: int,
     width: int,
     boxes: npt.NDArray[np.int64],
@@ -198,6 +198,6 @@ def draw_boxes(
         numbers[9],
     )
     for v in range(len(view_numbers)):
-        box = view_box(policy, seed, view_numbers[v], sample_id, height, width)
+        box = view_box(policy, seed, view_numbers[v], view_key, height, width)
         for i in range(5):
             boxes[v, i] = box[i]

@@ -32,7 +32,7 @@ def change_batch(
     numbers: npt.NDArray[np.float64],
     seed: np.uint64,
     view_numbers: npt.NDArray[np.uint64],
-    ids: npt.NDArray[np.uint64],
+    keys: npt.NDArray[np.uint64],
     images: U8,
 ) -> None:
     """Change V views per sample of a batch; threads work on different samples.
@@ -43,7 +43,7 @@ def change_batch(
         numbers: a PhotometricNumbers as one row.
         seed: seed of the views.
         view_numbers: (V,) view numbers.
-        ids: (B,) sample ids.
+        keys: (B,) view keys.
         images: (at least B, V, S, S, 3), changed in place.
     """
     policy = PhotometricNumbers(
@@ -59,9 +59,9 @@ def change_batch(
         numbers[9],
         numbers[10],
     )
-    for index in numba.prange(len(ids)):
+    for index in numba.prange(len(keys)):
         for v in range(len(view_numbers)):
-            change = view_change(policy, seed, view_numbers[v], ids[index], images.shape[2])
+            change = view_change(policy, seed, view_numbers[v], keys[index], images.shape[2])
             apply_change(images[index, v], change)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from kdcache.errors import CacheCorruptError, CacheMismatchError
-from kdcache.files import read_npz, replace_atomically
+from kdcache.files import read_npz
+from kdcache.seals import require_whole, seal_state, write_sealed_npz
 from kdcache.selection.report import SelectReport
 
 
@@ -49,9 +51,9 @@ class Subset:
         return len(self.sample_ids)
 
     def save(self, path: Path | str) -> None:
-        """Write an npz file with `sample_ids` and `provenance` (a JSON string), atomically."""
-        with replace_atomically(Path(path)) as partial, partial.open("wb") as file:
-            np.savez(file, sample_ids=self.sample_ids, provenance=json.dumps(self.provenance))
+        """Write a sealed npz file, atomically: `sample_ids`, and `provenance` as a JSON string."""
+        provenance = json.dumps(self.provenance)
+        write_sealed_npz(Path(path), {"sample_ids": self.sample_ids, "provenance": provenance})
 
     @classmethod
     def load_of(cls, path: Path | str, data_fingerprint: str) -> Subset:
@@ -79,10 +81,44 @@ class Subset:
             FileNotFoundError: if the file does not exist.
             CacheCorruptError: if it is not a subset file.
         """
+        path = Path(path)
+        content = path.read_bytes()
         try:
-            arrays = read_npz(Path(path).read_bytes())
-            return cls(arrays["sample_ids"], dict(json.loads(str(arrays["provenance"]))))
-        except (CacheCorruptError, KeyError, TypeError, ValueError) as error:
+            arrays = read_npz(content)
+            provenance = dict(json.loads(str(arrays["provenance"])))
+            require_whole(seal_state(content), path, _select_again(path, provenance))
+            return cls(arrays["sample_ids"], provenance)
+        except (KeyError, TypeError, ValueError) as error:
             raise CacheCorruptError(
-                f"{path} is not a subset file ({error}), expected one that kdcache select made"
+                f"{path} is not a subset file ({error}), expected one that kdcache select made. "
+                f"{_select_again(path, {})}"
             ) from error
+        except CacheCorruptError as error:
+            if "Run: " in error.text:
+                raise
+            raise CacheCorruptError(
+                f"{path} is not a subset file ({error.text}), expected one that kdcache select "
+                f"made. {_select_again(path, {})}"
+            ) from error
+
+
+_SELECT_OPTIONS = (
+    *("method", "keep", "score", "scores", "balance", "seed", "min_per_class", "start", "cut"),
+    *("peak", "concentration", "parity", "teacher"),
+)
+"""Options of `kdcache select` that `provenance` records."""
+
+
+def _select_again(path: Path, provenance: dict[str, Any]) -> str:
+    """Return the remedy that selects a subset again, with the command that made it."""
+    words = ["Run: kdcache select"]
+    words += [
+        f"--{name.replace('_', '-')} {shlex.quote(str(provenance[name]))}"
+        for name in _SELECT_OPTIONS
+        # Methods without draws refuse a seed.
+        if provenance.get(name) is not None and not (name == "seed" and not provenance[name])
+    ]
+    words.append(f"--out {shlex.quote(str(path))} --overwrite")
+    if path.parent.name == "subsets":
+        words.append(f"--workspace {shlex.quote(str(path.parent.parent))}")
+    return " ".join(words)

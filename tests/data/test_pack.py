@@ -50,8 +50,8 @@ def names(workspace):
     return sorted(path.name for path in workspace.iterdir())
 
 
-TRAIN_FILES = ["train.beton", "train.digests.npy", "train.json"]
-VAL_FILES = ["val.beton", "val.digests.npy", "val.json"]
+TRAIN_FILES = ["train.beton", "train.digests.npy", "train.json", "train.names.parquet"]
+VAL_FILES = ["val.beton", "val.digests.npy", "val.json", "val.names.parquet"]
 
 
 @pytest.fixture(scope="module")
