@@ -89,15 +89,18 @@ class BetonManifest:
         state = seal_state(raw)
         try:
             content = parse_json(raw, path)
-            if state == "absent" and content.get("format_version") != FORMAT_VERSION:
+        except CacheCorruptError as error:
+            raise DatasetError(f"{error.text}. {pack_again(beton)}") from error
+        try:
+            # In a changed file the version may be what was changed.
+            if state != "changed" and content.get("format_version") != FORMAT_VERSION:
                 raise DatasetError(
                     f"format_version of {path} is {content.get('format_version')}, expected "
                     f"{FORMAT_VERSION}. {pack_again(beton, content)}"
                 )
-            require_whole(state, path, pack_again(beton))
+            require_whole(state, path, pack_again(beton, content))
         except CacheCorruptError as error:
-            remedy = "" if "Run: " in error.text else f". {pack_again(beton)}"
-            raise DatasetError(f"{error.text}{remedy}") from error
+            raise DatasetError(error.text) from error
         del content[JSON_KEY]
         if odd := {field.name for field in fields(cls)} ^ content.keys():
             raise DatasetError(

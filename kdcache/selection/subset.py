@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -85,21 +86,25 @@ class Subset:
         content = path.read_bytes()
         try:
             arrays = read_npz(content)
-            provenance = dict(json.loads(str(arrays["provenance"])))
-            require_whole(seal_state(content), path, _select_again(path, provenance))
-            return cls(arrays["sample_ids"], provenance)
-        except (KeyError, TypeError, ValueError) as error:
-            raise CacheCorruptError(
-                f"{path} is not a subset file ({error}), expected one that kdcache select made. "
-                f"{_select_again(path, {})}"
-            ) from error
-        except CacheCorruptError as error:
-            if "Run: " in error.text:
-                raise
-            raise CacheCorruptError(
-                f"{path} is not a subset file ({error.text}), expected one that kdcache select "
-                f"made. {_select_again(path, {})}"
-            ) from error
+            sample_ids, provenance = arrays["sample_ids"], _provenance(arrays)
+        except (CacheCorruptError, KeyError, TypeError, ValueError) as error:
+            raise _not_a_subset(path, error) from error
+        require_whole(seal_state(content), path, _select_again(path, provenance))
+        try:
+            return cls(sample_ids, provenance)
+        except ValueError as error:
+            raise _not_a_subset(path, error) from error
+
+
+def _provenance(arrays: Mapping[str, npt.NDArray[Any]]) -> dict[str, Any]:
+    return dict(json.loads(str(arrays["provenance"])))
+
+
+def _not_a_subset(path: Path, error: Exception) -> CacheCorruptError:
+    return CacheCorruptError(
+        f"{path} is not a subset file ({error}), expected one that kdcache select made. "
+        f"{_select_again(path, {})}"
+    )
 
 
 _SELECT_OPTIONS = (

@@ -235,6 +235,8 @@ def _require_own(group: zarr.Group, manifest: StoreManifest, path: Location) -> 
     """Check that every array and every shard belongs to this store and to its place in it."""
     views = existing_views(group)
     names = [*INITIAL_ARRAYS, *(name for view in views for name in view_arrays(group, view))]
+    if len(views) > 1:
+        read_decision(group, manifest)  # a damaged codec file is named before the views it encoded
     require_own_arrays(group, manifest, names, path=str(path))
     problems = list(foreign_shards(group, names))
     if problems:

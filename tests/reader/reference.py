@@ -35,8 +35,8 @@ def read_all(reader, view, batches=None):
 def boxes_of(reader, view):
     """Return the box of each image of a reader's beton, (N, 5)."""
     policy, seed, _, share = reader.views
-    ids, sizes = reader.beton.sample_ids, reader.beton.sizes
-    return view_parameters(policy, seed, view, ids, sizes, center_crop_ratio=share)
+    keys, sizes = reader.beton.view_keys, reader.beton.sizes
+    return view_parameters(policy, seed, view, keys, sizes, center_crop_ratio=share)
 
 
 def stored_bytes(beton, position):

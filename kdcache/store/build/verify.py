@@ -175,8 +175,12 @@ def _repair(
     """Build the damaged keys again; return them."""
     from kdcache.store.build.verify_teacher import repair_store  # loads torch
 
-    logger.info("%s", _describe(location, damaged))
-    repair_store(location, damaged, options, workspace)
-    if left := _damaged(location):
-        raise CacheCorruptError(_describe(location, left))
-    return [key for key, _ in damaged]
+    repaired: list[str] = []
+    # Twice: the shards of an array whose zarr.json was damaged can be checked afterwards only.
+    for _ in range(2):
+        logger.info("%s", _describe(location, damaged))
+        repair_store(location, damaged, options, workspace)
+        repaired += [key for key, _ in damaged if key not in repaired]
+        if not (damaged := _damaged(location)):
+            return repaired
+    raise CacheCorruptError(_describe(location, damaged))
