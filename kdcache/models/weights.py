@@ -18,6 +18,13 @@ from kdcache.files import replace_atomically
 from kdcache.models.weights_files import METADATA_KEY, weights_problem
 from kdcache.seals import BLANK, JSON_KEY, seal_file
 
+_TRAINING_OPTIONS = (
+    *("batch_size", "seed", "image_size", "policy", "view_seed", "optimizer", "lr"),
+    *("weight_decay", "schedule", "warmup", "accumulate", "clip_norm", "ema", "eval_every"),
+    "precision",
+)
+"""Options of `kdcache train-teacher` that a teacher's description records."""
+
 MAX_LISTED = 3
 """Number of tensors of each kind that a message lists; it counts the others."""
 
@@ -82,9 +89,10 @@ def _make_again(path: Path, about: dict[str, Any]) -> str:
     if path.parent.name != "teachers":
         return "Copy it from a backup, or train again: kdcache train"
     words = [f"kdcache train-teacher --model {shlex.quote(str(about.get('arch', 'MODEL')))}"]
+    length = "epochs" if about.get("steps") is None else "steps"
     words += [
         f"--{name.replace('_', '-')} {shlex.quote(str(about[name]))}"
-        for name in ("epochs", "batch_size", "seed", "image_size", "policy", "view_seed")
+        for name in (length, *_TRAINING_OPTIONS)
         if about.get(name) is not None
     ]
     words.append(f"--name {shlex.quote(path.stem)} --overwrite")

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from kdcache.errors import CacheCorruptError, ConfigError, WeightsError
+from kdcache.errors import CacheCorruptError, ConfigError, DatasetError, WeightsError
 from kdcache.options import ShowOptions
 from kdcache.results import JSON, Result
 from kdcache.workspace import Workspace
@@ -133,9 +133,14 @@ def card_of(given: Path | str) -> Card:
 
 def beton_card(path: Path) -> Card:
     """Return the card of a beton, from its manifest."""
-    from kdcache.data.beton_manifest import BetonManifest
+    from kdcache.data.beton_manifest import BetonManifest, pack_again
 
     about = BetonManifest.load(path)
+    if (size := path.stat().st_size) != about.beton_bytes:
+        raise DatasetError(
+            f"{path} has {size:,} bytes, expected {about.beton_bytes:,} as in its manifest. "
+            f"{pack_again(path, about)}"
+        )
     images = f"{about.samples:,} images of {about.classes:,} classes"
     facts = {
         "samples": about.samples,
