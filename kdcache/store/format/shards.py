@@ -8,6 +8,7 @@ read compares the identity in the file with the place of the file.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -83,20 +84,29 @@ def read_whole(group: zarr.Group, name: str) -> npt.NDArray[Any]:
     array = get_array(group, name)
     found = np.empty(array.shape, dtype=array.dtype)
     rows = array.chunks[0]
-    for first, last in _runs(np.arange(num_shards(array))):
-        for shard, values in _read(group, array, range(first, last)):
-            part = found[shard * rows : (shard + 1) * rows]
-            part[...] = values[: len(part)]
+    for shard, values in _read(group, array, np.arange(num_shards(array))):
+        part = found[shard * rows : (shard + 1) * rows]
+        part[...] = values[: len(part)]
     return found
 
 
-def shard_damage(group: zarr.Group, name: str, shard: int) -> str | None:
-    """Return what is wrong with one shard, or None."""
+def problems_of_shards(
+    group: zarr.Group, name: str, shards: Iterable[int]
+) -> Iterator[tuple[int, str | None]]:
+    """Read some shards of an array whole; yield each index and what is wrong with the shard.
+
+    Args:
+        group: group of the store.
+        name: name of an array.
+        shards: indices, in rising order.
+    """
     array = get_array(group, name)
-    (content,) = read_keys(group.store, [shard_key(array, shard)])
-    if content is None:
-        return "is missing"
-    return problem_of(shard_identity(array, shard), content, _chunk_bytes(array))
+    size = _chunk_bytes(array)
+    for shard, content in _contents(group, array, np.array(list(shards), dtype=np.int64)):
+        if content is None:
+            yield shard, "is missing"
+        else:
+            yield shard, problem_of(shard_identity(array, shard), content, size)
 
 
 def foreign_shards(group: zarr.Group, names: Iterable[str]) -> Iterator[tuple[str, str]]:
@@ -138,25 +148,23 @@ def read_rows(
     by_position = np.argsort(positions, kind="stable")
     ordered = positions[by_position]
     rows = array.chunks[0]
-    for first, last in _runs(np.unique(ordered // rows)):
-        for shard, values in _read(group, array, range(first, last)):
-            start = shard * rows
-            part = slice(*np.searchsorted(ordered, [start, start + rows]))
-            out[by_position[part]] = values[ordered[part] - start]
+    for shard, values in _read(group, array, np.unique(ordered // rows)):
+        start = shard * rows
+        part = slice(*np.searchsorted(ordered, [start, start + rows]))
+        out[by_position[part]] = values[ordered[part] - start]
     return out
 
 
 def _read(
-    group: zarr.Group, array: Array, shards: range
+    group: zarr.Group, array: Array, shards: npt.NDArray[np.int64]
 ) -> Iterator[tuple[int, npt.NDArray[np.generic]]]:
-    """Yield (index, values) of adjacent shards; values have the rows of a full shard.
+    """Yield (index, values) of shards in rising order; values have the rows of a full shard.
 
     Raises:
         CacheCorruptError: if a shard is missing, damaged or of another place; names it.
     """
-    keys = [shard_key(array, shard) for shard in shards]
     size = _chunk_bytes(array)
-    for shard, key, content in zip(shards, keys, read_keys(group.store, keys), strict=True):
+    for shard, content in _contents(group, array, shards):
         problem = (
             "is missing"
             if content is None
@@ -164,9 +172,29 @@ def _read(
         )
         if content is None or problem is not None:
             raise CacheCorruptError(
-                f"{key} of {display_name(group.store)} {problem}. Run kdcache verify --repair"
+                f"{shard_key(array, shard)} of {display_name(group.store)} {problem}. "
+                "Run kdcache verify --repair"
             )
         yield shard, values_of(content, np.dtype(array.dtype), array.chunks)
+
+
+def _contents(
+    group: zarr.Group, array: Array, shards: npt.NDArray[np.int64]
+) -> Iterator[tuple[int, npt.NDArray[np.uint8] | None]]:
+    """Yield (index, bytes) of shards. The next ones are read while the caller uses the last."""
+    runs = [range(first, last) for first, last in _runs(shards)]
+    keys = [[shard_key(array, shard) for shard in run] for run in runs]
+    if len(runs) < 2:  # noqa: PLR2004  (nothing to read ahead)
+        for run, names in zip(runs, keys, strict=True):
+            yield from zip(run, read_keys(group.store, names), strict=True)
+        return
+    with ThreadPoolExecutor(1, thread_name_prefix="kdcache-shards") as pool:
+        ahead = pool.submit(read_keys, group.store, keys[0])
+        for number, run in enumerate(runs):
+            contents = ahead.result()
+            if number + 1 < len(runs):
+                ahead = pool.submit(read_keys, group.store, keys[number + 1])
+            yield from zip(run, contents, strict=True)
 
 
 def _chunk_bytes(array: Array) -> int:
@@ -175,6 +203,8 @@ def _chunk_bytes(array: Array) -> int:
 
 def _runs(shards: npt.NDArray[np.int64]) -> Iterator[tuple[int, int]]:
     """Yield [first, last) runs of neighbouring shards, at most `MAX_SHARDS_PER_READ` long."""
+    if not len(shards):
+        return
     ends = np.flatnonzero(np.diff(shards) != 1) + 1
     for run in np.split(shards, ends):
         for first in range(0, len(run), MAX_SHARDS_PER_READ):

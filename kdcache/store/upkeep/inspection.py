@@ -32,7 +32,7 @@ from kdcache.store.format.layout import (
     shard_key,
 )
 from kdcache.store.format.location import list_keys, read_key
-from kdcache.store.format.shards import read_whole, shard_damage
+from kdcache.store.format.shards import problems_of_shards, read_whole
 from kdcache.store.format.specs import (
     array_metadata,
     array_spec,
@@ -165,13 +165,12 @@ def _damaged_shards(
     shards = range(num_shards(array))
     present = existing_shards(group, name)
     advance(1)
-    for shard in shards:
-        if shard not in present:
-            if _must_be_complete(group, name):
-                yield Damage(shard_key(array, shard), "is missing")
-            continue
+    if _must_be_complete(group, name):
+        for shard in sorted(set(shards) - present):
+            yield Damage(shard_key(array, shard), "is missing")
+    for shard, problem in problems_of_shards(group, name, sorted(present & set(shards))):
         advance(1)
-        if problem := shard_damage(group, name, shard):
+        if problem:
             yield Damage(shard_key(array, shard), problem)
 
 
