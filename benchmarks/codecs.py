@@ -123,12 +123,12 @@ def speeds(classes: int, rows: int, batch_size: int, repeats: int) -> dict[str, 
     arms: dict[str, Callable[[], Work]] = {}
 
     def add(codec: Codec) -> None:
-        encoded = codec.encode(logits[:rows], sample_ids=ids, view=1)
+        encoded = codec.encode(logits[:rows], view_keys=ids, view=1)
 
         def encode() -> Work:
             for start in range(0, rows, batch_size):
                 batch = slice(start, start + batch_size)
-                codec.encode(logits[:rows][batch], sample_ids=ids[batch], view=1)
+                codec.encode(logits[:rows][batch], view_keys=ids[batch], view=1)
             return work
 
         def decode(staged: Any) -> Callable[[], Work]:

@@ -134,7 +134,7 @@ def _scratch(size: int) -> ResizeScratch:
 
 def decoding_jobs(beton: Beton, views: Views, *, view: int) -> list[DecodingJob]:
     """Return a job for each image of a beton of JPEGs, in the order of the file."""
-    places = view_placements(views, view, beton.sample_ids, beton.sizes)
+    places = view_placements(views, view, beton.view_keys, beton.sizes)
     file = np.fromfile(beton.path, dtype=np.uint8)
     jobs = []
     for position, numbers in enumerate(places.tolist()):

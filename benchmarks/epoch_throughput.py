@@ -137,7 +137,7 @@ def drawn_store(path: Path, beton: Beton, *, classes: int, image_size: int) -> L
                 for name, dtype in PER_SAMPLE_ARRAYS.items()
                 if view == 0
             }
-            rows = writer.codec(view).encode(logits, sample_ids=ids, view=view)
+            rows = writer.codec(view).encode(logits, view_keys=ids, view=view)
             writer.write_shard(view, shard, rows, per_sample)
         writer.finish_view(view)
     return LogitStore.open(path)

@@ -70,7 +70,7 @@ def arms_of(classes: int, batch_size: int) -> dict[str, Arm]:
     arms = {"labels alone": Arm(plain, None, 0)}
     for name in CODECS:
         codec = choose_codec(request(name, classes), logits, ids).codec
-        encoded = codec.encode(logits[:batch_size], sample_ids=ids[:batch_size], view=1)
+        encoded = codec.encode(logits[:batch_size], view_keys=ids[:batch_size], view=1)
         rows = Rows(torch.from_numpy(encoded), codec)
         arms[f"kd, {name}, decoded"] = Arm(plain, rows, classes + 1)
         if name in HAVE_SPARSE:

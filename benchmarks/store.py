@@ -2,7 +2,6 @@
 
     python benchmarks/store.py                   # 1,281,167 rows of 1,000 classes, dense
     python benchmarks/store.py --codec 'topk(k=10)'
-    python benchmarks/store.py --pipeline rust   # zarr codecs of the package zarrs
 
 "images" are rows here. All arms may use the page cache. Both writing arms flush to the disk. The
 staging arms read a random 70 % of a view in random order into memory, as training does for the rows
@@ -20,7 +19,6 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import zarr
 from measure import Measured, Work, environment, measure, print_table, record
 
 from kdcache.data.policy import CENTER_CROP_RATIO
@@ -96,7 +94,7 @@ def run(
     writer = empty_store(folder / "s.zarr", rows=rows, classes=classes, codec=arguments.codec)
     codec = writer.codec(1)
     ids = np.arange(SHARD_ROWS)
-    encoded = codec.encode(drawn_logits(SHARD_ROWS, classes), sample_ids=ids, view=1)
+    encoded = codec.encode(drawn_logits(SHARD_ROWS, classes), view_keys=ids, view=1)
     work = Work(rows, rows)
 
     def write_store() -> Work:
@@ -176,7 +174,6 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=1_281_167)
     parser.add_argument("--classes", type=int, default=1_000)
     parser.add_argument("--codec", default="dense")
-    parser.add_argument("--pipeline", choices=("zarr", "rust"), default="zarr")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--folder", type=Path, help="where to write; the system's when left out")
     parser.add_argument("--record", action="store_true", help="write to benchmarks/results/")
@@ -184,11 +181,6 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.tiny:
         arguments.rows, arguments.classes, arguments.repeats = 10_000, 10, 1
-    if arguments.pipeline == "rust":
-        import zarrs
-
-        assert zarrs
-        zarr.config.set({"codec_pipeline.path": "zarrs.ZarrsCodecPipeline"})
     with tempfile.TemporaryDirectory(prefix="kdcache-store-", dir=arguments.folder) as folder:
         measured, codec = run(arguments, Path(folder))
     peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -210,7 +202,7 @@ def main() -> None:
                 name: arm._asdict() for arms in measured.values() for name, arm in arms.items()
             },
         }
-        name = f"store-{arguments.pipeline}-{CodecRequest.parse(arguments.codec).name}"
+        name = f"store-{CodecRequest.parse(arguments.codec).name}"
         print(record(name, content))
     else:
         print(environment())

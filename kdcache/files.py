@@ -85,13 +85,26 @@ def read_json(path: Path) -> dict[str, Any]:
         FileNotFoundError: if the file is missing.
         CacheCorruptError: if it does not hold a JSON object.
     """
+    return parse_json(path.read_bytes(), path)
+
+
+def parse_json(content: bytes, name: object) -> dict[str, Any]:
+    """Return the JSON object of a file's content.
+
+    Args:
+        content: the file's bytes.
+        name: path of the file, for messages.
+
+    Raises:
+        CacheCorruptError: if it does not hold a JSON object.
+    """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(content)
     except ValueError as error:
-        raise CacheCorruptError(f"{path} is not readable as JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise CacheCorruptError(f"{path} holds {type(content).__name__}, expected a JSON object")
-    return content
+        raise CacheCorruptError(f"{name} is not readable as JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise CacheCorruptError(f"{name} holds {type(found).__name__}, expected a JSON object")
+    return found
 
 
 def read_npz(content: bytes) -> dict[str, npt.NDArray[Any]]:

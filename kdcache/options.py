@@ -458,10 +458,11 @@ class BuildLogitsOptions(_ViewOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class VerifyOptions(_WorkspaceFirst):
-    """Read every byte of a store and of the betons, and report damage."""
+    """Read every byte of a workspace's betons, stores and other files, and report damage."""
 
     store: str | None = None
-    """Path or URL of the store. Default: the last one built."""
+    """Path or URL of the only store to check. Default: all stores of the workspace, or with
+    --teacher or --repair the last one built."""
 
     repair: Annotated[bool, _FLAG] = False
     """Rebuild damaged shards of the store with its teacher."""
@@ -640,7 +641,7 @@ class SelectOptions(PruningOptions, _WorkspaceFirst):
 
     scores: Path | str | None = None
     """File with your own scores, higher is harder: a .npy by sample id, or a .csv or .parquet with
-    a column `score` and a column `sample_id` or `file`."""
+    a column `score` and a column `sample_id` or `file`, or both."""
 
     parity: Literal["mdslr"] | None = None
     """mdslr: medium or random with the numbers per class of MDSLR's published code, by the
@@ -659,13 +660,17 @@ class SelectOptions(PruningOptions, _WorkspaceFirst):
     """Report the overlap with another subset (a name or path), per class."""
 
     export: Path | str | None = None
-    """Also write the score of every sample and whether it is kept: .npy, .csv or .parquet."""
+    """Also write the score of every sample, its file name and whether it is kept: .npy (scores
+    alone), .csv or .parquet."""
+
+    kept_files: Path | str | None = None
+    """Also write the file names of the kept images, one a line."""
 
     out: Path | str | None = None
     """File to write, NAME.npz, instead of subsets/METHOD-KEEP....npz in the workspace."""
 
     overwrite: Annotated[bool, _FLAG] = False
-    """Replace a subset made with other options, and the file at --export."""
+    """Replace a subset made with other options, and the files at --export and --kept-files."""
 
     def __post_init__(self) -> None:
         """Check every range, and refuse options that have no effect."""

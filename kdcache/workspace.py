@@ -1,7 +1,8 @@
 """Find files in a workspace, and remember which of them were finished last.
 
 workspace/
-  train.beton train.json train.digests.npy    `kdcache pack`; the same for val
+  train.beton train.json                      `kdcache pack`; the same for val, and for a
+  train.digests.npy train.names.parquet       subset in subsets/
   teachers/NAME.safetensors                   `kdcache train-teacher`
   stores/NAME.zarr                            `kdcache build-logits`
   subsets/NAME.npz                            `kdcache select`
@@ -16,8 +17,8 @@ from pathlib import Path
 from typing import Literal
 
 from kdcache.errors import ConfigError, DatasetError
-from kdcache.files import read_json, write_json
 from kdcache.locks import file_lock
+from kdcache.seals import read_sealed_json, write_sealed_json
 
 Remembered = Literal["store", "subset", "run"]
 
@@ -52,6 +53,13 @@ class Workspace:
     def _memory_path(self) -> Path:
         return self.root / "workspace.json"
 
+    def _memory(self) -> dict[str, str]:
+        path = self._memory_path
+        if not path.exists():
+            return {}
+        remedy = f"It only names the files that were made last. Remove it: rm {path}"
+        return read_sealed_json(path, remedy=remedy)
+
     def remember(self, what: Remembered, path: Path | str) -> None:
         """Record a path, or the URL of a store, as the last finished one of its kind."""
         if isinstance(path, Path):
@@ -61,14 +69,11 @@ class Workspace:
             path = path.relative_to(root) if path.is_relative_to(root) else path
         # Without the lock, a record that another process makes at the same time would be lost.
         with file_lock(self.root / ".workspace.lock", purpose="note", wait=True):
-            memory = read_json(self._memory_path) if self._memory_path.exists() else {}
-            write_json(self._memory_path, memory | {what: str(path)})
+            write_sealed_json(self._memory_path, self._memory() | {what: str(path)})
 
     def recall(self, what: Remembered) -> Path | str | None:
         """Return the path or URL of the last finished store, subset or run, or None."""
-        if not self._memory_path.exists():
-            return None
-        remembered = read_json(self._memory_path).get(what)
+        remembered = self._memory().get(what)
         if remembered is None or "://" in remembered:
             return remembered
         return self.root.resolve() / remembered

@@ -80,7 +80,7 @@ def write_spelled_store(
                 for name, dtype in PER_SAMPLE_ARRAYS.items()
                 if view == 0
             }
-            encoded = writer.codec(view).encode(spelled(ids, view), sample_ids=ids, view=view)
+            encoded = writer.codec(view).encode(spelled(ids, view), view_keys=ids, view=view)
             writer.write_shard(view, shard, encoded, per_sample)
         writer.finish_view(view)
     return LogitStore.open(path)

@@ -41,16 +41,16 @@ TRAINS = RUNS_MODEL | {"torch._dynamo"}
 
 STEPS = ("--model", "resnet8", "--steps", "1")
 WALK: list[tuple[list[str], set[str]]] = [
-    (["pack", "digits"], {"PIL"}),
+    (["pack", "digits"], {"PIL"} | EXPORTS),
     (["train-teacher", *STEPS], TRAINS),
     (["build-logits", "--views", "1"], RUNS_MODEL),
     (["select"], OPENS_STORE | RUNS_COMPILED),
     (["score", "el2n"], OPENS_STORE),
     (["train", *STEPS], TRAINS),
     (["evaluate"], RUNS_MODEL),
-    (["verify"], OPENS_STORE | {"PIL"}),
+    (["verify"], OPENS_STORE),
     (["export", "logits.parquet"], OPENS_STORE | EXPORTS),
-    (["show", "workspace/train.beton"], {"zarr"}),
+    (["show", "workspace/train.beton"], {"zarr"} | EXPORTS),
     (["show", "workspace/stores/resnet8.zarr"], OPENS_STORE),
     ([], OPENS_STORE | {"safetensors"}),
 ]

@@ -24,6 +24,7 @@ STAGES = [
     "selection.methods",  # names of methods, which the options read
     "rng",
     "files",
+    "seals",
     "locks",
     "identity",
     "options",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +10,15 @@ import numpy as np
 import numpy.typing as npt
 
 from kdcache.data import ffcv_format
-from kdcache.data.beton_manifest import BetonManifest, fingerprint, load_digests, pack_again
-from kdcache.data.ffcv_format import PAGE_SIZE_BYTES
+from kdcache.data.beton_manifest import BetonManifest, fingerprint, pack_again
+from kdcache.data.digests import (
+    DECODED,
+    STORED,
+    digest_bytes,
+    digests_path,
+    load_digests,
+    view_keys,
+)
 from kdcache.errors import DatasetError
 
 
@@ -32,6 +38,9 @@ class Beton:
     """(N,) offset of the stored image in the file, in bytes."""
     lengths: npt.NDArray[np.int64]
     """(N,) size of the stored image, in bytes."""
+    view_keys: npt.NDArray[np.uint64]
+    """(N,) number that an image's views are drawn from: 64 bits of the digest of its decoded
+    pixels."""
 
     def __repr__(self) -> str:
         """Return the path and the numbers of samples and classes."""
@@ -62,15 +71,18 @@ class Beton:
             )
         return found.astype(np.int64)
 
+    def digests(self) -> npt.NDArray[np.uint8]:
+        """Return the digests of the images, (N, 3, 16); see `kdcache.data.digests`."""
+        return _load_digests(self.path, self.manifest)
+
     def stored(self, positions: Iterable[int]) -> Iterator[tuple[int, bytes, bool]]:
         """Yield (position, stored bytes, digest matches) for each of the given positions."""
         content = np.memmap(self.path, dtype=np.uint8, mode="r")
-        digests = load_digests(self.path)
+        digests = self.digests()[:, STORED]
         for position in positions:
             start = int(self.pointers[position])
             stored = content[start : start + int(self.lengths[position])].tobytes()
-            digest = hashlib.blake2b(stored, digest_size=16).digest()
-            yield position, stored, digest == digests[position].tobytes()
+            yield position, stored, digest_bytes(stored) == digests[position].tobytes()
 
 
 def open_beton(path: Path | str) -> Beton:
@@ -94,55 +106,51 @@ def open_beton(path: Path | str) -> Beton:
             f"{path} has {size:,} bytes, expected {manifest.beton_bytes:,} as in its manifest. "
             f"{remedy}"
         )
-    header = np.fromfile(path, dtype=ffcv_format.HEADER, count=1)[0]
-    found = (int(header["version"]), int(header["num_samples"]), int(header["num_fields"]))
-    field_records = ffcv_format.field_table()
-    expected = (ffcv_format.VERSION, manifest.samples, len(field_records))
-    table = int(header["alloc_table_ptr"])
-    if found != expected or size - table != manifest.samples * ffcv_format.ALLOCATION.itemsize:
+    count = manifest.samples
+    tables, end = [], 0
+    for kind, rows in (
+        (ffcv_format.HEADER, 1),
+        (ffcv_format.FIELD, len(ffcv_format.field_table())),
+        (ffcv_format.SAMPLE, count),
+    ):
+        tables.append(np.fromfile(path, dtype=kind, count=rows, offset=end))
+        end += rows * kind.itemsize
+    # The allocation table is the end of the file.
+    table_bytes = count * ffcv_format.ALLOCATION.itemsize
+    start = max(0, size - table_bytes)
+    tables.append(np.fromfile(path, dtype=ffcv_format.ALLOCATION, count=count, offset=start))
+    if ffcv_format.digest_tables(*tables) != manifest.tables_digest:
         raise DatasetError(
-            f"{path} has a header with (version, samples, fields) {found} and its table at byte "
-            f"{table:,} of {size:,}, expected {expected} and a complete table. {remedy}"
+            f"{path} has a header or tables that differ from their digest in its manifest. {remedy}"
         )
-    # FFCV looks up field types and decodes names without a check.
-    stored = np.fromfile(path, ffcv_format.FIELD, count=len(field_records), offset=header.nbytes)
-    if stored.tobytes() != field_records.tobytes():
-        raise DatasetError(
-            f"{path} describes other fields than image, label and sample_id. {remedy}"
-        )
-    before = header.nbytes + stored.nbytes
-    metadata = np.fromfile(path, ffcv_format.SAMPLE, count=manifest.samples, offset=before)
-    allocations = np.fromfile(path, ffcv_format.ALLOCATION, offset=table)
+    _, _, metadata, allocations = tables
     images = metadata["f0"]
-    sizes = np.stack([images["height"], images["width"]], axis=1).astype(np.int32)
-    pointers = images["data_ptr"].astype(np.int64)
-    lengths = allocations["size"].astype(np.int64)
-    is_raw = images["mode"] == ffcv_format.RAW_MODE
-    whole = (
-        int(header["page_size"]) == PAGE_SIZE_BYTES
-        and (allocations["ptr"] == images["data_ptr"]).all()
-        and (is_raw == (manifest.write_mode == "raw")).all()
-        and (allocations["sample_id"] == np.arange(manifest.samples)).all()
-        and (pointers + lengths <= table).all()
-        and (sizes > 0).all()
-        and (lengths[is_raw] == 3 * sizes[is_raw].astype(np.int64).prod(axis=1)).all()
-    )
-    if not whole:
-        raise DatasetError(f"{path} has a table that does not fit its images. {remedy}")
     labels = metadata["f1"].astype(np.int64)
     sample_ids = metadata["f2"].astype(np.int64)
-    found_content = fingerprint(manifest.class_names, sample_ids, labels, load_digests(path))
+    decoded = np.ascontiguousarray(_load_digests(path, manifest)[:, DECODED])
+    found_content = fingerprint(manifest.class_names, sample_ids, labels, decoded)
     if found_content != manifest.fingerprint:
         raise DatasetError(
-            f"{path} and its digests have the fingerprint {found_content[:12]}, expected "
-            f"{manifest.fingerprint[:12]} as in its manifest. {remedy}"
+            f"{digests_path(path)} gives {path.name} the fingerprint {found_content[:12]}, "
+            f"expected {manifest.fingerprint[:12]} as in its manifest. {remedy}"
         )
     return Beton(
         path=path,
         manifest=manifest,
         labels=labels,
         sample_ids=sample_ids,
-        sizes=sizes,
-        pointers=pointers,
-        lengths=lengths,
+        sizes=np.stack([images["height"], images["width"]], axis=1).astype(np.int32),
+        pointers=images["data_ptr"].astype(np.int64),
+        lengths=allocations["size"].astype(np.int64),
+        view_keys=view_keys(decoded),
     )
+
+
+def _load_digests(beton: Path, manifest: BetonManifest) -> npt.NDArray[np.uint8]:
+    try:
+        return load_digests(beton)
+    except (OSError, ValueError, EOFError) as error:
+        raise DatasetError(
+            f"{digests_path(beton)} cannot be read ({error}), expected the digests of "
+            f"{beton.name}'s images. {pack_again(beton, manifest)}"
+        ) from error

@@ -1,10 +1,11 @@
-"""The manifest of a beton, `SPLIT.json`, and the digests of its images beside it."""
+"""The manifest of a beton, `SPLIT.json`, which protects all files of the beton."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import shlex
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -12,20 +13,19 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from kdcache.errors import CacheCorruptError, DatasetError, shell_line
-from kdcache.files import read_json, replace_atomically
+from kdcache.errors import CacheCorruptError, DatasetError
+from kdcache.files import parse_json
+from kdcache.seals import JSON_KEY, require_whole, seal_state, write_sealed_json
 
-FORMAT_VERSION = 1
-"""Version of the manifest; the beton format itself is FFCV's version 2."""
+FORMAT_VERSION = 2
+"""Version of the manifest; the file itself is FFCV's version 2. Version 2 of the manifest: three
+digests and a name per image, views by view key, a seal."""
 
 _PACK_OPTIONS = (
     *("val_source", "label_key", "write_mode", "max_resolution", "val_fraction"),
     *("on_bad_image", "seed"),
 )
 """Options of `kdcache pack` that `made_from` records."""
-
-_LATER_FIELDS = {"skipped"}
-"""Fields that the first manifests of this version lack."""
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,14 @@ class BetonManifest:
     """(3,) standard deviation of the training split's pixels per channel, in [0, 1]."""
     write_mode: Literal["raw", "jpg"]
     fingerprint: str
-    """Hex sha256 over class names, sample ids, labels and the digest of every stored image."""
+    """Hex sha256 over class names, sample ids, labels and the digests of the decoded pixels."""
     beton_bytes: int
+    tables_digest: str
+    """Hex sha256 over the header and the tables of the beton; all other bytes are images or 0."""
+    digests_digest: str
+    """Hex sha256 of `SPLIT.digests.npy`."""
+    names_digest: str
+    """Hex sha256 of `SPLIT.names.parquet`."""
     made_from: dict[str, Any]
     """The source's identity and the pack options. A packed subset holds the full data's fingerprint
     as `parent`."""
@@ -72,56 +78,79 @@ class BetonManifest:
         """Read the manifest of a beton.
 
         Raises:
-            DatasetError: if it is missing or damaged, or another version of kdcache wrote it.
+            DatasetError: if it is missing or damaged, or an earlier version of kdcache wrote it.
         """
         path = manifest_path(beton)
         if not path.exists():
             raise DatasetError(
                 f"{path} is missing, expected the manifest of {beton.name}. {pack_again(beton)}"
             )
+        raw = path.read_bytes()
+        state = seal_state(raw)
         try:
-            content = read_json(path)
+            content = parse_json(raw, path)
         except CacheCorruptError as error:
-            raise DatasetError(f"{shell_line(error)}. {pack_again(beton)}") from error
-        if content.get("format_version") != FORMAT_VERSION:
-            raise DatasetError(
-                f"format_version of {path} is {content.get('format_version')}, expected "
-                f"{FORMAT_VERSION}. {pack_again(beton)}"
-            )
-        known = {field.name for field in fields(cls)}
-        needed = known - _LATER_FIELDS
-        if odd := (needed - content.keys()) | (content.keys() - known):
+            raise DatasetError(f"{error.text}. {pack_again(beton)}") from error
+        try:
+            # In a changed file the version may be what was changed.
+            if state != "changed" and content.get("format_version") != FORMAT_VERSION:
+                raise DatasetError(
+                    f"format_version of {path} is {content.get('format_version')}, expected "
+                    f"{FORMAT_VERSION}. {pack_again(beton, content)}"
+                )
+            require_whole(state, path, pack_again(beton, content))
+        except CacheCorruptError as error:
+            raise DatasetError(error.text) from error
+        del content[JSON_KEY]
+        if odd := {field.name for field in fields(cls)} ^ content.keys():
             raise DatasetError(
                 f"{path} has missing or unknown fields: {', '.join(sorted(odd))}. "
-                f"{pack_again(beton)}"
+                f"{pack_again(beton, content)}"
             )
         return cls(**content)
+
+    def save(self, beton: Path) -> None:
+        """Write the manifest of a beton atomically, with its seal."""
+        write_sealed_json(manifest_path(beton), self.to_json())
 
     def to_json(self) -> dict[str, Any]:
         """Return the content of the JSON file."""
         return asdict(self)
 
 
-def pack_again(beton: Path, manifest: BetonManifest | None = None) -> str:
+def pack_again(beton: Path, manifest: BetonManifest | Mapping[str, Any] | None = None) -> str:
     """Return the remedy that packs a beton again, with the command that made it.
 
     Args:
         beton: path of the beton. If it lies beside a subset file, it was packed from that subset.
-        manifest: the beton's manifest; None if it cannot be read.
+        manifest: the beton's manifest, or its JSON content of any version; None if it cannot be
+            read.
     """
+    made_from: dict[str, Any] | None = None
+    if isinstance(manifest, BetonManifest):
+        made_from = manifest.made_from
+    elif manifest is not None:
+        found = manifest.get("made_from")
+        made_from = found if isinstance(found, dict) else None
     subset = beton.with_suffix(".npz")
-    if subset.exists() or (manifest and manifest.is_subset):
-        return f"Run: kdcache pack --subset {shlex.quote(str(subset))} --overwrite"
-    if manifest is None:
-        return "Run: kdcache pack SOURCE --overwrite"
-    made_from = manifest.made_from
+    if subset.exists() or "parent" in (made_from or {}):
+        in_workspace = beton.parent.name == "subsets"
+        workspace = f" --workspace {_quoted(beton.parent.parent)}" if in_workspace else ""
+        return f"Run: kdcache pack --subset {_quoted(subset)} --overwrite{workspace}"
+    workspace = f" --workspace {_quoted(beton.parent)}"
+    if made_from is None:
+        return f"Run: kdcache pack SOURCE --overwrite{workspace}"
     options = "".join(
-        f" --{name.replace('_', '-')} {shlex.quote(str(made_from[name]))}"
+        f" --{name.replace('_', '-')} {_quoted(made_from[name])}"
         for name in _PACK_OPTIONS
         if made_from.get(name) is not None
     )
-    source = shlex.quote(str(made_from.get("path", made_from.get("kind", "SOURCE"))))
-    return f"Run: kdcache pack {source}{options} --overwrite"
+    source = _quoted(made_from.get("path", made_from.get("kind", "SOURCE")))
+    return f"Run: kdcache pack {source}{options} --overwrite{workspace}"
+
+
+def _quoted(value: object) -> str:
+    return shlex.quote(str(value))
 
 
 def manifest_path(beton: Path) -> Path:
@@ -129,32 +158,9 @@ def manifest_path(beton: Path) -> Path:
     return beton.with_suffix(".json")
 
 
-def digests_path(beton: Path) -> Path:
-    """Return the path of a beton's (N, 16) uint8 array of image digests."""
-    return beton.with_suffix(".digests.npy")
-
-
-def load_digests(beton: Path) -> npt.NDArray[np.uint8]:
-    """Return the digest of every stored image of a beton, (N, 16).
-
-    Raises:
-        DatasetError: if their file is missing or damaged.
-    """
-    path = digests_path(beton)
-    try:
-        digests: npt.NDArray[np.uint8] = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise DatasetError(
-            f"{path} cannot be read ({error}), expected the digests of {beton.name}'s images. "
-            f"{pack_again(beton)}"
-        ) from error
-    return digests
-
-
-def save_digests(beton: Path, digests: npt.NDArray[np.uint8]) -> None:
-    """Write the digest of every stored image of a beton, (N, 16)."""
-    with replace_atomically(digests_path(beton)) as partial, partial.open("wb") as file:
-        np.save(file, digests)
+def names_path(beton: Path) -> Path:
+    """Return the path of the names of a beton's images; see `kdcache.data.names`."""
+    return beton.with_suffix(".names.parquet")
 
 
 def fingerprint(
@@ -169,7 +175,8 @@ def fingerprint(
         class_names: C names, in the order of the labels.
         sample_ids: (N,).
         labels: (N,) in [0, C).
-        digests: (N, 16), one per stored image.
+        digests: (N, 16) of the decoded pixels, so that another packing of equal pixels has the
+            same fingerprint.
     """
     content = hashlib.sha256(json.dumps(class_names).encode())
     for array in (sample_ids.astype("<i8"), labels.astype("<i8"), digests):

@@ -10,21 +10,31 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from kdcache.data import ffcv_format
-from kdcache.data.ffcv_format import PAGE_SIZE_BYTES
+from kdcache.data.ffcv_format import PAGE_SIZE_BYTES, digest_tables
 from kdcache.data.stored_image import StoredImage
 from kdcache.errors import DatasetError
 from kdcache.files import replace_atomically
+
+
+class WrittenBeton(NamedTuple):
+    """What the manifest records of a beton file."""
+
+    bytes: int
+    """Size of the file."""
+    tables_digest: str
+    """See `kdcache.data.ffcv_format.digest_tables`."""
 
 
 def write_beton(
     path: Path,
     images: Iterable[tuple[StoredImage, int, int]],
     capacity: int,
-) -> int:
+) -> WrittenBeton:
     """Write a beton; it appears complete or not at all.
 
     Args:
@@ -32,9 +42,6 @@ def write_beton(
         images: (image, label, sample id) per sample, sorted by sample id (index into the full
             training set); iterated once.
         capacity: maximum number of samples.
-
-    Returns:
-        Size of the file in bytes.
 
     Raises:
         DatasetError: if an image is larger than a page.
@@ -76,7 +83,8 @@ def write_beton(
         file.seek(int(header["alloc_table_ptr"][0]))
         file.write(allocations[:num_samples].tobytes())
         file.seek(0)
-        for part in (header, field_records, metadata[:num_samples]):
+        tables = (header, field_records, metadata[:num_samples])
+        for part in tables:
             file.write(part.tobytes())
         file.seek(0, os.SEEK_END)
-        return file.tell()
+        return WrittenBeton(file.tell(), digest_tables(*tables, allocations[:num_samples]))

@@ -6,6 +6,7 @@ numba dictionary, which takes seconds; a test compares every type here with FFCV
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 import numpy as np
@@ -59,3 +60,11 @@ def field_table() -> npt.NDArray[Any]:
         record["type_id"] = type_id
         record["name"][: len(name)] = np.frombuffer(name.encode("ascii"), dtype=np.uint8)
     return table
+
+
+def digest_tables(*tables: npt.NDArray[Any]) -> str:
+    """Return the hex sha256 over header, fields, samples and allocation table, in this order."""
+    content = hashlib.sha256()
+    for table in tables:
+        content.update(table.tobytes())
+    return content.hexdigest()

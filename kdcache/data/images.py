@@ -9,7 +9,6 @@ file decides its format, not its name.
 
 from __future__ import annotations
 
-import hashlib
 import io
 from typing import Literal
 
@@ -17,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from kdcache.data.digests import digest_bytes, digest_pixels
 from kdcache.data.jpeg_library import decode_jpeg
 from kdcache.data.stored_image import StoredImage
 
@@ -63,9 +63,11 @@ def store_image(
                 rgb.thumbnail((limit, limit), Image.Resampling.BICUBIC, reducing_gap=None)
         else:
             rgb = as_read
+    pixels = None  # as the reader decodes the stored image
     if write_mode == "raw":
-        stored = rgb.tobytes()
+        pixels = stored = rgb.tobytes()
     elif as_read is not None:
+        pixels = as_read.tobytes()  # restart markers change no pixel
         # Imported here: numba takes half a second, and workers for raw images do not need it.
         from kdcache.data.restart import add_restart_markers
 
@@ -74,12 +76,21 @@ def store_image(
         file = io.BytesIO()
         rgb.save(file, "JPEG", quality=JPEG_QUALITY, restart_marker_rows=1)
         stored = file.getvalue()
+    if pixels is None:
+        if (decoded := _decoded_by_reader(stored, rgb.size)) is None:
+            raise ValueError("the reader cannot decode the JPEG that it was encoded to")
+        pixels = decoded.tobytes()
+    digests = (
+        digest_bytes(content),
+        digest_pixels(rgb.height, rgb.width, pixels),
+        digest_bytes(stored),
+    )
     return StoredImage(
         content=stored,
         is_jpeg=write_mode == "jpg",
         height=rgb.height,
         width=rgb.width,
-        digest=hashlib.blake2b(stored, digest_size=16).digest(),
+        digests=np.frombuffer(b"".join(digests), dtype=np.uint8).reshape(3, -1),
         channel_sums=_channel_sums(rgb),
     )
 

@@ -1,39 +1,52 @@
-"""Look up the names of training images in their source; a beton does not store them."""
+"""Read and write the names that a beton's images have in their source: paths or keys.
+
+`SPLIT.names.parquet` beside a beton has the columns `sample_id` and `file`, a row per position. It
+is apart from the manifest because loading pyarrow takes longer than opening a beton.
+"""
 
 from __future__ import annotations
 
-from kdcache.data.beton_manifest import BetonManifest
-from kdcache.data.source import split_train_val
-from kdcache.data.sources import open_source
-from kdcache.errors import ConfigError, DatasetError
-from kdcache.identity import differences
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from kdcache.data.beton_manifest import BetonManifest, names_path, pack_again
+from kdcache.errors import DatasetError
+from kdcache.files import replace_atomically, sha256_of
 
 
-def training_names(manifest: BetonManifest) -> list[str]:
-    """Return the names of the training images in the source, such as paths, by sample id.
+def save_names(beton: Path, sample_ids: npt.NDArray[np.int64], names: list[str]) -> None:
+    r"""Write the names of a beton's images.
 
-    The source is opened again; its names are not stored.
+    Args:
+        beton: path of the beton.
+        sample_ids: (N,).
+        names: (N,) name of each image. Bytes that are not UTF-8 become escapes such as \udcff.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    texts = [name.encode("utf-8", "backslashreplace").decode() for name in names]
+    table = pa.table({"sample_id": pa.array(sample_ids), "file": pa.array(texts, pa.string())})
+    with replace_atomically(names_path(beton)) as partial:
+        pq.write_table(table, partial, compression="zstd")
+
+
+def load_names(beton: Path, manifest: BetonManifest) -> list[str]:
+    """Return the names of a beton's images, by position.
 
     Raises:
-        DatasetError: if the source no longer exists or has changed.
+        DatasetError: if their file is missing, or differs from the manifest.
     """
-    made_from = manifest.made_from
-    where = made_from.get("path", made_from["kind"])
-    try:
-        source = open_source(
-            where, val_source=made_from.get("val_source"), label_key=made_from.get("label_key")
-        )
-    except ConfigError as error:
+    import pyarrow.parquet as pq
+
+    path = names_path(beton)
+    if not path.exists() or sha256_of(path) != manifest.names_digest:
+        state = "differs from its digest in the manifest" if path.exists() else "is missing"
         raise DatasetError(
-            f"{where} no longer exists, expected the packed source: only it has the names of the "
-            "images. Name samples by sample_id"
-        ) from error
-    if differ := differences(made_from, source.identity):
-        raise DatasetError(
-            f"{where} has changed since it was packed: {differ}. Name samples by sample_id"
+            f"{path} {state}, expected the names of {beton.name}'s images. "
+            f"{pack_again(beton, manifest)}"
         )
-    train = split_train_val(source, made_from["val_fraction"], made_from["seed"])["train"]
-    skipped = {image["position"] for image in manifest.skipped}
-    return [
-        train.name(position) for position in range(len(train.labels)) if position not in skipped
-    ]
+    names: list[str] = pq.read_table(path, columns=["file"])["file"].to_pylist()
+    return names

@@ -29,12 +29,14 @@ from kdcache.data.beton import open_beton
 from kdcache.data.beton_manifest import (
     FORMAT_VERSION,
     BetonManifest,
-    digests_path,
     fingerprint,
     manifest_path,
+    names_path,
 )
 from kdcache.data.beton_writer import write_beton
+from kdcache.data.digests import DECODED, DIGEST_BYTES, digests_path, save_digests
 from kdcache.data.images import store_image
+from kdcache.data.names import save_names
 from kdcache.data.pack_result import PackResult
 from kdcache.data.policy import MAX_SMALL_IMAGE_SIZE
 from kdcache.data.repack import pack_subset
@@ -44,11 +46,10 @@ from kdcache.data.sources import open_source
 from kdcache.data.stored_image import StoredImage
 from kdcache.errors import CacheMismatchError, DatasetError
 from kdcache.files import (
-    replace_atomically,
+    sha256_of,
     sweep_partials,
     sync_directory,
     this_process,
-    write_json,
 )
 from kdcache.identity import differences
 from kdcache.options import PackOptions
@@ -139,7 +140,7 @@ def _commit(staged: Workspace, workspace: Workspace) -> None:
     """Move complete betons into the workspace; their manifests, which mark them complete, last."""
     for split in ("train", "val"):
         manifest_path(workspace.beton(split)).unlink(missing_ok=True)
-    for path_of in (Workspace.beton, _digests, _manifest):
+    for path_of in (Workspace.beton, _digests, _names, _manifest):
         for split in ("train", "val"):
             if path_of(staged, split).exists():
                 path_of(staged, split).replace(path_of(workspace, split))
@@ -150,6 +151,10 @@ def _commit(staged: Workspace, workspace: Workspace) -> None:
 
 def _digests(workspace: Workspace, split: str) -> Path:
     return digests_path(workspace.beton(split))
+
+
+def _names(workspace: Workspace, split: str) -> Path:
+    return names_path(workspace.beton(split))
 
 
 def _manifest(workspace: Workspace, split: str) -> Path:
@@ -189,7 +194,7 @@ def _pack_split(
 ) -> BetonManifest:
     name = path.stem
     count = len(split.labels)
-    digests = np.zeros((count, 16), dtype=np.uint8)
+    digests = np.zeros((count, 3, DIGEST_BYTES), dtype=np.uint8)
     sums = np.zeros((3, 2), dtype=np.int64)
     sides = np.zeros((count, 2), dtype=np.int64)
     labels = np.zeros(count, dtype=np.int64)
@@ -212,19 +217,21 @@ def _pack_split(
                     skipped.append(image)
                     continue
                 sample_id = next(ids)
-                digests[sample_id] = np.frombuffer(image.digest, dtype=np.uint8)
+                digests[sample_id] = image.digests
                 sums += image.channel_sums
                 sides[sample_id] = image.height, image.width
                 labels[sample_id] = label
                 yield image, label, sample_id
 
-    beton_bytes = write_beton(path, samples(), count)
+    written = write_beton(path, samples(), count)
     kept = count - len(skipped)
     _report_skipped(name, skipped, labels[:kept], source)
     digests, sides, labels = digests[:kept], sides[:kept], labels[:kept]
     sample_ids = np.arange(kept, dtype=np.int64)
-    with replace_atomically(digests_path(path)) as partial, partial.open("wb") as file:
-        np.save(file, digests)
+    save_digests(path, digests)
+    left_out = {image.position for image in skipped}
+    names = [split.name(position) for position in range(count) if position not in left_out]
+    save_names(path, sample_ids, names)
     image_size = _choose_image_size(sides)
     num_pixels = float(sides.prod(axis=1).sum())
     mean = sums[:, 0] / num_pixels / 255
@@ -240,8 +247,11 @@ def _pack_split(
         mean=[round(float(value), 6) for value in mean],
         std=[round(float(value), 6) for value in std],
         write_mode=write_mode,
-        fingerprint=fingerprint(source.class_names, sample_ids, labels, digests),
-        beton_bytes=beton_bytes,
+        fingerprint=fingerprint(source.class_names, sample_ids, labels, digests[:, DECODED]),
+        beton_bytes=written.bytes,
+        tables_digest=written.tables_digest,
+        digests_digest=sha256_of(digests_path(path)),
+        names_digest=sha256_of(names_path(path)),
         made_from=made_from,
         skipped=[image._asdict() for image in skipped],
     )
@@ -254,7 +264,7 @@ def _pack_split(
             mean=train.mean,
             std=train.std,
         )
-    write_json(manifest_path(path), manifest.to_json())
+    manifest.save(path)
     return manifest
 
 

@@ -43,9 +43,8 @@ class ParquetSplit:
     def name(self, position: int) -> str:
         """Return the shard and the row."""
         group = int(np.searchsorted(self.starts, position, side="right")) - 1
-        file = self.row_groups[group][0]
-        first = next(g for g, (f, _) in enumerate(self.row_groups) if f == file)
-        return f"{self.files[file]}, row {position - int(self.starts[first])}"
+        file, number = self.row_groups[group]
+        return f"{self.files[file]}, row {position - int(self.starts[group - number])}"
 
 
 @lru_cache(maxsize=2)

@@ -17,15 +17,16 @@ from kdcache.data.beton import Beton, open_beton
 from kdcache.data.beton_manifest import (
     BetonManifest,
     fingerprint,
-    load_digests,
     manifest_path,
+    names_path,
     pack_again,
-    save_digests,
 )
 from kdcache.data.beton_writer import write_beton
+from kdcache.data.digests import DECODED, digests_path, save_digests
+from kdcache.data.names import load_names, save_names
 from kdcache.data.stored_image import StoredImage
 from kdcache.errors import CacheMismatchError, ConfigError, DatasetError
-from kdcache.files import write_json
+from kdcache.files import sha256_of
 from kdcache.progress import logger, progress_bar
 from kdcache.selection.subset import Subset
 from kdcache.workspace import Workspace
@@ -84,26 +85,31 @@ def repack(full: Beton, sample_ids: npt.NDArray[np.int64], path: Path) -> BetonM
     Args:
         full: the beton of all data.
         sample_ids: (n,) sorted and unique.
-        path: the file to write; manifest and digests are named after it.
+        path: the file to write; manifest, digests and names are named after it.
 
     Raises:
         DatasetError: if an id is not in the beton, or stored bytes differ from their digest.
     """
     positions = full.positions(sample_ids)
     labels = full.labels[positions]
-    digests = load_digests(full.path)[positions]
+    digests = full.digests()[positions]
+    names = load_names(full.path, full.manifest)
     manifest_path(path).unlink(missing_ok=True)
-    beton_bytes = write_beton(path, _stored(full, positions), len(positions))
+    written = write_beton(path, _stored(full, positions), len(positions))
     save_digests(path, digests)
+    save_names(path, sample_ids, [names[position] for position in positions])
     # Everything that decides a pixel or its normalisation is as in the full data.
     manifest = replace(
         full.manifest,
         samples=len(positions),
-        fingerprint=fingerprint(full.manifest.class_names, sample_ids, labels, digests),
-        beton_bytes=beton_bytes,
+        fingerprint=fingerprint(full.manifest.class_names, sample_ids, labels, digests[:, DECODED]),
+        beton_bytes=written.bytes,
+        tables_digest=written.tables_digest,
+        digests_digest=sha256_of(digests_path(path)),
+        names_digest=sha256_of(names_path(path)),
         made_from={"kind": "subset", "parent": full.manifest.fingerprint},
     )
-    write_json(manifest_path(path), manifest.to_json())
+    manifest.save(path)
     return manifest
 
 
@@ -130,6 +136,7 @@ def require_same_samples(packed: Beton, subset: Path, sample_ids: npt.NDArray[np
 def _stored(
     full: Beton, positions: npt.NDArray[np.int64]
 ) -> Iterator[tuple[StoredImage, int, int]]:
+    no_digests = np.zeros((3, 16), dtype=np.uint8)  # copied from the full data
     no_sums = np.zeros((3, 2), dtype=np.int64)  # mean and std are copied from the full data
     with progress_bar(total=len(positions), unit="image", description="pack subset") as bar:
         for position, content, is_whole in full.stored(positions.tolist()):
@@ -145,7 +152,7 @@ def _stored(
                 is_jpeg=full.manifest.write_mode == "jpg",
                 height=height,
                 width=width,
-                digest=b"",  # digests are copied from the full data
+                digests=no_digests,
                 channel_sums=no_sums,
             )
             yield image, int(full.labels[position]), int(full.sample_ids[position])

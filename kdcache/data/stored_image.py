@@ -16,8 +16,9 @@ class StoredImage(NamedTuple):
     is_jpeg: bool
     height: int
     width: int
-    digest: bytes
-    """16 bytes: blake2b of `content`."""
+    digests: npt.NDArray[np.uint8]
+    """(3, 16) blake2b of the source file, of the decoded pixels and of `content`; see
+    `kdcache.data.digests`."""
     channel_sums: npt.NDArray[np.int64]
     """(3, 2) sum and sum of squares of the uint8 values of each channel: of the pixels as the
     reader decodes them if a JPEG is kept, otherwise of the pixels before encoding."""

@@ -1,8 +1,11 @@
-"""Compute a view's box and flip from (seed, view number, sample id).
+"""Compute a view's box and flip from (seed, view number, view key).
 
 View 0 is the clean view. Views from 1 follow the policy. The teacher pass and the student's loader
 evaluate the same function inside the decoder. So only seed and policy are stored, and the student
 sees exactly the pixels that the teacher saw.
+
+The view key is a part of the digest of the image's decoded pixels (`kdcache.data.digests`). So an
+image has the same views in any order, packing or part of a data set.
 
 A view is a box in the stored image and a flip: (top, left, height, width, flip). The box is cut
 out, with zeros outside the image, resized to the image size, and then mirrored if `flip` is 1.
@@ -56,7 +59,7 @@ _STREAM_VIEWS = np.uint64(0x7669657773)  # "views"
 
 
 class Views(NamedTuple):
-    """Everything that a view's pixels depend on, except the sample and the view number."""
+    """Everything that a view's pixels depend on, except the image and the view number."""
 
     policy: Policy
     seed: int
@@ -125,18 +128,18 @@ def view_parameters(
     policy: Policy | str,
     seed: int,
     view: int,
-    sample_ids: npt.ArrayLike,
+    view_keys: npt.ArrayLike,
     sizes: npt.ArrayLike,
     *,
     center_crop_ratio: float = CENTER_CROP_RATIO,
 ) -> npt.NDArray[np.int32]:
-    """Return the boxes and flips of one view, for every sample.
+    """Return the boxes and flips of one view, for every image.
 
     Args:
         policy: a policy, or the text of one.
         seed: the store's view seed, in [0, 2^64).
         view: view number; 0 is the clean view.
-        sample_ids: (n,) integers >= 0.
+        view_keys: (n,) integers in [0, 2^64), such as `Beton.view_keys`.
         sizes: (n, 2) height and width of the stored images, or one (height, width) for all.
         center_crop_ratio: side of the clean view's centre square, as a fraction of the short side,
             in (0, 1].
@@ -148,34 +151,34 @@ def view_parameters(
     """
     if isinstance(policy, str):
         policy = Policy.parse(policy)
-    ids = validate_sample_ids(sample_ids)
-    shape = np.broadcast_to(np.asarray(sizes, dtype=np.int64), (len(ids), 2))
-    boxes = np.empty((len(ids), 5), dtype=np.int32)
+    keys = validate_view_keys(view_keys)
+    shape = np.broadcast_to(np.asarray(sizes, dtype=np.int64), (len(keys), 2))
+    boxes = np.empty((len(keys), 5), dtype=np.int32)
     numbers = policy.numbers(center_crop_ratio)
-    _fill(numbers, validate_seed(seed), validate_view(view), ids, shape, boxes)
+    _fill(numbers, validate_seed(seed), validate_view(view), keys, shape, boxes)
     return boxes
 
 
 def view_placements(
-    views: Views, view: int, sample_ids: npt.ArrayLike, sizes: npt.ArrayLike
+    views: Views, view: int, view_keys: npt.ArrayLike, sizes: npt.ArrayLike
 ) -> npt.NDArray[np.int64]:
     """Return where the pixels of one view come from, for every sample.
 
     Args:
         views: policy, seed and image size.
         view: view number; 0 is the clean view.
-        sample_ids: (n,) integers >= 0.
+        view_keys: (n,) integers >= 0.
         sizes: (n, 2) height and width of the stored images, or one (height, width) for all.
 
     Returns:
         (n, 10) int64: the fields of `Placement`.
     """
-    ids = validate_sample_ids(sample_ids)
-    shape = np.broadcast_to(np.asarray(sizes, dtype=np.int64), (len(ids), 2))
-    placements = np.empty((len(ids), len(Placement._fields)), dtype=np.int64)
+    keys = validate_view_keys(view_keys)
+    shape = np.broadcast_to(np.asarray(sizes, dtype=np.int64), (len(keys), 2))
+    placements = np.empty((len(keys), len(Placement._fields)), dtype=np.int64)
     numbers = views.policy.numbers(views.center_crop_ratio)
     seed, number = validate_seed(views.seed), validate_view(view)
-    _place(numbers, views.placement_numbers(), seed, number, ids, shape, placements)
+    _place(numbers, views.placement_numbers(), seed, number, keys, shape, placements)
     return placements
 
 
@@ -201,18 +204,18 @@ def validate_view(view: int) -> np.uint64:
     return np.uint64(view)
 
 
-def validate_sample_ids(sample_ids: npt.ArrayLike) -> npt.NDArray[np.uint64]:
-    """Check sample ids and return them as uint64.
+def validate_view_keys(view_keys: npt.ArrayLike) -> npt.NDArray[np.uint64]:
+    """Check view keys and return them as uint64.
 
     Raises:
         ConfigError: if they are not integers >= 0.
     """
-    ids = np.asarray(sample_ids)
-    if len(ids) and not np.issubdtype(ids.dtype, np.integer):
-        raise ConfigError(f"sample ids are {ids.dtype}, expected integers")
-    if len(ids) and ids.min() < 0:
-        raise ConfigError(f"sample id is {ids.min()}, expected a number of at least 0")
-    return ids.astype(np.uint64)
+    keys = np.asarray(view_keys)
+    if len(keys) and not np.issubdtype(keys.dtype, np.integer):
+        raise ConfigError(f"view keys are {keys.dtype}, expected integers")
+    if len(keys) and keys.min() < 0:
+        raise ConfigError(f"view key is {keys.min()}, expected a number of at least 0")
+    return keys.astype(np.uint64)
 
 
 @compiled()
@@ -220,12 +223,12 @@ def _fill(
     numbers: PolicyNumbers,
     seed: np.uint64,
     view: np.uint64,
-    sample_ids: npt.NDArray[np.uint64],
+    view_keys: npt.NDArray[np.uint64],
     sizes: npt.NDArray[np.int64],
     boxes: npt.NDArray[np.int32],
 ) -> None:
-    for i in range(len(sample_ids)):
-        boxes[i] = view_box(numbers, seed, view, sample_ids[i], sizes[i, 0], sizes[i, 1])
+    for i in range(len(view_keys)):
+        boxes[i] = view_box(numbers, seed, view, view_keys[i], sizes[i, 0], sizes[i, 1])
 
 
 @compiled()
@@ -234,13 +237,13 @@ def _place(
     sizes: PlacementNumbers,
     seed: np.uint64,
     view: np.uint64,
-    sample_ids: npt.NDArray[np.uint64],
+    view_keys: npt.NDArray[np.uint64],
     shapes: npt.NDArray[np.int64],
     placements: npt.NDArray[np.int64],
 ) -> None:
-    for i in range(len(sample_ids)):
+    for i in range(len(view_keys)):
         shape = shapes[i]
-        place = place_view(numbers, sizes, seed, view, sample_ids[i], shape[0], shape[1])
+        place = place_view(numbers, sizes, seed, view, view_keys[i], shape[0], shape[1])
         for j in range(len(place)):
             placements[i, j] = place[j]
 
@@ -250,7 +253,7 @@ def view_box(
     numbers: PolicyNumbers,
     seed: np.uint64,
     view: np.uint64,
-    sample_id: np.uint64,
+    view_key: np.uint64,
     height: np.int64,
     width: np.int64,
 ) -> Box:
@@ -260,13 +263,13 @@ def view_box(
         numbers: a PolicyNumbers.
         seed: uint64.
         view: uint64.
-        sample_id: uint64.
+        view_key: uint64.
         height: int64, of the stored image.
         width: int64, of the stored image.
     """
     if view == 0 or numbers.kind == CLEAN:
         return _clean_box(height, width, numbers.center_crop_ratio)
-    first, second, third, _ = philox(seed, _STREAM_VIEWS, sample_id, view, np.uint64(0))
+    first, second, third, _ = philox(seed, _STREAM_VIEWS, view_key, view, np.uint64(0))
     flip = np.int64(first >> np.uint64(63)) if numbers.flip else np.int64(0)
     if numbers.kind == PAD_CROP:
         num_offsets = 2 * numbers.padding + 1
@@ -274,7 +277,7 @@ def view_box(
         left = below(third, num_offsets) - numbers.padding
         return top, left, height, width, flip
     for attempt in range(ATTEMPTS):
-        draws = philox(seed, _STREAM_VIEWS, sample_id, view, np.uint64(attempt + 1))
+        draws = philox(seed, _STREAM_VIEWS, view_key, view, np.uint64(attempt + 1))
         share = numbers.scale_low + uniform(draws[0]) * (numbers.scale_high - numbers.scale_low)
         area = share * np.float64(height * width)
         ratio = log_uniform(draws[1], numbers.log_ratio_low, numbers.log_ratio_high)
@@ -307,7 +310,7 @@ def place_view(
     sizes: PlacementNumbers,
     seed: np.uint64,
     view: np.uint64,
-    sample_id: np.uint64,
+    view_key: np.uint64,
     height: np.int64,
     width: np.int64,
 ) -> Placement:
@@ -318,7 +321,7 @@ def place_view(
         sizes: a PlacementNumbers of int64.
         seed: uint64.
         view: uint64.
-        sample_id: uint64.
+        view_key: uint64.
         height: int64, of the stored image.
         width: int64, of the stored image.
     """
@@ -343,7 +346,7 @@ def place_view(
             _half(resized_width - size),
             is_bicubic,
         )
-    box = view_box(numbers, seed, view, sample_id, height, width)
+    box = view_box(numbers, seed, view, view_key, height, width)
     return Placement(
         int(box[0]),
         int(box[1]),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,23 +15,32 @@ from torch import Tensor, nn
 
 from kdcache.errors import WeightsError
 from kdcache.files import replace_atomically
+from kdcache.models.weights_files import METADATA_KEY, weights_problem
+from kdcache.seals import BLANK, JSON_KEY, seal_file
 
-_METADATA_KEY = "kdcache"
+_TRAINING_OPTIONS = (
+    *("batch_size", "seed", "image_size", "policy", "view_seed", "optimizer", "lr"),
+    *("weight_decay", "schedule", "warmup", "accumulate", "clip_norm", "ema", "eval_every"),
+    "precision",
+)
+"""Options of `kdcache train-teacher` that a teacher's description records."""
 
 MAX_LISTED = 3
 """Number of tensors of each kind that a message lists; it counts the others."""
 
 
 def save_weights(path: Path, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
-    """Write tensors and a JSON description of them, atomically."""
+    """Write tensors and a JSON description of them, atomically, with a seal of the file."""
     with replace_atomically(path) as partial:
         partial.touch()
         permissions = partial.stat().st_mode
         save_file(
             {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
             partial,
-            metadata={_METADATA_KEY: json.dumps(about)},
+            # One entry, because safetensors writes several in a random order.
+            metadata={METADATA_KEY: json.dumps({**about, JSON_KEY: BLANK})},
         )
+        seal_file(partial)
         # safetensors lets only the owner read, whatever the umask says.
         partial.chmod(permissions)
 
@@ -40,14 +50,16 @@ def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        WeightsError: if it is not safetensors, or is truncated.
+        WeightsError: if it is not safetensors, is truncated, or differs from its seal.
     """
     with _opened(path) as file:
+        if problem := weights_problem(path):
+            raise WeightsError(f"{path} {problem}. {_make_again(path, _description(file))}")
         return {name: file.get_tensor(name) for name in file.keys()}, _description(file)  # noqa: SIM118
 
 
 def read_weights_description(path: Path) -> dict[str, Any]:
-    """Read only the description; see `load_weights`."""
+    """Read only the description, which is not compared with the seal; see `load_weights`."""
     with _opened(path) as file:
         return _description(file)
 
@@ -67,8 +79,24 @@ def _opened(path: Path) -> Iterator[Any]:
 
 
 def _description(file: Any) -> dict[str, Any]:
-    about: dict[str, Any] = json.loads((file.metadata() or {}).get(_METADATA_KEY, "{}"))
+    about: dict[str, Any] = json.loads((file.metadata() or {}).get(METADATA_KEY, "{}"))
+    about.pop(JSON_KEY, None)
     return about
+
+
+def _make_again(path: Path, about: dict[str, Any]) -> str:
+    """Return the remedy for a file of kdcache that cannot be used."""
+    if path.parent.name != "teachers":
+        return "Copy it from a backup, or train again: kdcache train"
+    words = [f"kdcache train-teacher --model {shlex.quote(str(about.get('arch', 'MODEL')))}"]
+    length = "epochs" if about.get("steps") is None else "steps"
+    words += [
+        f"--{name.replace('_', '-')} {shlex.quote(str(about[name]))}"
+        for name in (length, *_TRAINING_OPTIONS)
+        if about.get(name) is not None
+    ]
+    words.append(f"--name {shlex.quote(path.stem)} --overwrite")
+    return f"Run: {' '.join(words)} --workspace {shlex.quote(str(path.parent.parent))}"
 
 
 def fill_model(model: nn.Module, tensors: dict[str, Tensor], *, path: Path) -> None:

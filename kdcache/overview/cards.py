@@ -12,13 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from kdcache.errors import CacheCorruptError, ConfigError, WeightsError
-from kdcache.files import read_json
+from kdcache.errors import CacheCorruptError, ConfigError, DatasetError, WeightsError
 from kdcache.options import ShowOptions
 from kdcache.results import JSON, Result
+from kdcache.workspace import Workspace
 
 if TYPE_CHECKING:
     from kdcache.store.format.location import Location
+
+SHOWN_IMAGES = 3
+"""Number of images whose names a card shows."""
 
 Kind = Literal["beton", "teacher", "store", "subset", "run"]
 
@@ -64,7 +67,46 @@ def show(options: ShowOptions) -> ShowResult:
         CacheCorruptError: if a manifest is damaged.
     """
     card = card_of(options.path)
-    return ShowResult(kind=card.kind, path=card.path, facts=card.facts, unfinished=card.unfinished)
+    facts = dict(card.facts) | _first_images(card, Workspace(Path(options.workspace)))
+    return ShowResult(kind=card.kind, path=card.path, facts=facts, unfinished=card.unfinished)
+
+
+def _first_images(card: Card, workspace: Workspace) -> dict[str, Any]:
+    """Return the first images of a beton or subset by sample id, with their names in the source.
+
+    They show at a glance where the images come from, and in which order.
+    """
+    if card.kind not in ("beton", "subset"):
+        return {}
+    from kdcache.data.beton import open_beton
+    from kdcache.data.names import load_names
+    from kdcache.selection.subset import Subset
+
+    path = Path(card.path)
+    if card.kind == "beton":
+        beton = open_beton(path)
+        positions = range(min(SHOWN_IMAGES, len(beton)))
+    else:
+        in_workspace = path.parent.name == "subsets"
+        packed = (Workspace(path.parent.parent) if in_workspace else workspace).beton("train")
+        if not packed.exists():
+            return {}
+        beton = open_beton(packed)
+        if card.data_fingerprint not in (None, beton.manifest.fingerprint):
+            return {}
+        first = Subset.load(path).sample_ids[:SHOWN_IMAGES]
+        positions = beton.positions(first).tolist()
+    names = load_names(beton.path, beton.manifest)
+    classes = beton.manifest.class_names
+    return {
+        "first_images": {
+            str(beton.sample_ids[position]): {
+                "file": names[position],
+                "class": classes[beton.labels[position]],
+            }
+            for position in positions
+        }
+    }
 
 
 def card_of(given: Path | str) -> Card:
@@ -91,9 +133,14 @@ def card_of(given: Path | str) -> Card:
 
 def beton_card(path: Path) -> Card:
     """Return the card of a beton, from its manifest."""
-    from kdcache.data.beton_manifest import BetonManifest
+    from kdcache.data.beton_manifest import BetonManifest, pack_again
 
     about = BetonManifest.load(path)
+    if (size := path.stat().st_size) != about.beton_bytes:
+        raise DatasetError(
+            f"{path} has {size:,} bytes, expected {about.beton_bytes:,} as in its manifest. "
+            f"{pack_again(path, about)}"
+        )
     images = f"{about.samples:,} images of {about.classes:,} classes"
     facts = {
         "samples": about.samples,
@@ -190,7 +237,9 @@ def subset_card(path: Path) -> Card:
 
 def run_card(path: Path) -> Card:
     """Return the card of a run: its configuration, progress and accuracies."""
-    content = read_json(path / "config.json")
+    from kdcache.training.run_config import read_config
+
+    content = read_config(path)
     config = content["config"]
     lines = _metrics(path)
     top1 = [line["top1"] for line in lines if line.get("top1") is not None]

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from kdcache.files import read_json, write_json
 from kdcache.identity import differences
 from kdcache.pipeline_runs.signatures import signature
+from kdcache.seals import read_sealed_json, write_sealed_json
 
 
 class Records:
@@ -19,7 +19,9 @@ class Records:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._content = read_json(path) if path.exists() else {}
+        self._content = (
+            read_sealed_json(path, remedy=f"Remove it: rm {path}") if path.exists() else {}
+        )
 
     def reason_to_run(self, name: str, dependencies: dict[str, Any]) -> str | None:
         """Return why a step has to run, or None if it is up to date."""
@@ -73,7 +75,7 @@ class Records:
             "runs_before": kept,
             "was_made": self.was_ever_finished(name),
         }
-        write_json(self._path, self._content)
+        write_sealed_json(self._path, self._content)
 
     def finish(
         self,
@@ -89,7 +91,7 @@ class Records:
             "outputs": outputs,
             "was_made": True,
         }
-        write_json(self._path, self._content)
+        write_sealed_json(self._path, self._content)
 
 
 def _signature_at(path: str) -> Any:

@@ -11,7 +11,8 @@ from typing import Any
 
 from kdcache import __version__
 from kdcache.commands import function_for
-from kdcache.data.beton_manifest import digests_path, manifest_path
+from kdcache.data.beton_manifest import manifest_path, names_path
+from kdcache.data.digests import digests_path
 from kdcache.errors import CacheMismatchError
 from kdcache.locks import file_lock
 from kdcache.options import CommonOptions, PackOptions, RunOptions, TrainOptions
@@ -138,7 +139,8 @@ def outputs_of(options: CommonOptions, result: dict[str, Any]) -> dict[str, Any]
     if isinstance(options, PackOptions):
         splits = [result[split] for split in ("train", "val") if result.get(split)]
         betons = [Path(about["path"]) for about in splits] or paths
-        paths = [of(path) for path in betons for of in (Path, manifest_path, digests_path)]
+        files = (Path, manifest_path, digests_path, names_path)
+        paths = [of(path) for path in betons for of in files]
     return {str(path): signature(path) for path in paths}
 
 

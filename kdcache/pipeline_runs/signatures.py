@@ -27,6 +27,7 @@ from kdcache.options import (
     TrainOptions,
     as_names,
 )
+from kdcache.seals import JSON_KEY
 from kdcache.workspace import Workspace
 
 HUGGING_FACE_PREFIX = "hf:"
@@ -77,11 +78,12 @@ def _content(path: Path | str) -> Any:
 
 
 def _content_of_beton(manifest: Path) -> Any:
-    """Return a digest of a manifest, without the origin of the images and the date."""
+    """Return a digest of a manifest without the origin of the images, which no later step reads."""
     if not manifest.is_file():
         return None
     about = read_json(manifest)
-    about.pop("made_from", None)
+    for origin in ("made_from", "digests_digest", "names_digest", JSON_KEY):
+        about.pop(origin, None)
     return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
 
 

@@ -52,7 +52,7 @@ class ViewDecoder:
         self._is_jpeg = beton.manifest.write_mode == "jpg"
         self._sizes = beton.sizes.astype(np.int64)
         self._pointers = beton.pointers.copy()
-        self._sample_ids = beton.sample_ids.astype(np.uint64)
+        self._view_keys = beton.view_keys
         numbers = views.policy.numbers(views.center_crop_ratio)
         self._numbers = np.array([*numbers, *views.placement_numbers()], dtype=np.float64)
         self._changes = np.array(views.policy.photometric_numbers(), dtype=np.float64)
@@ -123,7 +123,7 @@ class ViewDecoder:
             self._lengths,
             self._is_jpeg,
             self._views.decode == "scaled",
-            self._sample_ids,
+            self._view_keys,
             self.status,
             self._numbers,
             self._seed,
@@ -142,8 +142,10 @@ class ViewDecoder:
         else:
             decode_samples(*arguments)
         if self._views.policy.changes_pixels:
-            ids = self._sample_ids[positions]
-            change_samples(self._changes, self._seed, self._view_numbers, ids, worker, workers, out)
+            keys = self._view_keys[positions]
+            change_samples(
+                self._changes, self._seed, self._view_numbers, keys, worker, workers, out
+            )
 
 
 def _free(decoders: list[int]) -> None:
@@ -162,7 +164,7 @@ def decode_samples(
     lengths: npt.NDArray[np.int64],
     is_jpeg: bool,
     is_scaled: bool,
-    ids: npt.NDArray[np.uint64],
+    keys: npt.NDArray[np.uint64],
     status: npt.NDArray[np.int32],
     numbers: npt.NDArray[np.float64],
     seed: np.uint64,
@@ -191,7 +193,7 @@ def decode_samples(
         lengths: (N,) sizes of the stored images in bytes.
         is_jpeg: whether the stored images are JPEG files; otherwise they are pixels.
         is_scaled: whether large boxes are decoded at a smaller scale.
-        ids: (N,) sample id by position.
+        keys: (N,) view key by position.
         status: (N,) decoder status, written.
         numbers: a PolicyNumbers and a PlacementNumbers as one row.
         seed: of the views.
@@ -216,7 +218,7 @@ def decode_samples(
         start = pointers[position]
         content = file[start : start + lengths[position]]
         drawn = placements[worker, : len(view_numbers)]
-        place_views(numbers, seed, view_numbers, ids[position], height, width, drawn)
+        place_views(numbers, seed, view_numbers, keys[position], height, width, drawn)
         if is_jpeg:
             status[position] = render_jpeg(
                 content,
@@ -253,7 +255,7 @@ def decode_samples_planes(  # noqa: D417  (`decode_samples` describes the others
     lengths: npt.NDArray[np.int64],
     is_jpeg: bool,
     is_scaled: bool,
-    ids: npt.NDArray[np.uint64],
+    keys: npt.NDArray[np.uint64],
     status: npt.NDArray[np.int32],
     numbers: npt.NDArray[np.float64],
     seed: np.uint64,
@@ -287,7 +289,7 @@ def decode_samples_planes(  # noqa: D417  (`decode_samples` describes the others
         start = pointers[position]
         content = file[start : start + lengths[position]]
         drawn = placements[worker, : len(view_numbers)]
-        place_views(numbers, seed, view_numbers, ids[position], height, width, drawn)
+        place_views(numbers, seed, view_numbers, keys[position], height, width, drawn)
         if is_jpeg:
             status[position] = render_jpeg_planes(
                 content,
@@ -322,7 +324,7 @@ def place_views(
     numbers: npt.NDArray[np.float64],
     seed: np.uint64,
     view_numbers: npt.NDArray[np.uint64],
-    sample_id: np.uint64,
+    view_key: np.uint64,
     height: int,
     width: int,
     placements: npt.NDArray[np.int64],
@@ -347,6 +349,6 @@ def place_views(
         np.int64(numbers[13]),
     )
     for v in range(len(view_numbers)):
-        place = place_view(policy, sizes, seed, view_numbers[v], sample_id, height, width)
+        place = place_view(policy, sizes, seed, view_numbers[v], view_key, height, width)
         for i in range(len(place)):
             placements[v, i] = place[i]

@@ -31,7 +31,7 @@ def change_samples(
     numbers: npt.NDArray[np.float64],
     seed: np.uint64,
     view_numbers: npt.NDArray[np.uint64],
-    ids: npt.NDArray[np.uint64],
+    keys: npt.NDArray[np.uint64],
     worker: int,
     workers: int,
     images: U8,
@@ -44,7 +44,7 @@ def change_samples(
         numbers: a PhotometricNumbers as one row.
         seed: seed of the views.
         view_numbers: (V,) view numbers.
-        ids: (B,) sample ids.
+        keys: (B,) view keys.
         worker: index of this worker. It changes every `workers`-th sample from this index on.
         workers: number of workers.
         images: (at least B, V, S, S, 3), changed in place.
@@ -62,9 +62,9 @@ def change_samples(
         numbers[9],
         numbers[10],
     )
-    for index in range(worker, len(ids), workers):
+    for index in range(worker, len(keys), workers):
         for v in range(len(view_numbers)):
-            change = view_change(policy, seed, view_numbers[v], ids[index], images.shape[2])
+            change = view_change(policy, seed, view_numbers[v], keys[index], images.shape[2])
             apply_change(images[index, v], change)
 
 

@@ -39,7 +39,7 @@ def read_scores(
 
     Args:
         path: a `.npy` file with (N,) numbers by sample id; or a `.csv` or `.parquet` file with a
-            column `score` and one of `sample_id` and `file`, in any order. Other columns are
+            column `score` and `sample_id` or `file` or both, in any order. Other columns are
             ignored.
         num_samples: number of samples N.
         data_fingerprint: fingerprint of the data; it is compared if the file records one.
@@ -56,20 +56,21 @@ def read_scores(
         return _read_npy(path, num_samples)
     table = _read_table(path, data_fingerprint)
     keys = [name for name in ("sample_id", "file") if name in table.column_names]
-    if "score" not in table.column_names or len(keys) != 1:
+    if "score" not in table.column_names or not keys:
         raise ConfigError(
-            f"{path} has the columns {', '.join(table.column_names)}, expected `score` and one of "
-            "`sample_id` and `file`"
+            f"{path} has the columns {', '.join(table.column_names)}, expected `score` and at "
+            "least one of `sample_id` and `file`"
         )
     values = _numbers(path, table, "score")
-    if keys == ["sample_id"]:
+    if "sample_id" in keys:
         ids = _numbers(path, table, "sample_id")
         if not np.issubdtype(ids.dtype, np.integer):
             raise ConfigError(f"sample_id in {path} is {ids.dtype}, expected integers without gaps")
-        names = None
+        _require_ids_of_data(path, ids, num_samples)
+        if "file" in keys:
+            _require_same_names(path, ids, table["file"].to_pylist(), sample_names())
     else:
-        names = table["file"].to_pylist()
-        ids = _ids_of_names(path, names, sample_names())
+        ids = _ids_of_names(path, table["file"].to_pylist(), sample_names())
     return _by_sample_id(path, ids, values, num_samples)
 
 
@@ -80,16 +81,18 @@ def write_scores(
     kept_ids: npt.NDArray[np.int64],
     *,
     data_fingerprint: str,
+    names: Sequence[str] | None,
 ) -> None:
     """Write every sample's score atomically, in a format that `read_scores` reads.
 
     Args:
         path: a `.npy` file gets the scores only; a `.csv` or `.parquet` file gets the columns
-            `sample_id`, `label`, `score` and `kept`.
+            `sample_id`, `file`, `label`, `score` and `kept`.
         scores: (N,) by sample id.
         labels: (N,) by sample id.
         kept_ids: sample ids of a subset, for the column `kept`.
         data_fingerprint: written to the metadata of a `.parquet` file.
+        names: (N,) name of each image in its source; None leaves the column `file` out.
     """
     require_suffix("export", path, SCORE_FILES)
     with replace_atomically(path) as partial:
@@ -101,9 +104,9 @@ def write_scores(
 
         kept = np.zeros(len(scores), dtype=bool)
         kept[kept_ids] = True
-        table = pa.table(
-            {"sample_id": np.arange(len(scores)), "label": labels, "score": scores, "kept": kept}
-        )
+        columns: dict[str, Any] = {"sample_id": np.arange(len(scores))}
+        columns |= {} if names is None else {"file": pa.array(names, pa.string())}
+        table = pa.table({**columns, "label": labels, "score": scores, "kept": kept})
         if path.suffix == ".csv":
             from pyarrow import csv
 
@@ -203,15 +206,35 @@ def _numbers(path: Path, table: Any, name: str) -> npt.NDArray[Any]:
     return native_numbers(values)
 
 
-def _by_sample_id(
-    path: Path, ids: npt.NDArray[Any], values: npt.NDArray[Any], num_samples: int
-) -> npt.NDArray[Any]:
+def _require_ids_of_data(path: Path, ids: npt.NDArray[Any], num_samples: int) -> None:
     outside = ids[(ids < 0) | (ids >= num_samples)]
     if len(outside):
         raise ConfigError(
             f"{path} has a score of sample {outside[0]}, expected samples 0 to {num_samples - 1:,}"
             ": these are scores of other data"
         )
+
+
+def _require_same_names(
+    path: Path, ids: npt.NDArray[Any], names: list[str], sample_names: Sequence[str]
+) -> None:
+    """Check that sample ids and file names mean the same images.
+
+    A file of another pack of the same images may number them in another order.
+    """
+    for sample_id, name in zip(ids.tolist(), names, strict=True):
+        parts = PurePath(name or "").parts
+        if PurePath(sample_names[sample_id]).parts[-len(parts) :] != parts:
+            raise ConfigError(
+                f"{path} says that sample {sample_id} is {name}, expected "
+                f"{sample_names[sample_id]}: its sample ids are of another pack. Remove the column "
+                "sample_id, so that the names count"
+            )
+
+
+def _by_sample_id(
+    path: Path, ids: npt.NDArray[Any], values: npt.NDArray[Any], num_samples: int
+) -> npt.NDArray[Any]:
     counts = np.bincount(ids.astype(np.int64, copy=False), minlength=num_samples)
     wrong = np.flatnonzero(counts != 1)
     if len(wrong):

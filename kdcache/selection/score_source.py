@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kdcache.data.beton_manifest import BetonManifest
+from kdcache.data.sample_names import sample_names
 from kdcache.errors import CacheMismatchError, ConfigError
 from kdcache.files import sha256_of
 from kdcache.options import SelectOptions
@@ -37,7 +37,7 @@ def find_scores(
             Path(options.scores),
             store.manifest.samples,
             data_fingerprint=store.manifest.data_fingerprint,
-            sample_names=lambda: _sample_names(workspace, store),
+            sample_names=lambda: sample_names(workspace, store.manifest.data_fingerprint),
         )
     if options.average_with:
         stores = [store, *_others(options, workspace, store)]
@@ -124,16 +124,3 @@ def _score_identity(store: LogitStore, name: str) -> dict[str, Any]:
         return {"score_code_digest": user_code_digest(name)}
     found = load_scores(store, name)
     return {} if found is None else {"score_computed_from": found.about["computed_from"]}
-
-
-def _sample_names(workspace: Workspace, store: LogitStore) -> list[str]:
-    from kdcache.data.names import training_names
-
-    path = workspace.require_beton()
-    manifest = BetonManifest.load(path)
-    if manifest.data_fingerprint != store.manifest.data_fingerprint:
-        raise CacheMismatchError(
-            f"{path} holds other data than {store.path}: fingerprint is "
-            f"{manifest.fingerprint[:12]}, expected {store.manifest.data_fingerprint[:12]}"
-        )
-    return training_names(manifest)

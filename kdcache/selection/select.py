@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from kdcache.data.sample_names import sample_names, sample_names_if_packed
 from kdcache.errors import CacheMismatchError, ConfigError
+from kdcache.files import replace_atomically
 from kdcache.identity import differences
 from kdcache.options import SelectOptions
 from kdcache.progress import logger
@@ -41,7 +43,8 @@ def select_subset(options: SelectOptions) -> Subset:
 
     Raises:
         ConfigError: if nothing was built yet, a score is missing or not finite, or a file is at
-            --export.
+            --export or --kept-files.
+        DatasetError: if --kept-files is given and the images are not packed here.
         CacheMismatchError: if the file exists and was made otherwise, or scores or the other subset
             are of other data.
     """
@@ -64,6 +67,9 @@ def select_subset(options: SelectOptions) -> Subset:
         **scores_identity(options, workspace, store),
     }
     other = None if options.compare is None else _load_other(workspace, options.compare, store)
+    kept_names = None  # loaded before anything is written, because they may be missing
+    if options.kept_files is not None:
+        kept_names = sample_names(workspace, manifest.data_fingerprint)
     path = Path(options.out or workspace.subset(subset_name(options)))
     by = f" by {options.scores or options.score}" if options.reads_scores else ""
     logger.info("%s of %s%s", options.method, store.path, by)
@@ -79,14 +85,21 @@ def select_subset(options: SelectOptions) -> Subset:
         comparison = compare(subset, other, store.labels, manifest.classes)
     _report(subset, comparison, store.labels, manifest.class_names)
     if options.export is not None:
+        # A .npy file has no place for names.
+        has_names = Path(options.export).suffix != ".npy"
         write_scores(
             Path(options.export),
             find_scores(options, workspace, store) if scores is None else scores,
             store.labels,
             subset.sample_ids,
             data_fingerprint=manifest.data_fingerprint,
+            names=sample_names_if_packed(workspace, manifest.data_fingerprint)
+            if has_names
+            else None,
         )
         logger.info("scores -> %s", options.export)
+    if kept_names is not None:
+        _write_kept_files(Path(str(options.kept_files)), kept_names, subset)
     workspace.remember("subset", path)
     report = SelectReport(
         method=options.method,
@@ -121,8 +134,35 @@ def subset_name(options: SelectOptions) -> str:
     return "-".join(parts)
 
 
+def _write_kept_files(path: Path, names: list[str], subset: Subset) -> None:
+    """Write the name of each kept image, one a line, in the order of the sample ids.
+
+    Raises:
+        ConfigError: if a name has a line break.
+    """
+    kept = [names[sample_id] for sample_id in subset.sample_ids.tolist()]
+    if odd := next((name for name in kept if "\n" in name or "\r" in name), None):
+        raise ConfigError(
+            parameter="kept_files",
+            value=path,
+            problem=f"the name {odd!r} has a line break, expected one name a line",
+            remedy="Use --export NAME.parquet",
+        )
+    with replace_atomically(path) as partial:
+        partial.write_text("".join(f"{name}\n" for name in kept), encoding="utf-8")
+    logger.info("names of %s kept images -> %s", f"{len(kept):,}", path)
+
+
 def _require_free(options: SelectOptions) -> None:
-    """Raise a ConfigError if --export would replace a file that must be kept."""
+    """Raise a ConfigError if --export or --kept-files would replace a file that must be kept."""
+    kept_files = options.kept_files
+    if kept_files is not None and Path(kept_files).exists() and not options.overwrite:
+        raise ConfigError(
+            parameter="kept_files",
+            value=kept_files,
+            problem="it exists, expected a new file",
+            remedy="Use --overwrite to replace it",
+        )
     if options.export is None or not Path(options.export).exists():
         return
     scores = None if options.scores is None else Path(options.scores)

@@ -15,11 +15,12 @@ import numpy as np
 import numpy.typing as npt
 
 from kdcache.errors import CacheCorruptError, CacheMismatchError, ConfigError
-from kdcache.files import make_directory, read_npz, replace_atomically
+from kdcache.files import make_directory
 from kdcache.identity import differences
 from kdcache.progress import progress_bar
 from kdcache.registry import is_user_code, user_code_digest
 from kdcache.scores.registry import SCORES
+from kdcache.seals import parse_sealed_npz, write_sealed_npz
 from kdcache.selection.pruning import require_finite
 from kdcache.store.logit_store import LogitStore
 
@@ -93,8 +94,7 @@ def compute_scores(store: LogitStore, name: str) -> StoredScores:
 def save_scores(path: Path, found: StoredScores) -> None:
     """Write a score file atomically."""
     make_directory(path.parent)
-    with replace_atomically(path) as partial, partial.open("wb") as file:
-        np.savez(file, scores=found.scores, about=json.dumps(found.about))
+    write_sealed_npz(path, {"scores": found.scores, "about": json.dumps(found.about)})
 
 
 def load_scores(store: LogitStore, name: str) -> StoredScores | None:
@@ -110,11 +110,11 @@ def load_scores(store: LogitStore, name: str) -> StoredScores | None:
     path = score_file(store, name)
     if not path.exists():
         return None
-    remedy = f"Run kdcache score {name} --overwrite"
+    remedy = f"Run: kdcache score {name} --store {store.path} --overwrite"
+    arrays = parse_sealed_npz(path.read_bytes(), path, remedy=remedy)
     try:
-        arrays = read_npz(path.read_bytes())
         scores, about = arrays["scores"], dict(json.loads(str(arrays["about"])))
-    except (CacheCorruptError, KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise CacheCorruptError(f"{path} is not a score file ({error}). {remedy}") from error
     if is_user_code(name):
         SCORES.load(name)  # imports the current code, whose digest is compared

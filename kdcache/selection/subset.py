@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from kdcache.errors import CacheCorruptError, CacheMismatchError
-from kdcache.files import read_npz, replace_atomically
+from kdcache.files import read_npz
+from kdcache.seals import require_whole, seal_state, write_sealed_npz
 from kdcache.selection.report import SelectReport
 
 
@@ -49,9 +52,9 @@ class Subset:
         return len(self.sample_ids)
 
     def save(self, path: Path | str) -> None:
-        """Write an npz file with `sample_ids` and `provenance` (a JSON string), atomically."""
-        with replace_atomically(Path(path)) as partial, partial.open("wb") as file:
-            np.savez(file, sample_ids=self.sample_ids, provenance=json.dumps(self.provenance))
+        """Write a sealed npz file, atomically: `sample_ids`, and `provenance` as a JSON string."""
+        provenance = json.dumps(self.provenance)
+        write_sealed_npz(Path(path), {"sample_ids": self.sample_ids, "provenance": provenance})
 
     @classmethod
     def load_of(cls, path: Path | str, data_fingerprint: str) -> Subset:
@@ -79,10 +82,48 @@ class Subset:
             FileNotFoundError: if the file does not exist.
             CacheCorruptError: if it is not a subset file.
         """
+        path = Path(path)
+        content = path.read_bytes()
         try:
-            arrays = read_npz(Path(path).read_bytes())
-            return cls(arrays["sample_ids"], dict(json.loads(str(arrays["provenance"]))))
+            arrays = read_npz(content)
+            sample_ids, provenance = arrays["sample_ids"], _provenance(arrays)
         except (CacheCorruptError, KeyError, TypeError, ValueError) as error:
-            raise CacheCorruptError(
-                f"{path} is not a subset file ({error}), expected one that kdcache select made"
-            ) from error
+            raise _not_a_subset(path, error) from error
+        require_whole(seal_state(content), path, _select_again(path, provenance))
+        try:
+            return cls(sample_ids, provenance)
+        except ValueError as error:
+            raise _not_a_subset(path, error) from error
+
+
+def _provenance(arrays: Mapping[str, npt.NDArray[Any]]) -> dict[str, Any]:
+    return dict(json.loads(str(arrays["provenance"])))
+
+
+def _not_a_subset(path: Path, error: Exception) -> CacheCorruptError:
+    return CacheCorruptError(
+        f"{path} is not a subset file ({error}), expected one that kdcache select made. "
+        f"{_select_again(path, {})}"
+    )
+
+
+_SELECT_OPTIONS = (
+    *("method", "keep", "score", "scores", "balance", "seed", "min_per_class", "start", "cut"),
+    *("peak", "concentration", "parity", "teacher"),
+)
+"""Options of `kdcache select` that `provenance` records."""
+
+
+def _select_again(path: Path, provenance: dict[str, Any]) -> str:
+    """Return the remedy that selects a subset again, with the command that made it."""
+    words = ["Run: kdcache select"]
+    words += [
+        f"--{name.replace('_', '-')} {shlex.quote(str(provenance[name]))}"
+        for name in _SELECT_OPTIONS
+        # Methods without draws refuse a seed.
+        if provenance.get(name) is not None and not (name == "seed" and not provenance[name])
+    ]
+    words.append(f"--out {shlex.quote(str(path))} --overwrite")
+    if path.parent.name == "subsets":
+        words.append(f"--workspace {shlex.quote(str(path.parent.parent))}")
+    return " ".join(words)

@@ -12,12 +12,13 @@ import zarr
 
 from kdcache.errors import CacheCorruptError, CacheIncompleteError, CacheMismatchError
 from kdcache.store.codecs.codec import Codec
-from kdcache.store.format.codec_file import CODECS_WITHOUT_SETTINGS, clean_codec, read_decision
+from kdcache.store.format.codec_file import clean_codec, read_decision
 from kdcache.store.format.layout import (
     FEATURES,
     INITIAL_ARRAYS,
     existing_views,
     expected_views,
+    get_array,
     has_array,
     is_complete,
     missing_shards,
@@ -34,8 +35,8 @@ from kdcache.store.format.location import (
     open_zarr_store,
     parse_location,
 )
-from kdcache.store.format.shards import read_rows, read_whole
-from kdcache.store.format.specs import is_encoded_with
+from kdcache.store.format.shards import foreign_shards, read_rows, read_whole
+from kdcache.store.format.specs import require_own_arrays
 from kdcache.store.manifest import StoreManifest, digest_sample_ids
 from kdcache.store.report import BuildReport
 from kdcache.store.reshaping import reshaping_constants
@@ -106,12 +107,10 @@ class LogitStore:
             if decision is None:
                 raise CacheCorruptError(f"{path} has views but no codec. Run kdcache verify")
             self.codec, self.codec_table = decision
-            if manifest.codec not in CODECS_WITHOUT_SETTINGS:
-                _require_encoded_with(group, path)
 
     @classmethod
     def open(cls, path: Path | str) -> LogitStore:
-        """Open a finished store and check that no shard is missing.
+        """Open a finished store and check that every shard is in its place.
 
         Args:
             path: a folder, or a URL such as s3://BUCKET/NAME.zarr.
@@ -119,7 +118,7 @@ class LogitStore:
         Raises:
             FileNotFoundError: if it does not exist.
             CacheIncompleteError: if its build has not finished.
-            CacheCorruptError: if a shard was lost, or labels are damaged.
+            CacheCorruptError: if a shard was lost or belongs elsewhere, or labels are damaged.
             CacheMismatchError: if another version of kdcache wrote it.
         """
         location = parse_location(path)
@@ -134,13 +133,14 @@ class LogitStore:
 
     @classmethod
     def from_group(cls, path: Location, group: zarr.Group, manifest: StoreManifest) -> LogitStore:
-        """Return the finished store of an open group, and check that no shard is missing.
+        """Return the finished store of an open group, and check that every shard is in its place.
 
         Raises:
             CacheIncompleteError: if its build has not finished.
-            CacheCorruptError: if a shard was lost, or labels are damaged.
+            CacheCorruptError: if a shard was lost or belongs elsewhere, or labels are damaged.
         """
         _require_complete(group, path)
+        _require_own(group, manifest, path)
         return cls(path, group, manifest)
 
     def __repr__(self) -> str:
@@ -231,13 +231,19 @@ class LogitStore:
         return found.astype(np.int64)
 
 
-def _require_encoded_with(group: zarr.Group, path: Location) -> None:
-    for view in existing_views(group)[1:]:
-        if not is_encoded_with(group, rows_name(view)):
-            raise CacheCorruptError(
-                f"view {view} of {path} was encoded with another codec than that of its codec.npz: "
-                "parts of two stores were mixed. Run kdcache verify --repair"
-            )
+def _require_own(group: zarr.Group, manifest: StoreManifest, path: Location) -> None:
+    """Check that every array and every shard belongs to this store and to its place in it."""
+    views = existing_views(group)
+    names = [*INITIAL_ARRAYS, *(name for view in views for name in view_arrays(group, view))]
+    if len(views) > 1:
+        read_decision(group, manifest)  # a damaged codec file is named before the views it encoded
+    require_own_arrays(group, manifest, names, path=str(path))
+    problems = list(foreign_shards(group, names))
+    if problems:
+        key, problem = problems[0]
+        raise CacheCorruptError(
+            f"{key} of {path} {problem} ({len(problems)} such shards). Run kdcache verify --repair"
+        )
 
 
 def _require_complete(group: zarr.Group, path: Location) -> None:
@@ -256,8 +262,9 @@ def _require_complete(group: zarr.Group, path: Location) -> None:
     names = [*INITIAL_ARRAYS, *(name for view in views for name in view_arrays(group, view))]
     for name in names:
         if missing := missing_shards(group, [name]):
+            array = get_array(group, name)
             raise CacheCorruptError(
-                f"{path} lacks {shard_key(group, name, missing[0])} ({len(missing)} shards of "
+                f"{path} lacks {shard_key(array, missing[0])} ({len(missing)} shards of "
                 f"{name} are missing), expected all. Run kdcache build-logits again with the same "
                 "arguments; it fills the gap"
             )

@@ -8,28 +8,23 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from pathlib import PurePath
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from kdcache.data.policy import CENTER_CROP_RATIO, Policy
+from kdcache.data.policy import Policy
 from kdcache.data.views import Views
 from kdcache.errors import CacheCorruptError, CacheMismatchError
 from kdcache.identity import differences
 from kdcache.options import EnsembleMode, Precision
 
-FORMAT_VERSION = 3
-
-READABLE_VERSIONS = (1, 2, 3)
-"""Versions 1 and 2 have one teacher, whose images have the student's size and the default clean
-view; `mean` and `std` are one row. Version 1 also lacks `rows`, `rows_digest` and the digest of the
-manifest; its augmented views cover all N samples."""
-
-_NEW_IN_3 = ("teachers", "ensemble", "teacher_size", "clean_share")
-_NEW_IN_2 = ("rows", "rows_digest")
+FORMAT_VERSION = 4
+"""Version of the store. Version 4: pixels by view key; each shard carries its identity."""
 
 
 @dataclass(frozen=True)
@@ -99,46 +94,44 @@ class StoreManifest:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any], *, path: str) -> StoreManifest:
-        """Parse a manifest that this version or an earlier one wrote.
+        """Parse a manifest.
 
         Raises:
-            CacheMismatchError: if its format version is not readable.
+            CacheMismatchError: if another version of kdcache wrote it.
             CacheCorruptError: if fields are missing or unknown.
         """
         version = content.get("format_version")
-        if version not in READABLE_VERSIONS:
-            known = ", ".join(map(str, READABLE_VERSIONS))
+        if version != FORMAT_VERSION:
             raise CacheMismatchError(
-                f"format_version of {path} is {version!r}, expected one of {known}. Use the "
-                "version of kdcache that wrote it, or build it again with --overwrite"
+                f"format_version of {path} is {version!r}, expected {FORMAT_VERSION}. "
+                f"{build_again(path, content)}"
             )
-        given = dict(content)
         names = {field.name for field in fields(cls)}
-        if version < 3:  # noqa: PLR2004  (see READABLE_VERSIONS)
-            names -= set(_NEW_IN_3)
-        if version == 1:
-            names -= set(_NEW_IN_2)
-        if names != set(given):
-            odd = ", ".join(sorted(names ^ set(given)))
+        if odd := names ^ set(content):
             raise CacheCorruptError(
-                f"the manifest of {path} has missing or unknown fields: {odd}. Build the store "
-                "again with kdcache build-logits --overwrite"
+                f"the manifest of {path} has missing or unknown fields: {', '.join(sorted(odd))}. "
+                f"{build_again(path, content)}"
             )
-        if version == 1:
-            every_sample = np.arange(given["samples"], dtype=np.int64)
-            given |= {"rows": len(every_sample), "rows_digest": digest_sample_ids(every_sample)}
-        if version < 3:  # noqa: PLR2004
-            arch = given["teacher_arch"]
-            given |= {
-                "format_version": FORMAT_VERSION,
-                "teachers": [arch if ":" in arch else given["teacher"]],
-                "ensemble": None,
-                "teacher_size": given["image_size"],
-                "clean_share": CENTER_CROP_RATIO,
-                "mean": [given["mean"]],
-                "std": [given["std"]],
-            }
-        return cls(**given)
+        return cls(**content)
+
+    def id_of(self, array: str) -> str:
+        """Return the identity of an array's values, which its shards carry: 32 hex digits.
+
+        It is a digest of the fields that define the values, not a random number. So a store that
+        is built again, in parts, or after a kill has equal bytes. What view 0 fills does not depend
+        on the other views, and a store for a subset may link the files of another store.
+        """
+        of_clean_view = array.startswith(("scores/", "stats/", "views/0/")) or array == "features"
+        names = CLEAN_IDENTITY if of_clean_view else IDENTITY
+        content: dict[str, Any] = {name: getattr(self, name) for name in (*names, "shard_rows")}
+        if of_clean_view:
+            content |= {"format_version": self.format_version, "clean": self.clean_codec}
+        return digest_content(content)[:32]
+
+    @property
+    def clean_codec(self) -> str:
+        """Name of the codec of view 0, which keeps every logit."""
+        return "float32" if self.codec == "float32" else "dense"
 
 
 CLEAN_IDENTITY = (
@@ -171,7 +164,7 @@ CONDITIONS = ("shard_rows", "batch_size", "device", "versions")
 
 
 def digest_content(content: Mapping[str, Any]) -> str:
-    """Return the hex sha256 of the JSON content of a manifest of any version."""
+    """Return the hex sha256 of JSON content."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
@@ -196,3 +189,41 @@ def require_equal(
     expected = {field: getattr(wanted, field) for field in fields}
     if differ := differences(found.to_json(), expected):
         raise CacheMismatchError(f"{path} was built from other inputs: {differ}. {remedy}")
+
+
+def build_again(path: str, content: Mapping[str, Any], *, num_views: int | None = None) -> str:
+    """Return the remedy that builds a store again, with the command that made it.
+
+    Args:
+        path: path or URL of the store.
+        content: the manifest, of any version; fields may be missing.
+        num_views: number of augmented views; None if it is not known.
+    """
+    arch = str(content.get("teacher_arch"))
+    name = arch if ":" in arch else content.get("teacher", "NAME")
+    teachers = content.get("teachers") or [name]
+    options: dict[str, Any] = {
+        "ensemble": content.get("ensemble"),
+        "views": num_views,
+        "codec": content.get("codec"),
+        "policy": content.get("policy"),
+        "view_seed": content.get("view_seed"),
+        "image_size": content.get("image_size"),
+        "teacher_size": content.get("teacher_size"),
+        "precision": content.get("precision"),
+        "batch_size": content.get("batch_size"),
+    }
+    place = PurePath(path)
+    if content.get("rows", content.get("samples")) != content.get("samples"):
+        # A store for a subset is named after its teacher and the subset.
+        options["subset"] = place.stem.removeprefix(f"{content.get('teacher')}-")
+    if place.parent.name == "stores" and "://" not in path:
+        options["workspace"] = str(place.parent.parent)
+    options["store"] = path
+    words = ["kdcache build-logits", *(f"--teacher {shlex.quote(str(name))}" for name in teachers)]
+    words += [
+        f"--{name.replace('_', '-')} {shlex.quote(str(value))}"
+        for name, value in options.items()
+        if value is not None
+    ]
+    return f"Run: {' '.join([*words, '--overwrite'])}"

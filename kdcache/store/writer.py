@@ -8,18 +8,17 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import zarr
 
 from kdcache.files import sweep_partials
 from kdcache.store.codecs.codec import Codec
 from kdcache.store.format.codec_file import codec_of
 from kdcache.store.format.layout import (
-    DIGEST_ATTRIBUTE,
     FEATURES,
     INITIAL_ARRAYS,
-    MANIFEST_ATTRIBUTE,
     PER_SAMPLE_ARRAYS,
+    STORE_ATTRIBUTE,
     existing_views,
+    get_array,
     has_array,
     is_complete,
     mark_complete,
@@ -34,15 +33,17 @@ from kdcache.store.format.layout import (
 )
 from kdcache.store.format.location import (
     PARTIAL_SUFFIX,
+    ROOT_KEY,
     Location,
     delete_key,
     has_key,
     open_zarr_store,
     parse_location,
+    write_key,
 )
 from kdcache.store.format.removal import delete_store
-from kdcache.store.format.shards import read_whole
-from kdcache.store.format.specs import ArraySpec, array_spec, create_array
+from kdcache.store.format.shards import read_whole, write_shard
+from kdcache.store.format.specs import ArraySpec, array_spec, create_array, root_metadata
 from kdcache.store.manifest import StoreManifest
 
 
@@ -95,11 +96,7 @@ class StoreWriter:
         location = parse_location(path)
         zarr_store = open_zarr_store(location, read_only=False)
         delete_store(location)
-        attributes = {
-            MANIFEST_ATTRIBUTE: manifest.to_json(),
-            DIGEST_ATTRIBUTE: manifest.digest(),
-        }
-        zarr.create_group(zarr_store, attributes=attributes)
+        write_key(zarr_store, ROOT_KEY, root_metadata(manifest))
         writer = cls(location)
         writer.write_initial_arrays(labels=labels, sample_ids=sample_ids, pixel_probe=pixel_probe)
         return writer
@@ -119,9 +116,11 @@ class StoreWriter:
         for name, values in given.items():
             if has_array(self.group, name) and not missing_shards(self.group, [name]):
                 continue
-            create_array(self.group, name, ArraySpec(values.shape, values.dtype, len(values)))
-            with zarr.config.set({"array.write_empty_chunks": True}):
-                self.group[name][:] = values  # type: ignore[index]
+            attributes = {STORE_ATTRIBUTE: self.manifest.id_of(name)}
+            spec = ArraySpec(values.shape, values.dtype, len(values), attributes)
+            create_array(self.group, name, spec)
+            if len(values):
+                write_shard(self.group, name, 0, values)
         # Once view 0 has rows, a score that is new in the registry would have no numbers.
         is_new = not has_array(self.group, rows_name(0))
         for name in PER_SAMPLE_ARRAYS if is_new else per_sample_arrays(self.group):
@@ -131,7 +130,8 @@ class StoreWriter:
         """Create the array of (N, width) float16 features if it does not exist."""
         if not has_array(self.group, FEATURES):
             shape = (self.manifest.samples, width)
-            spec = ArraySpec(shape, np.float16, self.manifest.shard_rows)
+            attributes = {STORE_ATTRIBUTE: self.manifest.id_of(FEATURES)}
+            spec = ArraySpec(shape, np.float16, self.manifest.shard_rows, attributes)
             create_array(self.group, FEATURES, spec)
 
     def add_views(self, num_views: int) -> None:
@@ -196,14 +196,11 @@ class StoreWriter:
             record_conditions(self.group.store, view, shard, conditions)
         elif has_key(self.group.store, mixed_key(view, shard)):
             # The rows are built again under the manifest's conditions: drop the record.
-            delete_key(self.group.store, shard_key(self.group, rows_name(view), shard))
+            delete_key(self.group.store, shard_key(get_array(self.group, rows_name(view)), shard))
             delete_key(self.group.store, mixed_key(view, shard))
-        start = shard * self.manifest.shard_rows
-        # Write a shard even if all its values are zero: by default zarr leaves such a chunk out.
-        with zarr.config.set({"array.write_empty_chunks": True}):
-            # Write the rows last: their existence commits the shard and its per-sample values.
-            for name, values in (*per_sample.items(), (rows_name(view), rows)):
-                self.group[name][start : start + len(values)] = values  # type: ignore[index]
+        # Write the rows last: their existence commits the shard and its per-sample values.
+        for name, values in (*per_sample.items(), (rows_name(view), rows)):
+            write_shard(self.group, name, shard, values)
 
     def finish_view(self, view: int) -> None:
         """Mark a view as complete; all its shards must exist."""

@@ -10,11 +10,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from kdcache.files import read_json
 from kdcache.studies.cells import SELECT_OPTIONS, TRAIN_OPTIONS, Cell
 from kdcache.studies.processes import ProcessResult
 from kdcache.studies.provenance import checkout_commit, package_about, processor
 from kdcache.studies.training_length import TrainingLength
+from kdcache.training.run_config import read_config
 
 _TYPED_SETTINGS = (
     *("data", "label_noise", "tune_fraction", "student", "method", "keep", "kd", "loss"),
@@ -106,7 +106,7 @@ def outcome_of_cell(ended: ProcessResult, folder: Path) -> dict[str, Any]:
         folder: its run folder.
     """
     result = json.loads(ended.output.strip().splitlines()[-1])
-    config = read_json(folder / "config.json")["config"]
+    config = read_config(folder)["config"]
     is_one_run = result["resumed_from_epoch"] == 0
     return {
         "status": "ok",

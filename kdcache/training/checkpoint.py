@@ -13,7 +13,9 @@ from torch.optim.lr_scheduler import LRScheduler
 from kdcache.errors import CacheMismatchError
 from kdcache.identity import differences
 from kdcache.models.weights import fill_model, load_weights, save_weights
+from kdcache.models.weights_files import PROTECTS, protected
 from kdcache.training.averaging import WeightAverage
+from kdcache.training.metrics import METRICS
 from kdcache.training.schedule import load_schedule, schedule_state
 
 CHECKPOINT = "resume.safetensors"
@@ -93,6 +95,7 @@ class Checkpoint:
             "schedule_state": schedule_state(self._schedule),
             "scaler": self._scaler.state_dict(),
             "averaged_steps": self._average.steps if self._average else 0,
+            PROTECTS: protected(self._path.parent, METRICS),
         }
         save_weights(self._path, tensors, about)
 

@@ -12,13 +12,11 @@ import torch
 
 from kdcache.cores import available_cores
 from kdcache.errors import CacheMismatchError, ConfigError
-from kdcache.files import read_json, write_json
 from kdcache.identity import differences
 from kdcache.options import TrainOptions
 from kdcache.progress import logger
+from kdcache.training.run_config import CONFIG, read_config, save_config
 from kdcache.workspace import Workspace
-
-CONFIG = "config.json"
 
 NUMERICAL_ENVIRONMENT = ("device", "threads", "torch")
 """Parts of the environment that decide the last bits of a step's sums."""
@@ -78,8 +76,8 @@ def run_folder(workspace: Workspace, name: str, options: TrainOptions) -> RunFol
 
 def has_same_config(run_dir: Path, config: dict[str, Any]) -> bool:
     """Return whether a folder holds a run with the same config."""
-    path = run_dir / CONFIG
-    return path.exists() and not differences(read_json(path)["config"], as_json(config))
+    exists = (run_dir / CONFIG).exists()
+    return exists and not differences(read_config(run_dir)["config"], as_json(config))
 
 
 def write_config(
@@ -90,13 +88,12 @@ def write_config(
     Raises:
         CacheMismatchError: if a resumed run has another config; names the differences.
     """
-    path = run_dir / CONFIG
     environment = _environment(device)
     if not resume:
         run_dir.mkdir(parents=True, exist_ok=True)
-        write_json(path, {"config": config, "environment": environment})
+        save_config(run_dir, config, environment)
         return
-    found = read_json(path)
+    found = read_config(run_dir)
     if differ := differences(found["config"], as_json(config)):
         raise CacheMismatchError(
             f"{run_dir} was started with other settings: {differ}. "

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from kdcache.commands import COMMANDS
-from kdcache.files import read_json, write_json
+from kdcache.seals import read_sealed_json, write_sealed_json
 from kdcache.selection.subset import Subset
 from tests.cli.conftest import refused
-from tests.store.conftest import change_manifest
+from tests.store.editing import change_manifest
 
 
 @pytest.mark.parametrize(
@@ -153,9 +153,9 @@ def test_where_nothing_is_built_build_logits_is_named(ask, workspace):
 
 
 def test_where_nothing_is_selected_both_remedies_are_named(ask, workspace):
-    memory = read_json(workspace / "workspace.json")
+    memory = read_sealed_json(workspace / "workspace.json", remedy="")
     del memory["subset"]
-    write_json(workspace / "workspace.json", memory)
+    write_sealed_json(workspace / "workspace.json", memory)
     answer = ask("train", "--workspace", workspace)
     refused(answer, 2, "--subset", "kdcache select", "--subset full")
 

@@ -45,7 +45,7 @@ def numbered(images):
 def test_no_image_lies_across_two_pages(tmp_path, lengths, pages):
     path = tmp_path / "a.beton"
     count = len(lengths)
-    size = write_beton(path, numbered(stored(*lengths)), count)
+    size = write_beton(path, numbered(stored(*lengths)), count).bytes
     assert size == path.stat().st_size
     reader = Reader(str(path))
     data = np.memmap(path, dtype=np.uint8, mode="r")
@@ -64,7 +64,7 @@ def test_no_image_lies_across_two_pages(tmp_path, lengths, pages):
 
 def test_fewer_images_than_there_was_room_for_make_a_whole_beton(tmp_path):
     path = tmp_path / "a.beton"
-    assert write_beton(path, numbered(stored(10, 20)), 5) == path.stat().st_size
+    assert write_beton(path, numbered(stored(10, 20)), 5).bytes == path.stat().st_size
     reader = Reader(str(path))
     assert reader.num_samples == len(reader.alloc_table) == 2
     assert reader.metadata["f2"].tolist() == [0, 3]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import shutil
 import sys
 
 import numpy as np
@@ -11,12 +12,11 @@ import pytest
 from PIL import Image
 
 from kdcache.data.beton import open_beton
-from kdcache.data.beton_manifest import BetonManifest
-from kdcache.data.names import training_names
 from kdcache.data.pack import pack
 from kdcache.data.sources import open_source
 from kdcache.errors import ConfigError, DatasetError
 from kdcache.options import PackOptions
+from tests.data.packed_names import names_of
 
 datasets = pytest.importorskip(
     "datasets", reason="needs Hugging Face's library: pip install 'kdcache[hf]'"
@@ -170,15 +170,14 @@ def test_a_split_pickles_as_the_paths_of_its_files(tmp_path):
     assert copy.name(17) == f"{tmp_path / 'saved'}, train, row 17"
 
 
-def test_names_of_samples_are_found_again_until_the_data_changes(tmp_path):
+def test_the_names_of_samples_are_kept(tmp_path):
     source = str(tmp_path / "saved")
     dataset(5).save_to_disk(source)
     pack(PackOptions(source, workspace=tmp_path / "w", val_fraction=0, num_workers=1))
-    manifest = BetonManifest.load(tmp_path / "w" / "train.beton")
-    assert training_names(manifest) == [f"{source}, train, row {n}" for n in range(5)]
-    dataset(6).save_to_disk(source)
-    with pytest.raises(DatasetError, match="has changed since it was packed: content is"):
-        training_names(manifest)
+    names = [f"{source}, train, row {number}" for number in range(5)]
+    assert names_of(tmp_path / "w" / "train.beton") == names
+    shutil.rmtree(source)  # they do not need the source
+    assert names_of(tmp_path / "w" / "train.beton") == names
 
 
 def test_a_name_without_a_network_tells_the_remedy():

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 import shutil
 
 import numpy as np
@@ -50,8 +51,8 @@ def names(workspace):
     return sorted(path.name for path in workspace.iterdir())
 
 
-TRAIN_FILES = ["train.beton", "train.digests.npy", "train.json"]
-VAL_FILES = ["val.beton", "val.digests.npy", "val.json"]
+TRAIN_FILES = ["train.beton", "train.digests.npy", "train.json", "train.names.parquet"]
+VAL_FILES = ["val.beton", "val.digests.npy", "val.json", "val.names.parquet"]
 
 
 @pytest.fixture(scope="module")
@@ -82,12 +83,15 @@ def folder(tmp_path):
 def test_the_manifest_tells_what_the_beton_holds(tiny_workspace, tiny_folder):
     manifest = json.loads((tiny_workspace / "train.json").read_text())
     beton = open_beton(tiny_workspace / "train.beton")
+    assert manifest.pop("seal").startswith("kdcache-seal:")
     assert manifest == beton.manifest.to_json()
     made_from = manifest.pop("made_from")
     fingerprint = manifest.pop("fingerprint")
+    for name in ("tables_digest", "digests_digest", "names_digest"):
+        assert re.fullmatch("[0-9a-f]{64}", manifest.pop(name))
     assert len(manifest.pop("mean")) == len(manifest.pop("std")) == 3
     assert manifest == {
-        "format_version": 1,
+        "format_version": 2,
         "split": "train",
         "samples": 72,
         "classes": 4,
@@ -236,7 +240,7 @@ def test_one_pixel_changes_the_fingerprint(folder, tmp_path):
     changed.save(path)
     assert packed(folder, tmp_path / "after")["fingerprint"] != before
     digests = [np.load(tmp_path / name / "train.digests.npy") for name in ("before", "after")]
-    different = np.flatnonzero((digests[0] != digests[1]).any(axis=1))
+    different = np.flatnonzero((digests[0] != digests[1]).any(axis=(1, 2)))
     # Class by class, in the order of names: the second image of the second class.
     assert different.tolist() == [5]
 

@@ -22,9 +22,9 @@ from PIL import Image
 
 from kdcache.data.beton import open_beton
 from kdcache.data.beton_manifest import BetonManifest
-from kdcache.data.names import training_names
 from kdcache.errors import CacheMismatchError, DatasetError
 from tests.conftest import write_images
+from tests.data.packed_names import names_of
 from tests.data.test_pack import TRAIN_FILES, names, packed, stats, write_grey
 
 # --- what cannot be packed ---
@@ -106,7 +106,7 @@ def test_images_that_cannot_be_decoded_are_skipped_and_listed(with_bad_images, t
     assert packed(left, tmp_path / "again")["fingerprint"] == result["fingerprint"]
     manifest = BetonManifest.load(tmp_path / "again" / "train.beton")
     assert (manifest.mean, manifest.std) == (beton.manifest.mean, beton.manifest.std)
-    assert training_names(beton.manifest) == good
+    assert names_of(beton.path) == good
 
 
 def test_skipping_gives_the_same_bytes_with_any_number_of_workers(with_bad_images, tmp_path):
@@ -162,8 +162,7 @@ def test_an_evaluation_split_from_elsewhere_is_packed_and_found_again(tmp_path):
     result = packed(tmp_path / "a", tmp_path / "w", **options)
     assert (result["train"]["samples"], result["val"]["samples"]) == (1, 1)
     assert packed(tmp_path / "a", tmp_path / "w", **options) == result
-    manifest = BetonManifest.load(tmp_path / "w" / "train.beton")
-    assert training_names(manifest) == [str(tmp_path / "a" / "cat" / "0.png")]
+    assert names_of(tmp_path / "w" / "train.beton") == [str(tmp_path / "a" / "cat" / "0.png")]
     with pytest.raises(CacheMismatchError, match="val_source is None, found '"):
         packed(tmp_path / "a", tmp_path / "w")
 

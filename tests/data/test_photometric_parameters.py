@@ -127,6 +127,7 @@ def test_photometric_parameters_never_change():
     path = ROOT / "tests" / "golden" / "photometric_parameters.json"
     for case in json.loads(path.read_text()):
         changes = case.pop("changes")
+        case["view_keys"] = case.pop("sample_ids")  # the first betons drew views from these
         assert photometric_parameters(**case).tolist() == changes, case
 
 
@@ -136,12 +137,12 @@ def test_photometric_parameters_never_change():
         ({"seed": -1}, "view seed is -1"),
         ({"seed": 2**64}, "view seed is 18446744073709551616"),
         ({"view": -1}, "view is -1"),
-        ({"sample_ids": [3, -7]}, "sample id is -7"),
-        ({"sample_ids": [0.5]}, "float64"),
+        ({"view_keys": [3, -7]}, "view key is -7"),
+        ({"view_keys": [0.5]}, "float64"),
     ],
 )
 def test_numbers_outside_their_range_are_refused(arguments, message):
-    usual = {"policy": "rrc", "seed": 0, "view": 1, "sample_ids": [0], "image_size": 32}
+    usual = {"policy": "rrc", "seed": 0, "view": 1, "view_keys": [0], "image_size": 32}
     with pytest.raises(ConfigError, match=message):
         photometric_parameters(**(usual | arguments))
 

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 
 from kdcache.cli import main
 from kdcache.data.beton import open_beton
-from kdcache.data.names import training_names
 from kdcache.data.source import Source, split_off_validation
 from kdcache.data.sources import open_source
 from kdcache.errors import ConfigError, DatasetError
+from tests.data.packed_names import names_of
 from tests.data.source_files import contents, png, write_parquet, write_pngs
 
 # --- the evaluation split from elsewhere ---
@@ -321,7 +321,7 @@ def test_a_source_of_the_users_own_is_packed_by_its_place(tmp_path, monkeypatch)
     made_from = beton.manifest.made_from
     assert made_from["kind"] == "own_source:greys"
     assert made_from["code_digest"] == hashlib.sha256(OWN_SOURCE.encode()).hexdigest()
-    assert training_names(beton.manifest)[4] == "grey 4"
+    assert names_of(beton.path)[4] == "grey 4"
 
 
 def test_what_is_not_a_source_is_refused(tmp_path, monkeypatch):

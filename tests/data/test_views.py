@@ -95,6 +95,7 @@ def test_no_ids_give_no_boxes():
 def test_view_parameters_never_change(path):
     for case in json.loads(path.read_text()):
         boxes = case.pop("boxes")
+        case["view_keys"] = case.pop("sample_ids")  # the first betons drew views from these
         assert view_parameters(**case).tolist() == boxes, case
 
 
@@ -105,13 +106,13 @@ def test_view_parameters_never_change(path):
         ({"seed": 2**64}, "view seed is 18446744073709551616"),
         ({"view": -1}, "view is -1"),
         ({"view": 2**64}, "view is 18446744073709551616"),
-        ({"sample_ids": [3, -7]}, "sample id is -7"),
-        ({"sample_ids": [0.5]}, "float64"),
-        ({"sample_ids": [True, False]}, "bool"),
+        ({"view_keys": [3, -7]}, "view key is -7"),
+        ({"view_keys": [0.5]}, "float64"),
+        ({"view_keys": [True, False]}, "bool"),
     ],
 )
 def test_numbers_outside_their_range_are_refused(arguments, message):
-    usual = {"policy": "rrc", "seed": 0, "view": 1, "sample_ids": [0], "sizes": (32, 32)}
+    usual = {"policy": "rrc", "seed": 0, "view": 1, "view_keys": [0], "sizes": (32, 32)}
     with pytest.raises(ConfigError, match=message):
         view_parameters(**(usual | arguments))
 

@@ -57,7 +57,7 @@ def read_by(store: RecordingStore) -> list[tuple[int, str]]:
 def test_rows_decode_to_the_logits_that_were_encoded(codec):
     logits = spelled(IDS, 2)
     by_name = CODECS[codec](logits.shape[1])
-    encoded = by_name.encode(logits, sample_ids=IDS, view=2)
+    encoded = by_name.encode(logits, view_keys=IDS, view=2)
     rows = Rows(torch.from_numpy(encoded), by_name)
     assert rows.logits().dtype == torch.float32
     assert torch.equal(rows.logits(), torch.from_numpy(logits))

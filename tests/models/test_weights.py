@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
+import shlex
 from pathlib import Path
 
 import pytest
@@ -11,8 +13,10 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from kdcache.commands import parse
 from kdcache.errors import WeightsError
 from kdcache.models.weights import fill_model, load_weights, save_weights
+from kdcache.models.weights_files import weights_problem
 
 
 class Bomb:
@@ -161,3 +165,39 @@ def test_a_model_that_does_not_fit_is_left_as_it_was():
     with pytest.raises(WeightsError, match=r"1 missing \(3\.bias \(5,\)\)"):
         fill_model(model, tensors, path=Path("w"))
     assert torch.equal(model[0].weight, before)
+
+
+def test_a_file_that_kdcache_wrote_is_read_only_if_no_byte_has_changed(tmp_path):
+    path = tmp_path / "a.safetensors"
+    save_weights(path, {"weight": torch.arange(6.0)}, {"arch": "resnet8", "top1": 50.0})
+    assert weights_problem(path) is None
+    assert load_weights(path)[1] == {"arch": "resnet8", "top1": 50.0}
+    content = path.read_bytes()
+    for place in range(len(content)):
+        changed = bytearray(content)
+        changed[place] ^= 1
+        path.write_bytes(changed)
+        assert weights_problem(path) is not None, content[max(0, place - 20) : place + 20]
+    changed[-1] ^= 3
+    with pytest.raises(WeightsError, match="differs from its seal: it was damaged or edited"):
+        load_weights(path)
+
+
+def test_weights_of_another_program_have_no_seal_and_are_read(tmp_path):
+    path = tmp_path / "theirs.safetensors"
+    save_file({"weight": torch.ones(3)}, path, metadata={"format": "pt"})
+    assert weights_problem(path) is None
+    assert load_weights(path)[1] == {}
+
+
+def test_a_teacher_of_an_earlier_version_is_refused_with_the_command_that_trains_it(tmp_path):
+    path = tmp_path / "w" / "teachers" / "mine.safetensors"
+    path.parent.mkdir(parents=True)
+    about = {"arch": "resnet8", "epochs": 3, "steps": None, "seed": 4, "optimizer": "adamw"}
+    save_file({"weight": torch.ones(3)}, path, metadata={"kdcache": json.dumps(about)})
+    with pytest.raises(WeightsError, match="has no seal: an earlier version of kdcache") as error:
+        load_weights(path)
+    options = parse(shlex.split(error.value.in_shell().partition("Run: kdcache ")[2])).options
+    assert (options.model, options.epochs, options.seed) == ("resnet8", 3, 4)
+    assert (options.optimizer, options.name, options.overwrite) == ("adamw", "mine", True)
+    assert options.workspace == tmp_path / "w"

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
-from kdcache.files import read_json, write_json
+from kdcache.data.beton_manifest import BetonManifest
+from kdcache.files import read_json
 from kdcache.options import (
     BuildLogitsOptions,
     SelectOptions,
@@ -14,6 +16,7 @@ from kdcache.options import (
     TrainTeacherOptions,
 )
 from kdcache.overview.status import status
+from kdcache.seals import read_sealed_json, write_sealed_json
 from kdcache.selection.select import select
 from kdcache.selection.subset import Subset
 from kdcache.store.build.build import build_logits
@@ -84,8 +87,8 @@ def test_an_unfinished_store_or_run_is_continued_first(workspace):
 
 
 def test_everything_made_from_other_data_is_stale(workspace):
-    about = read_json(workspace / "train.json")
-    write_json(workspace / "train.json", about | {"fingerprint": "f" * 64})
+    about = BetonManifest.load(workspace / "train.beton")
+    replace(about, fingerprint="f" * 64).save(workspace / "train.beton")
     found = wrong(workspace)
     assert found.keys() == {
         "teachers/resnet8.safetensors",
@@ -132,9 +135,11 @@ def test_a_store_and_subset_outside_the_workspace_are_listed(workspace, tmp_path
     subset = Subset.load(workspace / "subsets/medium-0.7.npz")
     elsewhere = tmp_path / "mine.npz"
     subset.save(elsewhere)
-    memory = read_json(workspace / "workspace.json")
+    memory = read_sealed_json(workspace / "workspace.json", remedy="")
     url = "s3://bucket/a.zarr"
-    write_json(workspace / "workspace.json", memory | {"subset": str(elsewhere), "store": url})
+    write_sealed_json(
+        workspace / "workspace.json", memory | {"subset": str(elsewhere), "store": url}
+    )
     found = state(workspace)["holds"]
     assert (found[str(elsewhere)]["kind"], found[url]["kind"]) == ("subset", "store")
     assert (found[str(elsewhere)]["wrong"], found[url]["wrong"]) == (None, None)

@@ -38,7 +38,7 @@ def read_all(reader, view, batches=None):
 def places_of(reader, view):
     """Return the placement of each image of a reader's beton."""
     beton = reader.beton
-    found = view_placements(reader.views, view, beton.sample_ids, beton.sizes)
+    found = view_placements(reader.views, view, beton.view_keys, beton.sizes)
     return [Placement(*numbers) for numbers in found.tolist()]
 
 

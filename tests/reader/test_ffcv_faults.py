@@ -24,7 +24,8 @@ from numba.core import event
 
 from kdcache.cores import available_cores
 from kdcache.data.beton import open_beton
-from kdcache.data.beton_manifest import digests_path, manifest_path
+from kdcache.data.beton_manifest import manifest_path
+from kdcache.data.digests import digests_path
 from kdcache.data.policy import Policy
 from kdcache.data.views import Views
 from kdcache.errors import ConfigError, DatasetError

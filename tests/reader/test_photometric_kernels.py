@@ -70,7 +70,7 @@ def test_changed_views_are_the_plain_views_changed(readers, view):
     with_changes, _ = readers
     policy, seed, size = with_changes.views[:3]
     found, expected = (read_all(reader, view)[0] for reader in readers)
-    changes = photometric_parameters(policy, seed, view, with_changes.beton.sample_ids, size)
+    changes = photometric_parameters(policy, seed, view, with_changes.beton.view_keys, size)
     expected = [changed(*pair) for pair in zip(expected, changes, strict=True)]
     assert np.array_equal(found, expected)
     assert (changes[:, :3] != 256).any(axis=1).mean() >= 0.9 * (view > 0)
@@ -98,7 +98,7 @@ def test_the_clean_view_is_the_one_without_changes(readers):
 def test_each_change_alone_is_made(make_reader, tiny_beton, crop_reader, part):
     reader = make_reader(tiny_beton, f"pad-crop(4, flip, {part})", 32)
     plain = read_all(crop_reader, 1)[0]
-    changes = photometric_parameters(*reader.views[:2], 1, reader.beton.sample_ids, 32)
+    changes = photometric_parameters(*reader.views[:2], 1, reader.beton.view_keys, 32)
     expected = [changed(*pair) for pair in zip(plain, changes, strict=True)]
     found = read_all(reader, 1)[0]
     assert np.array_equal(found, expected)

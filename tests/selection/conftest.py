@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import zarr
 
-from kdcache.store.format.layout import DIGEST_ATTRIBUTE, MANIFEST_ATTRIBUTE
 from kdcache.store.logit_store import LogitStore
 from kdcache.workspace import Workspace
 
@@ -21,10 +18,3 @@ def workspace(tmp_path: Path, tiny_store: LogitStore) -> Path:
     shutil.copytree(tiny_store.path, root / "stores" / tiny_store.path.name)
     Workspace(root).remember("store", root / "stores" / tiny_store.path.name)
     return root
-
-
-def change_manifest(path: Path, **changes: object) -> None:
-    """Let a store say that it was made from something else."""
-    manifest = replace(LogitStore.open(path).manifest, **changes)
-    attributes = {MANIFEST_ATTRIBUTE: manifest.to_json(), DIGEST_ATTRIBUTE: manifest.digest()}
-    zarr.open_group(path, mode="r+").attrs.update(attributes)

@@ -6,16 +6,16 @@ import hashlib
 import json
 import logging
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import zarr
 from PIL import Image
 
-from kdcache.data.beton_manifest import BetonManifest
-from kdcache.data.names import training_names
+from kdcache.data.beton_manifest import BetonManifest, names_path
+from kdcache.data.digests import STORED
 from kdcache.errors import (
     CacheCorruptError,
     CacheIncompleteError,
@@ -27,7 +27,8 @@ from kdcache.options import PruningOptions, SelectOptions
 from kdcache.selection.pruning import select_ids
 from kdcache.selection.select import select, subset_name
 from kdcache.selection.subset import Subset
-from tests.selection.conftest import change_manifest
+from tests.data.packed_names import names_of
+from tests.store.editing import change_manifest, change_values
 
 NUM_SAMPLES = 72
 
@@ -246,8 +247,10 @@ def test_an_unfinished_store_is_refused(workspace):
 
 
 def test_the_error_of_a_nan_score_names_its_sample_and_no_file_is_written(workspace):
-    scores = zarr.open_group(store_of(workspace), mode="r+")["scores/el2n"]
-    scores[41] = np.nan
+    is_41 = np.arange(NUM_SAMPLES) == 41
+    change_values(
+        store_of(workspace), "scores/el2n", lambda scores: np.where(is_41, np.nan, scores)
+    )
     with pytest.raises(ConfigError, match=r"sample 41 is nan \(1 such samples\)"):
         run(workspace, score="el2n")
     assert not (workspace / "subsets").exists()
@@ -313,9 +316,10 @@ def test_the_error_of_nan_in_a_file_names_its_samples(workspace, tmp_path):
 def test_scores_are_found_by_the_names_of_the_packed_files(
     workspace, tiny_workspace, tiny_folder, tmp_path
 ):
-    shutil.copy(tiny_workspace / "train.json", workspace)
+    for file in ("train.json", "train.names.parquet"):
+        shutil.copy(tiny_workspace / file, workspace)
     (workspace / "train.beton").touch()
-    names = training_names(BetonManifest.load(workspace / "train.beton"))
+    names = names_of(workspace / "train.beton")
     assert len(names) == NUM_SAMPLES
     # The digest of a sample is that of its file's pixels: names and ids belong together.
     digests = np.load(tiny_workspace / "train.digests.npy")
@@ -323,7 +327,7 @@ def test_scores_are_found_by_the_names_of_the_packed_files(
         with Image.open(names[sample_id]) as image:
             pixels = image.convert("RGB").tobytes()
         digest = hashlib.blake2b(pixels, digest_size=16).digest()
-        assert digests[sample_id].tobytes() == digest
+        assert digests[sample_id, STORED].tobytes() == digest
     scores = np.random.default_rng(1).random(NUM_SAMPLES)
     rows = [
         f"{Path(name).relative_to(tiny_folder)},{score}"
@@ -337,21 +341,21 @@ def test_scores_are_found_by_the_names_of_the_packed_files(
     assert ids.tolist() == by_id.sample_ids.tolist()
 
 
-def test_file_names_are_refused_if_the_source_is_missing_or_changed(
-    workspace, tiny_workspace, tiny_folder, tmp_path
+def test_file_names_are_refused_if_they_are_lost_damaged_or_of_other_data(
+    workspace, tiny_workspace, tmp_path
 ):
-    (workspace / "train.beton").touch()
     (tmp_path / "s.csv").write_text("file,score\na,1\n")
-    about = json.loads((tiny_workspace / "train.json").read_text())
-    for path, content, message in (
-        (str(tmp_path / "gone"), about["made_from"]["content"], "gone no longer exists, expected"),
-        (str(tiny_folder), "0" * 64, r"has changed since it was packed: .* found '0+'"),
-    ):
-        made_from = about["made_from"] | {"path": path, "content": content}
-        (workspace / "train.json").write_text(json.dumps(about | {"made_from": made_from}))
-        with pytest.raises(DatasetError, match=message):
-            run(workspace, scores=tmp_path / "s.csv")
-    (workspace / "train.json").write_text(json.dumps(about | {"fingerprint": "f" * 64}))
+    with pytest.raises(DatasetError, match=r"train\.beton is missing"):
+        run(workspace, scores=tmp_path / "s.csv")
+    beton = workspace / "train.beton"
+    beton.touch()
+    shutil.copy(tiny_workspace / "train.json", workspace)
+    with pytest.raises(DatasetError, match=r"train\.names\.parquet is missing, .*kdcache pack"):
+        run(workspace, scores=tmp_path / "s.csv")
+    names_path(beton).write_bytes(b"PAR1")
+    with pytest.raises(DatasetError, match=r"train\.names\.parquet differs from its digest"):
+        run(workspace, scores=tmp_path / "s.csv")
+    replace(BetonManifest.load(beton), fingerprint="f" * 64).save(beton)
     with pytest.raises(CacheMismatchError, match=f"fingerprint is {'f' * 12}"):
         run(workspace, scores=tmp_path / "s.csv")
 
@@ -362,8 +366,7 @@ def two_stores(workspace: Path) -> Path:
     other = workspace / "stores" / "other.zarr"
     shutil.copytree(store_of(workspace), other)
     change_manifest(other, teacher="other", teacher_digest="e" * 64)
-    scores = zarr.open_group(other, mode="r+")["scores/cross_entropy"]
-    scores[:] = scores[:] ** 2
+    change_values(other, "scores/cross_entropy", lambda scores: scores**2)
     return workspace
 
 

@@ -10,15 +10,18 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from pyarrow import csv
 
 from kdcache.data.repack import subset_beton
 from kdcache.errors import (
     CacheMismatchError,
     ConfigError,
+    DatasetError,
 )
 from kdcache.options import SelectOptions
 from kdcache.selection.subset import Subset
 from kdcache.workspace import Workspace
+from tests.data.packed_names import names_of
 from tests.selection.test_select import NUM_SAMPLES, run, state
 
 
@@ -194,3 +197,64 @@ def test_selecting_loads_neither_torch_nor_ffcv(workspace):
     )
     assert (result.returncode, result.stderr) == (0, "")
     assert len(Subset.load(workspace / "subsets" / "medium-0.7.npz")) == 50
+
+
+@pytest.fixture
+def with_images(workspace, tiny_workspace) -> Path:
+    """The workspace of the store, with its images packed."""
+    for file in tiny_workspace.glob("train.*"):
+        (workspace / file.name).symlink_to(file)
+    return workspace
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_an_export_names_each_image_and_is_read_back(with_images, tmp_path, suffix):
+    export = tmp_path / f"s.{suffix}"
+    first = run(with_images, keep=0.4, export=export)
+    table = csv.read_csv(export) if suffix == "csv" else pq.read_table(export)
+    assert table.column_names == ["sample_id", "file", "label", "score", "kept"]
+    assert table["file"].to_pylist() == names_of(with_images / "train.beton")
+    second = run(with_images, keep=0.4, scores=export)
+    assert Subset.load(second["path"]).sample_ids.tolist() == (
+        Subset.load(first["path"]).sample_ids.tolist()
+    )
+
+
+def test_an_export_of_another_order_is_refused_by_its_names(with_images, tmp_path):
+    run(with_images, keep=0.4, export=tmp_path / "s.csv")
+    lines = (tmp_path / "s.csv").read_text().splitlines()
+    ids = [line.split(",", 1)[0] for line in lines[1:]]
+    others = [line.split(",", 1)[1] for line in lines[1:]]
+    moved = [f"{sample_id},{other}" for sample_id, other in zip(ids[::-1], others, strict=True)]
+    (tmp_path / "moved.csv").write_text("\n".join([lines[0], *moved]) + "\n")
+    with pytest.raises(
+        ConfigError, match=r"says that sample 71 is .*0000\.png, expected .*another"
+    ):
+        run(with_images, keep=0.4, scores=tmp_path / "moved.csv")
+
+
+def test_without_images_an_export_has_no_names_and_says_so(workspace, tmp_path, caplog):
+    run(workspace, keep=0.4, export=tmp_path / "s.csv")
+    assert (tmp_path / "s.csv").read_text().startswith('"sample_id","label"')
+    assert "the names of the images are left out: " in caplog.text
+
+
+def test_the_kept_files_are_listed(with_images, tmp_path):
+    out = tmp_path / "kept.txt"
+    result = run(with_images, keep=0.4, kept_files=out)
+    names = names_of(with_images / "train.beton")
+    ids = Subset.load(result["path"]).sample_ids
+    lines = out.read_text().splitlines()
+    assert lines == [names[sample_id] for sample_id in ids]
+    assert all(Path(line).is_file() for line in lines)
+    with pytest.raises(ConfigError, match=r"kept_files=.*kept\.txt: it exists.*overwrite"):
+        run(with_images, keep=0.3, kept_files=out)
+    assert out.read_text().splitlines() == lines
+    run(with_images, keep=0.3, kept_files=out, overwrite=True)
+    assert len(out.read_text().splitlines()) < len(lines)
+
+
+def test_kept_files_need_the_images_before_anything_is_written(workspace, tmp_path):
+    with pytest.raises(DatasetError, match=r"train\.beton is missing"):
+        run(workspace, keep=0.4, kept_files=tmp_path / "kept.txt")
+    assert not (workspace / "subsets").exists()

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from kdcache.cli import main
+from kdcache.seals import write_sealed_npz
 from kdcache.selection.subset import Subset
 from kdcache.store.logit_store import LogitStore
 from tests.conftest import ROOT
@@ -100,7 +101,7 @@ def test_select_reads_the_score_file(workspace, module, tiny_store):
     with np.load(file) as arrays:
         about = arrays["about"]
     scores = np.arange(tiny_store.manifest.samples, dtype=np.float32)
-    np.savez(file, scores=scores, about=about)
+    write_sealed_npz(file, {"scores": scores, "about": about})
     assert select(workspace, f"{module}:second") == 0
     kept = Subset.load("kept.npz").sample_ids
     assert kept.tolist() == list(range(len(scores) - len(kept), len(scores)))
@@ -112,11 +113,12 @@ def test_a_score_file_from_other_code_or_another_store_is_refused(workspace, mod
     with np.load(file) as arrays:
         scores, about = arrays["scores"], json.loads(str(arrays["about"]))
     for name in ("code_digest", "manifest_digest"):
-        np.savez(file, scores=scores, about=json.dumps(about | {name: "another"}))
+        changed = json.dumps(about | {name: "another"})
+        write_sealed_npz(file, {"scores": scores, "about": changed})
         assert select(workspace, f"{module}:second") == 1
         said = capsys.readouterr().err
         assert name in said
-        assert f"kdcache score {module}:second --overwrite" in said
+        assert f"kdcache score {module}:second --store {workspace}" in said
     remedy = ["score", f"{module}:second", "--overwrite", "--workspace", str(workspace)]
     assert main(remedy) == 0
     assert select(workspace, f"{module}:second") == 0

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import shlex
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from kdcache.commands import parse
 from kdcache.errors import CacheCorruptError
+from kdcache.seals import write_sealed_npz
 from kdcache.selection.subset import Subset
 
 
@@ -96,11 +99,16 @@ def test_the_error_of_a_missing_file_names_it(tmp_path):
         Subset.load(tmp_path / "gone.npz")
 
 
+def savez(path, **arrays):
+    """Write a sealed npz file."""
+    write_sealed_npz(path, arrays)
+
+
 def test_a_pickle_in_a_subset_file_is_refused_and_never_executed(tmp_path):
     bomb = Bomb(tmp_path / "executed")
     objects = np.array([bomb], dtype=object)
-    np.savez(tmp_path / "ids.npz", sample_ids=objects, provenance="{}")
-    np.savez(tmp_path / "provenance.npz", sample_ids=ids(1), provenance=objects)
+    savez(tmp_path / "ids.npz", sample_ids=objects, provenance="{}")
+    savez(tmp_path / "provenance.npz", sample_ids=ids(1), provenance=objects)
     (tmp_path / "whole.npz").write_bytes(pickle.dumps(bomb))
     for name in ("ids", "provenance", "whole"):
         with pytest.raises(CacheCorruptError, match=rf"{name}\.npz is not a subset file"):
@@ -122,11 +130,25 @@ def test_other_files_are_refused(tmp_path):
     for name, content in contents.items():
         (tmp_path / name).write_bytes(content)
     np.save(tmp_path / "array.npy", ids(1, 2))
-    np.savez(tmp_path / "no-ids.npz", provenance="{}")
-    np.savez(tmp_path / "no-provenance.npz", sample_ids=ids(1, 2))
-    np.savez(tmp_path / "no-json.npz", sample_ids=ids(1, 2), provenance="{")
-    np.savez(tmp_path / "unsorted.npz", sample_ids=ids(2, 1), provenance="{}")
+    savez(tmp_path / "no-ids.npz", provenance="{}")
+    savez(tmp_path / "no-provenance.npz", sample_ids=ids(1, 2))
+    savez(tmp_path / "no-json.npz", sample_ids=ids(1, 2), provenance="{")
+    savez(tmp_path / "unsorted.npz", sample_ids=ids(2, 1), provenance="{}")
     for path in sorted(tmp_path.iterdir()):
         if path.name != "whole.npz":
             with pytest.raises(CacheCorruptError, match=rf"{path.name} is not a subset file"):
                 Subset.load(path)
+
+
+def test_a_subset_without_a_seal_is_refused_with_the_command_that_makes_it_again(tmp_path):
+    path = tmp_path / "w" / "subsets" / "mine.npz"
+    about = {"method": "beta", "keep": 0.3, "seed": 4, "score": "el2n", "balance": "proportional"}
+    Subset(ids(1, 2), about).save(path)
+    with np.load(path) as arrays:
+        np.savez(path, **arrays)
+    with pytest.raises(CacheCorruptError, match="has no seal: an earlier version") as error:
+        Subset.load(path)
+    words = shlex.split(error.value.in_shell().partition("Run: kdcache ")[2])
+    options = parse(words).options
+    assert {name: getattr(options, name) for name in about} == about
+    assert (options.out, options.overwrite, options.workspace) == (path, True, tmp_path / "w")

@@ -45,7 +45,7 @@ def make_codec(kind: str, classes: int) -> Codec:
 
 def encoded(codec: Codec, logits_BC: np.ndarray, *, view: int = 1) -> np.ndarray:
     """Return the rows of samples 100, 101, ..."""
-    return codec.encode(logits_BC, sample_ids=100 + np.arange(len(logits_BC)), view=view)
+    return codec.encode(logits_BC, view_keys=100 + np.arange(len(logits_BC)), view=view)
 
 
 def round_trip(codec: Codec, logits_BC: np.ndarray, **options: float) -> np.ndarray:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 
@@ -37,15 +36,6 @@ def store_path(workspace: Path, tiny_store: LogitStore) -> Path:
     path = workspace / "stores" / tiny_store.path.name
     shutil.copytree(tiny_store.path, path)
     return path
-
-
-def change_manifest(path: Path, **changes: object) -> None:
-    """Write a store's manifest as it would be after a build from something else."""
-    about = json.loads((path / "zarr.json").read_text())
-    content = about["attributes"]["kdcache"] | changes
-    digest = StoreManifest.from_json(content, path=str(path)).digest()
-    about["attributes"] = {"kdcache": content, "kdcache_digest": digest}
-    (path / "zarr.json").write_text(json.dumps(about))
 
 
 def snapshot(path: Path) -> dict[str, bytes]:

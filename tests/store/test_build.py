@@ -34,7 +34,8 @@ from kdcache.store.logit_store import LogitStore
 from tests import teachers
 from tests.conftest import ROOT
 from tests.store.builds import NUM_SAMPLES, SLOW, build
-from tests.store.conftest import change_manifest, fresh_workspace, snapshot
+from tests.store.conftest import fresh_workspace, snapshot
+from tests.store.editing import change_manifest
 from tests.store.teachers import DELAY, SHAPES_SEEN, Failing
 
 

@@ -389,7 +389,7 @@ def test_draws_are_a_function_of_seed_view_and_sample_id():
     codec = Sampled(200, draws=40, temperature=1.0, seed=0)
 
     def rows(codec, ids, view):
-        return codec.encode(logits_BC, sample_ids=np.array(ids), view=view)
+        return codec.encode(logits_BC, view_keys=np.array(ids), view=view)
 
     reference = rows(codec, [4, 5, 6], 1)
     np.testing.assert_array_equal(reference[::-1], rows(codec, [6, 5, 4], 1))
@@ -402,7 +402,7 @@ def test_draws_are_a_function_of_seed_view_and_sample_id():
 def test_draws_are_systematic_samples_of_the_cumulative_distribution():
     logits_BC = drawn_logits(5, 50, scale=1.0)
     codec = Sampled(50, draws=9, temperature=2.0, seed=11)
-    rows = codec.encode(logits_BC, sample_ids=np.arange(5), view=7)
+    rows = codec.encode(logits_BC, view_keys=np.arange(5), view=7)
     for sample_id, row, logits_C in zip(range(5), rows, logits_BC, strict=True):
         words = (11, 0x6472617773, sample_id, 7, 0)  # the stream is named "draws"
         offset = uniform(np.uint64(philox(*(np.uint64(word) for word in words))[0]))

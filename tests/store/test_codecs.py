@@ -60,12 +60,10 @@ def test_a_row_has_the_documented_size(codec, row_bytes):
 def test_the_bytes_of_a_row_depend_on_no_other_row(kind):
     codec, logits_BC = make_codec(kind, 1000), drawn_logits(9, 1000)
     ids = np.arange(50, 59)
-    together = codec.encode(logits_BC, sample_ids=ids, view=3)
-    alone = [
-        codec.encode(logits_BC[b : b + 1], sample_ids=ids[b : b + 1], view=3) for b in range(9)
-    ]
+    together = codec.encode(logits_BC, view_keys=ids, view=3)
+    alone = [codec.encode(logits_BC[b : b + 1], view_keys=ids[b : b + 1], view=3) for b in range(9)]
     np.testing.assert_array_equal(together, np.concatenate(alone))
-    backwards = codec.encode(logits_BC[::-1], sample_ids=ids[::-1], view=3)
+    backwards = codec.encode(logits_BC[::-1], view_keys=ids[::-1], view=3)
     np.testing.assert_array_equal(together, backwards[::-1])
 
 
@@ -222,5 +220,5 @@ def test_dense_encodes_a_row_whose_float32_sum_overflows():
     given_logits = np.array([[3e38] * 10, [0, 4, -4] + [0] * 7], dtype=np.float32)
     codec = Dense(10)
     assert codec.representable(given_logits).tolist() == [True, True]
-    rows = codec.encode(given_logits, sample_ids=np.arange(2), view=1)
+    rows = codec.encode(given_logits, view_keys=np.arange(2), view=1)
     np.testing.assert_array_equal(codec.decode(rows), [[0] * 10, given_logits[1]])

@@ -90,7 +90,7 @@ def test_a_store_at_a_url_is_verified_and_repaired(workspace, tiny_store, url, t
         CacheCorruptError, match=r"memory://.* has 1 damaged files: views/2/rows/c/4/0"
     ):
         check(workspace, store=url)
-    with pytest.raises(CacheCorruptError, match=r"views/2/rows/c/4/0 of memory://.*s\.zarr holds"):
+    with pytest.raises(CacheCorruptError, match=r"views/2/rows/c/4/0 of memory://.*s\.zarr has a"):
         LogitStore.open(url).logits([33], 2)
     assert check(workspace, store=url, repair=True)["repaired"] == ["views/2/rows/c/4/0"]
     assert objects(url) == snapshot(tiny_store.path)

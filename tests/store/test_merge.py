@@ -14,7 +14,8 @@ from kdcache.store.build.plan import Part
 from kdcache.store.logit_store import LogitStore
 from kdcache.store.upkeep.merge import merge
 from tests.store.builds import NUM_SAMPLES, build, check
-from tests.store.conftest import change_manifest, fresh_workspace, snapshot
+from tests.store.conftest import fresh_workspace, snapshot
+from tests.store.editing import change_manifest
 
 LOSSY = "lowrank(k=2, r=2)"
 

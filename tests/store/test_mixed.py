@@ -7,9 +7,11 @@ import json
 import pytest
 
 from kdcache.errors import CacheMismatchError
+from kdcache.seals import parse_sealed_json
 from kdcache.store.logit_store import LogitStore
 from tests.store.builds import NUM_SAMPLES, build, check, flip
-from tests.store.conftest import change_manifest, snapshot
+from tests.store.conftest import snapshot
+from tests.store.editing import change_manifest
 
 
 def test_other_conditions_are_refused_unless_they_are_allowed(store_path, workspace):
@@ -27,7 +29,11 @@ def test_what_is_made_under_other_conditions_is_recorded_with_each_shard(store_p
     assert result["teacher_forwards"] == 8 + NUM_SAMPLES
     after = snapshot(store_path)
     assert {key: after[key] for key in before} == before
-    records = {key: json.loads(content) for key, content in after.items() if "/mixed/" in key}
+    records = {
+        key: parse_sealed_json(content, key, remedy="")
+        for key, content in after.items()
+        if "/mixed/" in key
+    }
     assert records.keys() == {
         "views/2/mixed/4.json",
         *(f"views/4/mixed/{shard}.json" for shard in range(9)),

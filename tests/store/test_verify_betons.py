@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from kdcache.data.beton import open_beton
-from kdcache.data.beton_manifest import digests_path
 from kdcache.data.check import check_beton
+from kdcache.data.digests import digests_path
 from kdcache.data.repack import pack_subset
 from kdcache.errors import (
     DatasetError,
@@ -49,7 +49,7 @@ def test_a_flipped_byte_of_an_image_is_found_and_the_sample_is_named(own_beton):
         check(own_beton.parent)
     assert f"kdcache pack {source} " in str(error.value)
     assert "--val-fraction 0.25" in str(error.value)
-    assert str(error.value).endswith("--overwrite")
+    assert str(error.value).endswith(f"--overwrite --workspace {own_beton.parent}")
 
 
 def test_a_store_is_not_repaired_from_damaged_images(own_beton, path):

@@ -7,22 +7,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import zarr
 
 from kdcache.data.beton import open_beton
 from kdcache.data.pack import pack
 from kdcache.errors import CacheMismatchError, ConfigError
-from kdcache.files import read_json, write_json
+from kdcache.files import read_json
 from kdcache.models.registry import make_model
 from kdcache.models.weights import load_weights
 from kdcache.options import BuildLogitsOptions, PackOptions, TrainOptions, TrainTeacherOptions
+from kdcache.seals import write_sealed_json
 from kdcache.selection.subset import Subset
 from kdcache.store.build.build import build_logits
 from kdcache.store.logit_store import LogitStore
+from kdcache.training.run_config import read_config
 from kdcache.training.train import train
 from kdcache.training.train_teacher import train_teacher
 from tests.spelled import write_spelled_store
-from tests.store.conftest import change_manifest
+from tests.store.editing import change_manifest, change_values
 from tests.training.loops import assert_same_run, options
 from tests.workspaces import copy_workspace, metrics
 
@@ -206,8 +207,8 @@ def test_a_store_of_other_data_is_refused_before_anything_is_written(workspace, 
 
 def test_a_store_of_other_pixels_is_refused_unless_asked_otherwise(workspace, messages):
     store = workspace / "stores/projection.zarr"
-    probe = zarr.open_group(store, mode="r+")["pixel_probe"]
-    probe[3] = 255 - probe[3]
+    is_changed = np.arange(64)[:, None] == 3
+    change_values(store, "pixel_probe", lambda probe: np.where(is_changed, 255 - probe, probe))
     before = files(workspace)
     with pytest.raises(CacheMismatchError, match=r"1 of 64 probed views.*pixels warn"):
         train(options(workspace))
@@ -291,9 +292,9 @@ def test_the_options_of_the_loop_reach_it_and_the_config(workspace):
 
 def test_a_resume_under_another_number_of_threads_is_warned_about(workspace, messages):
     path = workspace / "runs/resnet8-fifty-s0/config.json"
-    content = read_json(path)
+    content = read_config(path.parent)
     content["environment"] |= {"threads": 77, "cores": 78}
-    write_json(path, content)
+    write_sealed_json(path, content)
     train(options(workspace, resume=True))
     (said,) = [message for message in messages if "was started elsewhere" in message]
     assert f"threads is {torch.get_num_threads()}, found 77. It continues" in said

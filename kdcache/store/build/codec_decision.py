@@ -38,7 +38,7 @@ def _drop_rows_of_another_codec(writer: StoreWriter) -> None:
     This happens only if a damaged codec file was made again by another version of a library.
     """
     for view in existing_views(writer.group)[1:]:
-        if not is_encoded_with(writer.group, rows_name(view)):
+        if not is_encoded_with(writer.group, writer.manifest, rows_name(view)):
             logger.warning("view %d of %s is encoded with another codec", view, writer.path)
             for key in list_keys(writer.group.store, f"views/{view}/"):
                 delete_key(writer.group.store, key)

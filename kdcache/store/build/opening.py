@@ -17,8 +17,9 @@ from kdcache.options import BuildLogitsOptions
 from kdcache.reader.probe import probe_pixels
 from kdcache.store.build.plan import Part
 from kdcache.store.build.preflight import Preflight
-from kdcache.store.format.layout import FEATURES, get_array, has_array, is_complete
+from kdcache.store.format.layout import FEATURES, has_array, is_complete
 from kdcache.store.format.location import Location, exists, parse_location
+from kdcache.store.format.shards import read_whole
 from kdcache.store.logit_store import LogitStore
 from kdcache.store.manifest import (
     CONDITIONS,
@@ -145,7 +146,7 @@ def _is_finished(options: BuildLogitsOptions, writer: StoreWriter) -> bool:
 
 def _require_same_pixels(writer: StoreWriter, probe: npt.NDArray[np.uint8]) -> None:
     """Check that this machine decodes the same pixels as the one that began the store."""
-    stored = np.asarray(get_array(writer.group, "pixel_probe")[:])
+    stored = read_whole(writer.group, "pixel_probe")
     if len(stored) and not np.array_equal(stored, probe):
         raise CacheMismatchError(
             f"this machine decodes other pixels than those of the rows of {writer.path}: its "

@@ -220,7 +220,7 @@ def commit_shard(
     shard, logits = outputs.shard, outputs.logits
     codec = writer.codec(shard.view)
     require_finite(codec.representable(logits), shard)
-    rows = codec.encode(logits, sample_ids=shard.rows, view=shard.view)
+    rows = codec.encode(logits, view_keys=outputs.view_keys, view=shard.view)
     per_sample: dict[str, npt.NDArray[np.generic]] = {}
     if shard.view == 0:
         # A store that was begun before a score was registered lacks that score.

@@ -73,7 +73,7 @@ def compare_rows(
         codec = store.codec_of(view)
         new = outputs.logits.numpy()
         if not isinstance(codec, (Dense, Float32)):
-            new = codec.decode(codec.encode(new, sample_ids=ids, view=view))
+            new = codec.decode(codec.encode(new, view_keys=outputs.view_keys, view=view))
         found = relative_differences(store.logits(ids, view), new)
         num_mismatched += int((found > bound).sum())
         compared += len(ids)

@@ -33,6 +33,8 @@ class TeacherOutputs(NamedTuple):
     """(n, C) float32."""
     labels: Tensor
     """(n,) int64."""
+    view_keys: npt.NDArray[np.uint64]
+    """(n,) view keys of the images."""
     features: Tensor | None
     """(n, F) float32 penultimate activations of view 0; None for other views or if not kept."""
     wait: Callable[[], None]
@@ -154,7 +156,10 @@ def _block_outputs(
             bar.update(end - start)
         pipeline.after_batch()
     wait = pipeline.to_host.wait_function()
-    labels = torch.from_numpy(beton.labels[beton.positions(block.rows)])
+    positions = beton.positions(block.rows)
+    labels = torch.from_numpy(beton.labels[positions])
+    keys = beton.view_keys[positions]
     for view in numbers:
         shard = replace(block, view=view)
-        yield TeacherOutputs(shard, logits[view], labels, features if view == 0 else None, wait)
+        kept = features if view == 0 else None
+        yield TeacherOutputs(shard, logits[view], labels, keys, kept, wait)

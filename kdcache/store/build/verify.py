@@ -1,4 +1,4 @@
-"""`kdcache verify`: read every byte of a store and of the betons, and name damaged files."""
+"""`kdcache verify`: read every byte of a workspace once, and name the damaged files."""
 
 from __future__ import annotations
 
@@ -6,12 +6,15 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from kdcache.data.beton_manifest import manifest_path, names_path
 from kdcache.data.check import check_beton
+from kdcache.data.digests import digests_path
 from kdcache.errors import CacheCorruptError, ConfigError, DatasetError, KDCacheError
 from kdcache.options import VerifyOptions
 from kdcache.progress import logger
 from kdcache.results import Result
-from kdcache.store.format.layout import open_group
+from kdcache.store.build.workspace_files import check_files
+from kdcache.store.format.layout import existing_views, is_complete, open_group
 from kdcache.store.format.location import Location, exists, open_zarr_store, parse_location
 from kdcache.store.upkeep.inspection import Damage, find_damage
 from kdcache.workspace import Workspace
@@ -26,8 +29,12 @@ class VerifyResult(Result):
 
     images: int
     """Checked images of the splits and of the packed subsets."""
+    files: int
+    """Other checked files: manifests, subsets, score files, weights and configs of runs."""
     store: Path | str | None
-    """The checked store, if there is one."""
+    """The named store, else the last one built, if there is one."""
+    stores: tuple[Path | str, ...]
+    """All checked stores."""
     repaired: tuple[str, ...]
     """Keys of the store that were built again."""
     rows_compared: int | None
@@ -40,57 +47,55 @@ class VerifyResult(Result):
 
 
 def verify(options: VerifyOptions) -> VerifyResult:
-    """Check the betons of a workspace and one store; repair it, or compare it with its teacher.
+    """Check every file of a workspace; repair one store, or compare it with its teacher.
+
+    With `store`, `teacher` or `repair`, only that store is checked beside the other files.
 
     Raises:
         ConfigError: if there is nothing to verify, or no store to repair or to compare.
         DatasetError: if a beton is damaged; names the samples and the command that packs it again.
-        CacheCorruptError: if the store is damaged and was not repaired.
+        CacheCorruptError: if a file is damaged and was not repaired; names it.
         CacheMismatchError: if a repair would give other rows; nothing is removed.
         TeacherError: if the teacher gives other logits than the stored ones.
     """
     started = time.perf_counter()
     workspace = Workspace(Path(options.workspace))
-    store_error: Exception | None = None
-    location = None
-    try:
-        location = _location(options, workspace)
-    except (KDCacheError, FileNotFoundError) as error:
-        if options.store or options.teacher or options.repair:
-            raise
-        store_error = error  # the store was not named by the user: check the betons first
+    named = _named_store(options, workspace)
     checks = [check_beton(path) for path in _betons(workspace)]
     errors: list[Exception] = [DatasetError(check.error) for check in checks if check.error]
-    if not checks and location is None and store_error is None:
+    files = list(check_files(workspace))
+    errors += [CacheCorruptError(file.error) for file in files if file.error]
+    stores = _stores(workspace, errors) if named is None else [named]
+    if not checks and not files and not stores and not errors:
         raise ConfigError(
             f"{workspace.root} holds no beton and no store, expected something to verify. "
             "Run kdcache pack SOURCE, or name a workspace with --workspace"
         )
     repaired: list[str] = []
-    if location is not None:
+    for location in stores:
         # A repair needs undamaged images; without them the damage is only reported.
         try:
             damaged = _damaged(location)
             if damaged and (errors or not options.repair):
-                store_error = CacheCorruptError(_describe(location, damaged))
+                errors.append(CacheCorruptError(_describe(location, damaged)))
             elif damaged:
                 repaired = _repair(location, damaged, options, workspace)
         except (KDCacheError, OSError) as error:
-            store_error = error
-    if store_error:
-        errors.append(store_error)
+            errors.append(error)
     for other in errors[1:]:
         logger.warning("%s", other)
     if errors:
         raise errors[0]
     compared = None
-    if options.teacher and location is not None:
+    if options.teacher and named is not None:
         from kdcache.store.build.verify_teacher import compare_with_teacher  # loads torch
 
-        compared = compare_with_teacher(location, options, workspace)
+        compared = compare_with_teacher(named, options, workspace)
     return VerifyResult(
         images=sum(check.samples for check in checks),
-        store=location,
+        files=len(files),
+        store=stores[0] if stores else None,
+        stores=tuple(stores),
         repaired=tuple(repaired),
         rows_compared=compared.rows if compared else None,
         largest_difference=compared.largest_difference if compared else None,
@@ -100,24 +105,59 @@ def verify(options: VerifyOptions) -> VerifyResult:
 
 
 def _betons(workspace: Workspace) -> list[Path]:
-    """Return all betons of a workspace, packed subsets last."""
-    splits = [workspace.beton(split) for split in ("train", "val")]
-    subsets = sorted(workspace.subset("any").parent.glob("*.beton"))
-    return [path for path in (*splits, *subsets) if path.exists()]
+    """Return all betons of a workspace, packed subsets last.
+
+    A beton counts if any of its files is there, so that a lost one is found.
+    """
+    subsets = workspace.subset("any").parent
+    splits = [
+        beton
+        for beton in (workspace.beton("train"), workspace.beton("val"))
+        if any(of(beton).exists() for of in (Path, manifest_path, digests_path, names_path))
+    ]
+    packed = {path.with_suffix(".beton") for path in subsets.glob("*.json")}
+    return [*splits, *sorted(packed | set(subsets.glob("*.beton")))]
 
 
-def _location(options: VerifyOptions, workspace: Workspace) -> Location | None:
-    is_requested = options.store or options.teacher or options.repair
-    if not is_requested and workspace.recall("store") is None:
+def _named_store(options: VerifyOptions, workspace: Workspace) -> Location | None:
+    """Return the only store to check; None for all stores of the workspace."""
+    if not (options.store or options.teacher or options.repair):
         return None
     location = parse_location(options.store) if options.store else workspace.require_store(None)
-    if not exists(location):
+    if not exists(location) and not (isinstance(location, Path) and location.is_dir()):
         raise FileNotFoundError(f"{location} does not exist, expected a logit store")
     return location
 
 
+def _stores(workspace: Workspace, errors: list[Exception]) -> list[Location]:
+    """Return the stores of a workspace, the last one built first, which may lie elsewhere."""
+    found: list[Location] = [path.resolve() for path in workspace.root.glob("stores/*.zarr")]
+    found.sort(key=str)
+    try:
+        last = workspace.recall("store")
+    except CacheCorruptError:  # reported with the other files
+        last = None
+    if last is None:
+        return found
+    if isinstance(last, Path) and not last.is_dir():
+        errors.append(FileNotFoundError(f"{last} does not exist, expected a logit store"))
+        return found
+    return [last, *(location for location in found if location != last)]
+
+
 def _damaged(location: Location) -> list[Damage]:
-    return find_damage(*open_group(open_zarr_store(location, read_only=True), path=str(location)))
+    group, manifest = open_group(open_zarr_store(location, read_only=True), path=str(location))
+    views = existing_views(group)
+    unfinished = [view for view in views if not is_complete(group, view)]
+    if unfinished or not views:
+        logger.warning(
+            "%s is not finished: %d of %d views are complete. What there is was checked; run "
+            "kdcache build-logits again with the same arguments",
+            location,
+            len(views) - len(unfinished),
+            len(views),
+        )
+    return find_damage(group, manifest)
 
 
 def _describe(location: Location, damaged: list[Damage]) -> str:
@@ -135,8 +175,12 @@ def _repair(
     """Build the damaged keys again; return them."""
     from kdcache.store.build.verify_teacher import repair_store  # loads torch
 
-    logger.info("%s", _describe(location, damaged))
-    repair_store(location, damaged, options, workspace)
-    if left := _damaged(location):
-        raise CacheCorruptError(_describe(location, left))
-    return [key for key, _ in damaged]
+    repaired: list[str] = []
+    # Twice: the shards of an array whose zarr.json was damaged can be checked afterwards only.
+    for _ in range(2):
+        logger.info("%s", _describe(location, damaged))
+        repair_store(location, damaged, options, workspace)
+        repaired += [key for key, _ in damaged if key not in repaired]
+        if not (damaged := _damaged(location)):
+            return repaired
+    raise CacheCorruptError(_describe(location, damaged))

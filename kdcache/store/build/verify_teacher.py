@@ -65,8 +65,8 @@ def repair_store(
             num_workers=options.num_workers,
             allow_mixed=options.allow_mixed,
         )
-        if needs_teacher(group, manifest, damaged):
-            _require_same_build(build, location, manifest, beton)
+        runs_teacher = needs_teacher(group, manifest, damaged)
+        _require_same_build(build, location, manifest, beton, runs_teacher=runs_teacher)
         remove_damaged(group, manifest, damaged)
         rows = _rows(group, manifest)
     build_store(build, workspace, beton, rows)
@@ -109,7 +109,12 @@ def compare_with_teacher(
 
 
 def _require_same_build(
-    build: BuildLogitsOptions, location: Location, manifest: StoreManifest, beton: Beton
+    build: BuildLogitsOptions,
+    location: Location,
+    manifest: StoreManifest,
+    beton: Beton,
+    *,
+    runs_teacher: bool,
 ) -> None:
     """Check, before anything is removed, that the following build will be accepted."""
     here = replace(
@@ -119,7 +124,7 @@ def _require_same_build(
     )
     remedy = "Nothing was changed. Repair the store where it was built"
     require_equal(manifest, here, ("data_fingerprint",), path=str(location), remedy=remedy)
-    if not build.allow_mixed:
+    if runs_teacher and not build.allow_mixed:
         remedy += ", or use --allow-mixed, which is recorded"
         require_equal(manifest, here, CONDITIONS, path=str(location), remedy=remedy)
 

@@ -149,7 +149,8 @@ def fidelities(
         temperatures: each above 0. A codec that is bound to one temperature is measured there
             instead.
     """
-    rows = codec.encode(logits_BC, sample_ids=sample_ids, view=0)
+    # These rows are not stored, so any distinct numbers serve as view keys.
+    rows = codec.encode(logits_BC, view_keys=sample_ids, view=0)
     if codec.bound_to is not None:
         temperatures = [codec.bound_to]
     return [

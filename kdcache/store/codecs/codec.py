@@ -1,6 +1,6 @@
 """The base class of codecs, which encode logits as stored rows and decode them.
 
-Encoding runs on the CPU, row by row. The bytes of a row depend on its logits, sample id and view
+Encoding runs on the CPU, row by row. The bytes of a row depend on its logits, view key and view
 only, not on other rows of the batch. So a build that was killed and runs again writes the same
 bytes, whatever its batches are. The compiled parts release the GIL.
 
@@ -133,17 +133,19 @@ class Codec(ABC):
         return f"{self.spelling()}({words})" if words else self.spelling()
 
     def encode(
-        self, logits_BC: Any, *, sample_ids: npt.ArrayLike, view: int
+        self, logits_BC: Any, *, view_keys: npt.ArrayLike, view: int
     ) -> npt.NDArray[np.generic]:
         """Return the stored rows, (B, row_width) of `dtype`, as a numpy array.
 
         Args:
             logits_BC: (B, C) float32, `representable`; numpy, or torch on any device.
-            sample_ids: (B,) integers, the sample id of each row.
+            view_keys: (B,) integers, the view key of each row's image (`Beton.view_keys`), for
+                codecs that draw random numbers. So a row is the same for the same image in any
+                order of the data.
             view: the view of all rows.
         """
-        ids = np.asarray(sample_ids).astype(np.uint64)
-        return self._encode(self._on_host(logits_BC), ids, np.uint64(view))
+        keys = np.asarray(view_keys).astype(np.uint64)
+        return self._encode(self._on_host(logits_BC), keys, np.uint64(view))
 
     def decode(self, rows_BW: Any, *, temperature: float | None = None) -> Any:
         """Return finite logits, (B, C) float32, in the library and on the device of the rows.
@@ -193,7 +195,7 @@ class Codec(ABC):
     def _encode(
         self,
         logits_BC: npt.NDArray[np.float32],
-        ids_B: npt.NDArray[np.uint64],
+        keys_B: npt.NDArray[np.uint64],
         view: np.uint64,
         /,
     ) -> npt.NDArray[np.generic]: ...

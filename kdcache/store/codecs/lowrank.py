@@ -108,9 +108,7 @@ class LowRank(Codec):
     ) -> Self:
         """Return the codec of a store, with its basis."""
         basis = arrays["basis"]
-        # The first version of this codec stored every coefficient in one byte, without `fine`.
-        fine = parameters.get("fine", len(basis))
-        return cls(num_classes, parameters["k"], arrays["mean"], basis, fine)
+        return cls(num_classes, parameters["k"], arrays["mean"], basis, parameters["fine"])
 
     @classmethod
     def fit(

@@ -33,7 +33,7 @@ class Sampled(Codec):
     unbiased over samples, views and seeds, unlike that of a truncated tail.
 
     kdcache uses systematic sampling instead of the paper's independent draws: the points
-    (i + u) / n of the cumulative distribution, with one uniform u per (seed, view, sample id). It
+    (i + u) / n of the cumulative distribution, with one uniform u per (seed, view, view key). It
     has the same mean and a smaller variance, and every frequency is within 1 / n of its
     probability. Range: all finite logits.
 
@@ -93,9 +93,11 @@ class Sampled(Codec):
         return as_int64(rows_BN)
 
     def _encode(
-        self, logits_BC: npt.NDArray[np.float32], ids_B: npt.NDArray[np.uint64], view: np.uint64, /
+        self, logits_BC: npt.NDArray[np.float32], keys_B: npt.NDArray[np.uint64], view: np.uint64, /
     ) -> npt.NDArray[np.generic]:
-        drawn_BN = _draw(logits_BC, self.draws, self.temperature, np.uint64(self.seed), view, ids_B)
+        drawn_BN = _draw(
+            logits_BC, self.draws, self.temperature, np.uint64(self.seed), view, keys_B
+        )
         return drawn_BN.astype(self.dtype)
 
     def _decode(self, rows_BW: Any, _temperature: float, /) -> Any:
@@ -144,7 +146,7 @@ def _draw(
     temperature: float,
     seed: np.uint64,
     view: np.uint64,
-    ids_B: npt.NDArray[np.uint64],
+    keys_B: npt.NDArray[np.uint64],
 ) -> npt.NDArray[np.int64]:
     """Return the drawn classes of each row, (B, n), sorted."""
     num_rows, num_classes = logits_BC.shape
@@ -159,7 +161,7 @@ def _draw(
             total += weights[c]
             if weights[c] > 0:
                 last = c
-        first, _, _, _ = philox(seed, _STREAM_DRAWS, ids_B[b], view, np.uint64(0))
+        first, _, _, _ = philox(seed, _STREAM_DRAWS, keys_B[b], view, np.uint64(0))
         offset = uniform(first)
         c = 0
         reached = weights[0]

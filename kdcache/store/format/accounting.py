@@ -6,16 +6,14 @@ import numpy as np
 
 from kdcache.store.codecs.codec import Codec
 from kdcache.store.format.layout import PER_SAMPLE_ARRAYS
-
-CHECKSUM_BYTES = 4
-"""Bytes of the CRC-32C of a chunk."""
+from kdcache.store.format.shard_file import OVERHEAD_BYTES
 
 LABEL_BYTES = ID_BYTES = 8
 
 ARRAYS_OF_ONE_CHUNK = 3
 """Number of one-chunk arrays: labels, sample ids and pixel probe."""
 
-METADATA_BYTES = 1_000
+METADATA_BYTES = 1_700
 """Approximate bytes of the zarr.json of an array."""
 
 
@@ -60,4 +58,4 @@ def store_bytes(
     shards = (len(PER_SAMPLE_ARRAYS) + 1) * -(-num_samples // shard_rows)
     shards += num_views * -(-num_rows // shard_rows)
     arrays = len(PER_SAMPLE_ARRAYS) + ARRAYS_OF_ONE_CHUNK + 1 + num_views
-    return rows + samples + fitted + shards * CHECKSUM_BYTES + arrays * METADATA_BYTES
+    return rows + samples + fitted + shards * OVERHEAD_BYTES + arrays * METADATA_BYTES

@@ -7,16 +7,15 @@ of the codec, such as a basis, have their own names.
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
+import numpy.typing as npt
 import zarr
 
 from kdcache.errors import CacheCorruptError, CacheIncompleteError, ConfigError
-from kdcache.files import read_npz
+from kdcache.seals import parse_sealed_npz, sealed_npz
 from kdcache.store.codecs.codec import Codec
 from kdcache.store.codecs.dense import Dense, Float32
 from kdcache.store.codecs.registry import codec_class, codec_from
@@ -38,16 +37,14 @@ class Decision(NamedTuple):
 
 def clean_codec(manifest: StoreManifest) -> Codec:
     """Return the codec of view 0, which keeps every logit."""
-    kind = Float32 if manifest.codec == Float32.name else Dense
-    return kind(manifest.classes)
+    return codec_class(manifest.clean_codec)(manifest.classes)
 
 
 def write_decision(group: zarr.Group, decision: Decision) -> None:
     """Write the codec file atomically."""
     content = {"settings": decision.codec.settings, "table": list(decision.table)}
-    buffer = io.BytesIO()
-    np.savez(buffer, decision=json.dumps(content), **decision.codec.arrays)  # type: ignore[arg-type]
-    write_key(group.store, CODEC_KEY, buffer.getvalue())
+    arrays: dict[str, npt.ArrayLike] = {"decision": json.dumps(content), **decision.codec.arrays}
+    write_key(group.store, CODEC_KEY, sealed_npz(arrays))
 
 
 def read_decision(group: zarr.Group, manifest: StoreManifest) -> Decision | None:
@@ -62,12 +59,13 @@ def read_decision(group: zarr.Group, manifest: StoreManifest) -> Decision | None
     if content is None:
         return None
     try:
-        arrays = read_npz(content)
+        name = f"{CODEC_KEY} of {display_name(group.store)}"
+        arrays = parse_sealed_npz(content, name, remedy="Run kdcache verify --repair")
         decision = json.loads(str(arrays.pop("decision")))
         return Decision(codec_from(decision["settings"], arrays), decision["table"])
     except ConfigError:  # the user's own codec cannot be imported here
         raise
-    except (CacheCorruptError, KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise CacheCorruptError(
             f"{CODEC_KEY} of {display_name(group.store)} is damaged: {error}. "
             "Run kdcache verify --repair"

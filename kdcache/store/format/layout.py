@@ -9,32 +9,47 @@ NAME.zarr/
   scores/NAME                  (N,) float32, higher = harder; the scores registered at build time
   stats/NAME                   (N,)
   features                     (N, F) float16 of the clean view, optional
-  views/V/rows                 (N or M, width) encoded logits; one chunk a shard, with its CRC-32C
+  views/V/rows                 (N or M, width) encoded logits, one file per shard
   views/V/mixed/S.json         build conditions of shard S, if they differ from the manifest's
   views/V/complete             marker: every shard of the view exists
 
-A chunk is a shard: a block of rows of one view. It is committed when its key exists. For a missing
-chunk zarr returns fill values, so the code always checks existence first.
+A shard is a block of rows of one array, in one file that says where it belongs
+(`kdcache.store.format.shard_file`). It is committed when its key exists. Each zarr.json, each
+codec.npz and each record of build conditions has a seal (`kdcache.seals`).
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import zarr
 from zarr.abc.store import Store
 
-from kdcache.errors import CacheCorruptError
+from kdcache.errors import CacheCorruptError, CacheMismatchError
+from kdcache.files import parse_json
 from kdcache.scores.registry import SCORES
-from kdcache.store.format.location import display_name, has_key, list_keys, write_key
-from kdcache.store.manifest import StoreManifest, digest_content
+from kdcache.seals import require_whole, seal_state, sealed_json
+from kdcache.store.format.location import (
+    ROOT_KEY,
+    display_name,
+    has_key,
+    list_keys,
+    read_key,
+    write_key,
+)
+from kdcache.store.manifest import FORMAT_VERSION, StoreManifest, build_again
+
+Array: TypeAlias = "zarr.Array[Any]"
 
 MANIFEST_ATTRIBUTE = "kdcache"
-DIGEST_ATTRIBUTE = "kdcache_digest"
+SEAL_ATTRIBUTE = "kdcache_seal"
+STORE_ATTRIBUTE = "kdcache_store"
+"""Attribute of an array: the identity of the values in its shards; see `StoreManifest.id_of`."""
+CODEC_ATTRIBUTE = "kdcache_codec"
+"""Attribute of a view's rows: the codec that encoded them."""
 
 CODEC_KEY = "codec.npz"
 COMPLETE_MARKER = "complete"
@@ -83,16 +98,15 @@ def record_conditions(
     zarr_store: Store, view: int, shard: int, conditions: Mapping[str, Any]
 ) -> None:
     """Record the build conditions of a shard that differ from the manifest's."""
-    record = json.dumps(conditions, indent=2, sort_keys=True) + "\n"
-    write_key(zarr_store, mixed_key(view, shard), record.encode())
+    write_key(zarr_store, mixed_key(view, shard), sealed_json(dict(sorted(conditions.items()))))
 
 
-def shard_key(group: zarr.Group, name: str, shard: int) -> str:
+def shard_key(array: Array, shard: int) -> str:
     """Return the key of one shard of an array."""
-    return f"{name}/c/{shard}" + "/0" * (get_array(group, name).ndim - 1)
+    return f"{array.path}/c/{shard}" + "/0" * (array.ndim - 1)
 
 
-def get_array(group: zarr.Group, name: str) -> zarr.Array:  # type: ignore[type-arg]
+def get_array(group: zarr.Group, name: str) -> Array:
     """Return an array of the layout.
 
     Raises:
@@ -146,7 +160,7 @@ def existing_shards(group: zarr.Group, array_name: str) -> set[int]:
     return {int(parts[0]) for parts in split_keys if all(part.isdigit() for part in parts)}
 
 
-def num_shards(array: zarr.Array) -> int:  # type: ignore[type-arg]
+def num_shards(array: Array) -> int:
     """Return the number of shards of a complete array."""
     return -(-array.shape[0] // array.chunks[0])
 
@@ -193,26 +207,33 @@ def open_group(zarr_store: Store, *, path: str) -> tuple[zarr.Group, StoreManife
 
     Raises:
         CacheCorruptError: if the group is not a store of kdcache, or its manifest is damaged.
-        CacheMismatchError: if its format version is not readable.
+        CacheMismatchError: if an earlier version of kdcache wrote it.
     """
+    root = read_key(zarr_store, ROOT_KEY)
+    if root is None:
+        raise CacheCorruptError(f"{path} is not a Zarr group, expected a logit store")
+    name = f"{path}/{ROOT_KEY}"
+    remedy = (
+        f"Copy {ROOT_KEY} from another copy of the store, or build it again with "
+        "kdcache build-logits --overwrite"
+    )
     try:
-        group = zarr.open_group(zarr_store, mode="r" if zarr_store.read_only else "r+")
-    except FileNotFoundError as error:
-        raise CacheCorruptError(f"{path} is not a Zarr group, expected a logit store") from error
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        attributes = parse_json(root, name).get("attributes", {})
+    except CacheCorruptError as error:
+        raise CacheCorruptError(f"{name} is damaged: {error.text}. {remedy}") from error
+    content: Any = attributes.get(MANIFEST_ATTRIBUTE) if isinstance(attributes, dict) else None
+    state = seal_state(root)
+    if not isinstance(content, dict) and state == "absent":
         raise CacheCorruptError(
-            f"{path}/zarr.json is damaged: {error}. Copy that file from another copy of the "
-            "store, or build it again with kdcache build-logits --overwrite"
-        ) from error
-    content: Any = group.attrs.get(MANIFEST_ATTRIBUTE)
-    if not isinstance(content, dict):
-        raise CacheCorruptError(f"{path} has no manifest, expected a store of kdcache build-logits")
-    manifest = StoreManifest.from_json(content, path=path)
-    digest = group.attrs.get(DIGEST_ATTRIBUTE)
-    if digest != digest_content(content) and content["format_version"] > 1:
-        raise CacheCorruptError(
-            f"the manifest in {path}/zarr.json differs from its digest: it was damaged or edited. "
-            "Copy that file from another copy of the store, or build it again with "
-            "kdcache build-logits --overwrite"
+            f"{path} has no manifest, expected a store of kdcache build-logits. {remedy}"
         )
+    if state == "absent" and content.get("format_version") != FORMAT_VERSION:
+        num_views = max(expected_views(list_keys(zarr_store, "views/")), default=0)
+        raise CacheMismatchError(
+            f"format_version of {path} is {content.get('format_version')!r}, expected "
+            f"{FORMAT_VERSION}. {build_again(path, content, num_views=num_views)}"
+        )
+    require_whole(state, name, remedy)
+    manifest = StoreManifest.from_json(content, path=path)
+    group = zarr.open_group(zarr_store, mode="r" if zarr_store.read_only else "r+")
     return group, manifest

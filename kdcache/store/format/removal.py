@@ -11,10 +11,10 @@ from kdcache.errors import ConfigError
 from kdcache.store.format.layout import (
     CODEC_KEY,
     COMPLETE_MARKER,
-    DIGEST_ATTRIBUTE,
     FEATURES,
     INITIAL_ARRAYS,
     MANIFEST_ATTRIBUTE,
+    SEAL_ATTRIBUTE,
 )
 from kdcache.store.format.location import (
     PARTIAL_SUFFIX,
@@ -73,7 +73,7 @@ def _is_store_root(root: bytes, keys: list[str]) -> bool:
         attributes = set(json.loads(root)["attributes"])
     except (KeyError, TypeError, ValueError):
         return _SENTINEL_KEY in keys
-    return not attributes.isdisjoint({MANIFEST_ATTRIBUTE, DIGEST_ATTRIBUTE})
+    return not attributes.isdisjoint({MANIFEST_ATTRIBUTE, SEAL_ATTRIBUTE})
 
 
 def _is_store_key(key: str) -> bool:

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from kdcache.data.sample_names import sample_names_if_packed
 from kdcache.errors import ConfigError
 from kdcache.files import replace_atomically
 from kdcache.options import ExportOptions
@@ -36,15 +37,17 @@ class ExportResult(Result):
 def export(options: ExportOptions) -> ExportResult:
     """Write sample ids, labels, decoded logits and scores of one view.
 
-    A parquet file has one row per sample, with the columns `sample_id`, `label`, `logits` (C
-    float32) and one for each score and statistic; its metadata `kdcache` is the manifest. An npz
-    file has arrays of these names, and `manifest`, a JSON string; its logits must fit into memory.
+    A parquet file has one row per sample, with the columns `sample_id`, `file` (the image's name in
+    its source, if it is packed in the workspace), `label`, `logits` (C float32) and one for each
+    score and statistic; its metadata `kdcache` is the manifest. An npz file has arrays of these
+    names, and `manifest`, a JSON string; its logits must fit into memory.
 
     Raises:
         ConfigError: if the output file exists and `overwrite` is not set.
         CacheMismatchError: if the store has no such view.
     """
-    store = LogitStore.open(Workspace(Path(options.workspace)).require_store(None, options.store))
+    workspace = Workspace(Path(options.workspace))
+    store = LogitStore.open(workspace.require_store(None, options.store))
     out = Path(options.out)
     if out.exists() and not options.overwrite:
         raise ConfigError(f"{out} exists. Use --overwrite to replace it")
@@ -52,6 +55,9 @@ def export(options: ExportOptions) -> ExportResult:
     store.logits(ids[:1], options.view)  # refuse a missing view before a file is created
     per_sample = {**store.scores, **store.stats}
     columns = {name: values[ids] for name, values in per_sample.items()}
+    names = sample_names_if_packed(workspace, store.manifest.data_fingerprint)
+    if names is not None:
+        columns = {"file": np.array(names)[ids], **columns}
     with replace_atomically(out) as partial:
         write = _write_parquet if out.suffix == ".parquet" else _write_npz
         write(partial, store, options.view, ids, columns)
@@ -80,7 +86,13 @@ def _write_parquet(
             ("sample_id", pa.int64()),
             ("label", pa.int64()),
             ("logits", pa.list_(pa.float32(), classes)),
-            *((name, pa.from_numpy_dtype(values.dtype)) for name, values in columns.items()),
+            *(
+                (
+                    name,
+                    pa.string() if values.dtype.kind == "U" else pa.from_numpy_dtype(values.dtype),
+                )
+                for name, values in columns.items()
+            ),
         ],
         metadata={"kdcache": _manifest_json(store, view)},
     )

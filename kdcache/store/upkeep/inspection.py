@@ -12,12 +12,16 @@ from zarr.core.metadata import ArrayV3Metadata
 
 from kdcache.errors import CacheCorruptError, shell_line
 from kdcache.progress import progress_bar
-from kdcache.store.format.codec_file import CODECS_WITHOUT_SETTINGS, has_codec, read_decision
+from kdcache.seals import seal_state
+from kdcache.store.format.codec_file import has_codec, read_decision
 from kdcache.store.format.layout import (
+    CODEC_ATTRIBUTE,
     CODEC_KEY,
     COMPLETE_MARKER,
     FEATURES,
     INITIAL_ARRAYS,
+    SEAL_ATTRIBUTE,
+    STORE_ATTRIBUTE,
     existing_shards,
     expected_views,
     get_array,
@@ -28,12 +32,11 @@ from kdcache.store.format.layout import (
     shard_key,
 )
 from kdcache.store.format.location import list_keys, read_key
-from kdcache.store.format.shards import read_whole, shard_damage
+from kdcache.store.format.shards import problems_of_shards, read_whole
 from kdcache.store.format.specs import (
-    CODEC_ATTRIBUTE,
     array_metadata,
     array_spec,
-    codec_digest,
+    codec_identity,
     group_metadata,
 )
 from kdcache.store.manifest import StoreManifest, digest_sample_ids
@@ -111,13 +114,23 @@ def _damaged_structure(
             yield Damage(key, "is missing")
         elif _parse_metadata(content) != _parse_metadata(expected):
             yield Damage(key, "differs from what the manifest requires")
+        elif seal_state(content) != "whole":
+            yield Damage(key, "differs from its seal")
     for name in _arrays(keys):
         key = f"{name}/zarr.json"
-        if key not in structure and _parse_metadata(read_key(group.store, key) or b"") is None:
+        if key in structure:
+            continue
+        content = read_key(group.store, key) or b""
+        metadata = _parse_metadata(content)
+        if metadata is None or seal_state(content) != "whole":
             yield Damage(key, "is missing or not a valid zarr.json")
+        elif metadata["attributes"].get(STORE_ATTRIBUTE) != manifest.id_of(name):
+            yield Damage(key, "belongs to another store")
     for key in keys:
-        if key.endswith(".json") and "/mixed/" in key and _json(group, key) is None:
-            yield Damage(key, "is not valid JSON")
+        if key.endswith(".json") and "/mixed/" in key:
+            content = read_key(group.store, key) or b""
+            if _json(content) is None or seal_state(content) != "whole":
+                yield Damage(key, "differs from its seal")
         if key.endswith(f"/{COMPLETE_MARKER}") and read_key(group.store, key) != b"complete\n":
             yield Damage(key, "is not a valid marker")
 
@@ -132,39 +145,33 @@ def _damaged_codec(group: zarr.Group, manifest: StoreManifest, keys: list[str]) 
     elif any(expected_views(keys)):
         yield Damage(CODEC_KEY, "is missing")
         return
-    # Some bytes of an npz do not affect its content, but the views record a digest of all.
-    recorded = _recorded_digests(group, keys)
-    if (
-        manifest.codec not in CODECS_WITHOUT_SETTINGS
-        and recorded
-        and codec_digest(group) not in recorded
-    ):
+    # The file may be whole, but of another store.
+    recorded = _recorded_codecs(group, keys)
+    if recorded and codec_identity(group, manifest, 1) not in recorded:
         yield Damage(CODEC_KEY, "is not the file that the views were encoded with")
 
 
-def _recorded_digests(group: zarr.Group, keys: list[str]) -> set[object]:
-    """Return the digests of the codec file that the augmented views record."""
+def _recorded_codecs(group: zarr.Group, keys: list[str]) -> set[object]:
+    """Return the codecs that the augmented views record."""
     names = (f"{rows_name(view)}/zarr.json" for view in expected_views(keys) if view)
     metadata = (_parse_metadata(read_key(group.store, name) or b"") for name in names)
-    return {
-        array["attributes"].get(CODEC_ATTRIBUTE) for array in metadata if isinstance(array, dict)
-    }
+    return {array["attributes"].get(CODEC_ATTRIBUTE) for array in metadata if array is not None}
 
 
 def _damaged_shards(
     group: zarr.Group, name: str, advance: Callable[[int], Any]
 ) -> Iterator[Damage]:
-    shards = range(num_shards(get_array(group, name)))
+    array = get_array(group, name)
+    shards = range(num_shards(array))
     present = existing_shards(group, name)
     advance(1)
-    for shard in shards:
-        if shard not in present:
-            if _must_be_complete(group, name):
-                yield Damage(shard_key(group, name, shard), "is missing")
-            continue
+    if _must_be_complete(group, name):
+        for shard in sorted(set(shards) - present):
+            yield Damage(shard_key(array, shard), "is missing")
+    for shard, problem in problems_of_shards(group, name, sorted(present & set(shards))):
         advance(1)
-        if problem := shard_damage(group, name, shard):
-            yield Damage(shard_key(group, name, shard), problem)
+        if problem:
+            yield Damage(shard_key(array, shard), problem)
 
 
 def _must_be_complete(group: zarr.Group, name: str) -> bool:
@@ -174,10 +181,14 @@ def _must_be_complete(group: zarr.Group, name: str) -> bool:
     return is_complete(group, view)
 
 
-def _parse_metadata(content: bytes) -> object:
-    """Parse a zarr.json of any version of zarr into a comparable form; None if it is invalid."""
+def _parse_metadata(content: bytes) -> dict[str, Any] | None:
+    """Parse a zarr.json of any version of zarr into a comparable form; None if it is invalid.
+
+    The seal is left out: it covers how a version of zarr writes the same content.
+    """
     try:
         given = json.loads(content)
+        del given["attributes"][SEAL_ATTRIBUTE]
         if given["node_type"] == "array":
             return ArrayV3Metadata.from_dict(given).to_dict()
         return GroupMetadata.from_dict(given).to_dict()
@@ -185,8 +196,8 @@ def _parse_metadata(content: bytes) -> object:
         return None
 
 
-def _json(group: zarr.Group, key: str) -> object:
+def _json(content: bytes) -> object:
     try:
-        return json.loads(read_key(group.store, key) or b"")
+        return json.loads(content)
     except ValueError:
         return None

@@ -35,7 +35,7 @@ def find_clean_view(folder: Path, wanted: StoreManifest) -> LogitStore | None:
         except (KDCacheError, FileNotFoundError) as error:
             logger.info("the clean view of %s cannot be reused: %s", path, error)
             continue
-        same_codec = (store.manifest.codec == "float32") == (wanted.codec == "float32")
+        same_codec = store.manifest.clean_codec == wanted.clean_codec
         if same_codec and not differences(store.manifest.to_json(), expected):
             return store
     return None

@@ -43,7 +43,8 @@ def fidelity_of(store: LogitStore, settings: LossSettings) -> Fidelity:
         logits = store.logits(batch_ids, 0)
         student = torch.from_numpy(assumed_student(logits.astype(np.float64), rng))
         labels = torch.from_numpy(store.labels[batch_ids])
-        encoded = codec.encode(logits, sample_ids=batch_ids, view=0)
+        # These rows are not stored, so any distinct numbers serve as view keys.
+        encoded = codec.encode(logits, view_keys=batch_ids, view=0)
         both_rows = (
             Rows(torch.from_numpy(logits), Float32(manifest.classes)),
             Rows(torch.from_numpy(encoded), codec),
