@@ -18,6 +18,7 @@ from typing import Annotated, Literal, get_args
 
 from cyclopts import Parameter
 
+from kdcache.data.policy import DEFAULT_DECODE, DEFAULT_DEFINITION, DecodeMode, PixelDefinition
 from kdcache.errors import ConfigError
 from kdcache.scores.registry import SCORES
 from kdcache.selection.methods import METHODS, drawing_methods, method_entry, owners_of_options
@@ -236,6 +237,12 @@ class _ViewOptions(_WorkspaceFirst):
 
     view_seed: int = 0
     """Random seed of the views."""
+
+    pixel_definition: PixelDefinition = DEFAULT_DEFINITION
+    """pillow: the pixels that Pillow gives; planes: luma and halved chroma are resized apart."""
+
+    decode: DecodeMode = DEFAULT_DECODE
+    """full; or scaled: decode large boxes at 1/2 to 1/8 of the size, faster and less exact."""
 
     device: Device = "auto"
     """Device; auto: cuda if there is a GPU."""
@@ -736,6 +743,12 @@ class TrainOptions(_LoopOptions):
     model: str | None = None
     """Student: any model of train-teacher. Default: resnet8 up to 64 px, else resnet18."""
 
+    pixel_definition: PixelDefinition | None = None
+    """pillow or planes, as for build-logits. Default: the store's; without a store pillow."""
+
+    decode: DecodeMode | None = None
+    """full or scaled, as for build-logits. Default: the store's; without a store full."""
+
     batch_size: int | None = None
     """Samples per batch. Default: 128, or 32 for fewer than 5,000 samples."""
 
@@ -853,6 +866,12 @@ class EvaluateOptions(_WorkspaceFirst):
 
     split: Split = "val"
     """Split to evaluate on, in the clean view."""
+
+    pixel_definition: PixelDefinition | None = None
+    """pillow or planes, as for build-logits. Default: that of the training, else pillow."""
+
+    decode: DecodeMode | None = None
+    """full or scaled, as for build-logits. Default: that of the training, else full."""
 
     device: Device = "auto"
     """Device; auto: cuda if there is a GPU."""

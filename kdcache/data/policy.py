@@ -17,6 +17,17 @@ Filter = Literal["bilinear", "bicubic"]
 
 FILTERS: tuple[Filter, ...] = get_args(Filter)
 
+PixelDefinition = Literal["pillow", "planes"]
+"""`pillow`: the pixels that Pillow gives. `planes`: luma, and chroma at half its resolution, are
+resized separately and then converted to RGB, so that an image can be stored as its planes."""
+
+DecodeMode = Literal["full", "scaled"]
+"""`scaled` decodes a JPEG at 1/2, 1/4 or 1/8 of its size where a box is that much larger than the
+image size. It is faster and changes the pixels."""
+
+DEFAULT_DEFINITION: PixelDefinition = "pillow"
+DEFAULT_DECODE: DecodeMode = "full"
+
 UNCHANGED: Range = (1.0, 1.0)
 MAX_FACTOR = 10.0
 MAX_PADDING = 65_535

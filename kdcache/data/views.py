@@ -18,7 +18,7 @@ image, and the view is the window in the centre of the resized image. `place_vie
 from __future__ import annotations
 
 import math
-from typing import Literal, NamedTuple, get_args
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -29,9 +29,13 @@ from kdcache.data.philox import below, log_uniform, philox, uniform
 from kdcache.data.policy import (
     CENTER_CROP_RATIO,
     CLEAN,
+    DEFAULT_DECODE,
+    DEFAULT_DEFINITION,
     MAX_SMALL_IMAGE_SIZE,
     PAD_CROP,
+    DecodeMode,
     Filter,
+    PixelDefinition,
     Policy,
     PolicyNumbers,
 )
@@ -39,18 +43,6 @@ from kdcache.errors import ConfigError
 
 ATTEMPTS = 10
 """Number of boxes that are tried before a centre box is taken, as in torchvision."""
-
-PixelDefinition = Literal["pillow", "planes"]
-"""`pillow`: the pixels that Pillow gives. `planes`: luma, and chroma at half its resolution, are
-resized separately and then converted to RGB, so that an image can be stored as its planes."""
-
-PIXEL_DEFINITIONS: tuple[PixelDefinition, ...] = get_args(PixelDefinition)
-
-DecodeMode = Literal["full", "scaled"]
-"""`scaled` decodes a JPEG at 1/2, 1/4 or 1/8 of its size where a box is that much larger than the
-image size. It is faster and changes the pixels."""
-
-DECODE_MODES: tuple[DecodeMode, ...] = get_args(DecodeMode)
 
 Box = tuple[np.int64, np.int64, np.int64, np.int64, np.int64]
 """Top, left, height, width, flip."""
@@ -68,8 +60,8 @@ class Views(NamedTuple):
     """Side of the clean view above 64 px, as a fraction of the resized image's short side."""
     clean_filter: Filter = "bilinear"
     """The filter that resizes the clean view. (The policy has that of the other views.)"""
-    definition: PixelDefinition = "pillow"
-    decode: DecodeMode = "full"
+    definition: PixelDefinition = DEFAULT_DEFINITION
+    decode: DecodeMode = DEFAULT_DECODE
 
     @property
     def resize_size(self) -> int:
@@ -118,10 +110,22 @@ class Placement(NamedTuple):
 
 
 def default_views(
-    data: BetonManifest, *, policy: str | None = None, seed: int = 0, image_size: int | None = None
+    data: BetonManifest,
+    *,
+    policy: str | None = None,
+    seed: int = 0,
+    image_size: int | None = None,
+    definition: PixelDefinition | None = None,
+    decode: DecodeMode | None = None,
 ) -> Views:
     """Return the views of a data set, with the manifest's policy and image size as defaults."""
-    return Views(Policy.parse(policy or data.policy), seed, image_size or data.image_size)
+    return Views(
+        Policy.parse(policy or data.policy),
+        seed,
+        image_size or data.image_size,
+        definition=definition or DEFAULT_DEFINITION,
+        decode=decode or DEFAULT_DECODE,
+    )
 
 
 def view_parameters(

@@ -20,6 +20,7 @@ from kdcache.seals import BLANK, JSON_KEY, seal_file
 
 _TRAINING_OPTIONS = (
     *("batch_size", "seed", "image_size", "policy", "view_seed", "optimizer", "lr"),
+    *("pixel_definition", "decode"),
     *("weight_decay", "schedule", "warmup", "accumulate", "clip_norm", "ema", "eval_every"),
     "precision",
 )

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from array_api_compat import array_namespace, device
 
-from kdcache.data.views import PixelDefinition, Placement
+from kdcache.data.policy import PixelDefinition
+from kdcache.data.views import Placement
 from kdcache.reader.intrinsics import WEIGHT_BITS
 from kdcache.reader.planes import NEUTRAL
 from kdcache.reader.resize import filter_weights, max_taps

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kdcache.data.policy import Policy
+from kdcache.data.policy import DecodeMode, Filter, PixelDefinition, Policy
 from kdcache.data.views import Views
 from kdcache.errors import CacheCorruptError, CacheMismatchError
 from kdcache.identity import differences
@@ -56,8 +56,12 @@ class StoreManifest:
     """Height and width of the student's images, in pixels."""
     teacher_size: int
     """Height and width of the teacher's images, in pixels; their boxes are the student's."""
-    clean_share: float
+    center_crop_ratio: float
     """Center crop ratio of view 0 for images above 64 px, as a fraction of the short side."""
+    clean_filter: Filter
+    """The filter that resizes view 0; the policy has that of the other views."""
+    pixel_definition: PixelDefinition
+    decode: DecodeMode
     mean: list[list[float]]
     """(teachers, 3) mean of the normalisation per teacher, in [0, 1]."""
     std: list[list[float]]
@@ -77,7 +81,15 @@ class StoreManifest:
     def views(self) -> Views:
         """The view parameters that define the student's pixels, together with the sample."""
         policy = Policy.parse(self.policy)
-        return Views(policy, self.view_seed, self.image_size, self.clean_share)
+        return Views(
+            policy,
+            self.view_seed,
+            self.image_size,
+            self.center_crop_ratio,
+            self.clean_filter,
+            self.pixel_definition,
+            self.decode,
+        )
 
     @property
     def teacher_views(self) -> Views:
@@ -140,7 +152,10 @@ CLEAN_IDENTITY = (
     "classes",
     "teacher_digest",
     "teacher_size",
-    "clean_share",
+    "center_crop_ratio",
+    "clean_filter",
+    "pixel_definition",
+    "decode",
     "mean",
     "std",
     "precision",
@@ -210,6 +225,8 @@ def build_again(path: str, content: Mapping[str, Any], *, num_views: int | None 
         "view_seed": content.get("view_seed"),
         "image_size": content.get("image_size"),
         "teacher_size": content.get("teacher_size"),
+        "pixel_definition": content.get("pixel_definition"),
+        "decode": content.get("decode"),
         "precision": content.get("precision"),
         "batch_size": content.get("batch_size"),
     }

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from kdcache.data.beton_manifest import BetonManifest
-from kdcache.data.policy import CENTER_CROP_RATIO
+from kdcache.data.policy import CENTER_CROP_RATIO, Filter
 from kdcache.errors import ConfigError
 from kdcache.models.weights import read_weights_description
 from kdcache.options import EnsembleMode, Precision
@@ -39,6 +39,8 @@ class Ensemble:
     """Height and width of their images, in pixels."""
     center_crop_ratio: float
     """Side of the clean view's centre crop, as a fraction of the short side, in (0, 1]."""
+    clean_filter: Filter
+    """The filter that resizes the clean view."""
 
     @property
     def name(self) -> str:
@@ -196,6 +198,7 @@ def open_ensemble(
         mode=mode if len(specs) > 1 else None,
         image_size=size,
         center_crop_ratio=_common_center_crop_ratio(published),
+        clean_filter=_common_clean_filter(published),
     )
 
 
@@ -210,6 +213,17 @@ def _common_center_crop_ratio(published: Sequence[PublishedWeights]) -> float:
             CENTER_CROP_RATIO,
         )
     return ratios.pop() if len(ratios) == 1 else CENTER_CROP_RATIO
+
+
+def _common_clean_filter(published: Sequence[PublishedWeights]) -> Filter:
+    """Return the filter with which all teachers were evaluated, else the default."""
+    filters = {source.clean_filter for source in published}
+    if len(filters) > 1:
+        logger.info(
+            "the teachers were evaluated with the filters %s; the clean view uses bilinear",
+            " and ".join(sorted(filters)),
+        )
+    return filters.pop() if len(filters) == 1 else "bilinear"
 
 
 def _archs_per_teacher(

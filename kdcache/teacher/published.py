@@ -14,11 +14,32 @@ from pathlib import Path
 from safetensors import SafetensorError
 from torch import nn
 
+from kdcache.data.policy import FILTERS, Filter
 from kdcache.errors import TeacherError
 from kdcache.files import sha256_of
+from kdcache.progress import logger
 
 ClassNames = tuple[str, ...]
 """All names of one class."""
+
+
+def known_filter(name: str, arch: str) -> Filter:
+    """Return the filter of this name, or bilinear, with a warning, for one that kdcache lacks.
+
+    Args:
+        name: the publisher's name of the filter with which the weights were evaluated.
+        arch: the weights, for the warning.
+    """
+    for known in FILTERS:
+        if name == known:
+            return known
+    logger.warning(
+        "%s was evaluated with the filter %s, which kdcache does not have; its clean view is "
+        "resized with the bilinear filter",
+        arch,
+        name,
+    )
+    return "bilinear"
 
 
 @dataclass(frozen=True)
@@ -38,6 +59,8 @@ class PublishedWeights:
     """(3,) of the normalisation, above 0."""
     center_crop_ratio: float
     """Side of the centre crop of the evaluation, as a fraction of the short side, in (0, 1]."""
+    clean_filter: Filter
+    """Filter of the evaluation's resizing."""
     image_size: int
     """Height and width of the crop after resizing, in pixels."""
     top1: float | None

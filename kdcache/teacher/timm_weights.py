@@ -21,7 +21,13 @@ from kdcache.files import read_json
 from kdcache.models.timm_models import TIMM_PREFIX, import_timm
 from kdcache.progress import logger
 from kdcache.teacher.class_names import IMAGENET_CLASSES, imagenet_names
-from kdcache.teacher.published import ClassNames, PublishedWeights, require_sha256, unreadable
+from kdcache.teacher.published import (
+    ClassNames,
+    PublishedWeights,
+    known_filter,
+    require_sha256,
+    unreadable,
+)
 
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
@@ -147,6 +153,7 @@ def _describe(
         std=list(evaluated["std"]),
         # As in timm's transform, the short side becomes floor(size / ratio) pixels.
         center_crop_ratio=size / math.floor(size / evaluated["crop_pct"]),
+        clean_filter=known_filter(evaluated["interpolation"], arch),
         image_size=size,
         top1=None,
         load=load,

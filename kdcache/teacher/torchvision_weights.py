@@ -27,7 +27,7 @@ from kdcache.locks import file_lock
 from kdcache.models.torchvision_models import torchvision_classifiers
 from kdcache.progress import logger
 from kdcache.teacher.class_names import IMAGENET_CLASSES
-from kdcache.teacher.published import PublishedWeights, require_sha256, unreadable
+from kdcache.teacher.published import PublishedWeights, known_filter, require_sha256, unreadable
 
 MIN_DIGEST_DIGITS = 8
 """Minimum number of hex digits of the sha256 in a file's name; torchvision uses eight."""
@@ -61,6 +61,7 @@ def find_torchvision(spec: str) -> PublishedWeights | None:
         mean=list(evaluated.mean),
         std=list(evaluated.std),
         center_crop_ratio=evaluated.crop_size[0] / evaluated.resize_size[0],
+        clean_filter=known_filter(evaluated.interpolation.value, spec),
         image_size=evaluated.crop_size[0],
         top1=metrics.get("acc@1"),
         load=lambda _image_size: _load(name, entry),

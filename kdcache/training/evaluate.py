@@ -44,7 +44,12 @@ def evaluate(options: EvaluateOptions) -> EvaluateResult:
             f"{path} has {about['classes']} classes, expected {data.classes} as in {beton.path}"
         )
     name = _model_name(options, about, path)
-    views = default_views(data, image_size=about.get("image_size"))
+    views = default_views(
+        data,
+        image_size=about.get("image_size"),
+        definition=options.pixel_definition or about.get("pixel_definition"),
+        decode=options.decode or about.get("decode"),
+    )
     model = make_model(name, num_classes=data.classes, image_size=views.image_size)
     fill_model(model, tensors, path=path)
     logger.info("%s (%s) on %s of %s samples", path, name, beton.path, f"{len(beton):,}")

@@ -42,7 +42,8 @@ class Evaluator:
         precision: Precision,
         num_workers: int | None,
     ) -> None:
-        views = views._replace(center_crop_ratio=CENTER_CROP_RATIO)
+        # The clean view of every student; a store has that of its teacher.
+        views = views._replace(center_crop_ratio=CENTER_CROP_RATIO, clean_filter="bilinear")
         self._reader = PixelReader(beton, views, batch_size=256, num_workers=num_workers)
         found = self._reader.beton.manifest.classes
         if found != classes:

@@ -156,6 +156,8 @@ def run_training(
         "arch": model_name,
         "classes": data.classes,
         "image_size": loader.views.image_size,
+        "pixel_definition": loader.views.definition,
+        "decode": loader.views.decode,
         "data_fingerprint": data.data_fingerprint,
     }
     trainer = Trainer(

@@ -46,8 +46,8 @@ def check_pixels(beton: Beton, store: LogitStore, options: TrainOptions) -> None
         return
     message = (
         f"{differ} of {len(found)} probed views are decoded to other pixels than the teacher of "
-        f"{store.path} saw, expected none: this machine has another build of libjpeg-turbo or "
-        "OpenCV"
+        f"{store.path} saw, expected none: this machine has another build of "
+        "libjpeg-turbo"
     )
     if options.pixels == "warn":
         logger.warning("%s", message)

@@ -8,8 +8,10 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from kdcache.compute.device import resolve_device
+from kdcache.data.beton import Beton
 from kdcache.data.policy import MAX_SMALL_IMAGE_SIZE
-from kdcache.data.views import default_views
+from kdcache.data.views import Views, default_views
+from kdcache.errors import CacheMismatchError
 from kdcache.loader.distill import DistillLoader
 from kdcache.loader.live import LiveLoader
 from kdcache.options import TrainOptions
@@ -44,6 +46,29 @@ def train(options: TrainOptions) -> TrainResult:
     return train_seeds(_train_one, options)
 
 
+def _views(options: TrainOptions, store: LogitStore | None, beton: Beton) -> Views:
+    """Return the store's views, or the data set's without a store.
+
+    Raises:
+        CacheMismatchError: if an option asks for other pixels than the teacher saw.
+    """
+    if store is None:
+        return default_views(
+            beton.manifest, definition=options.pixel_definition, decode=options.decode
+        )
+    views = store.manifest.views
+    for name, found in (("pixel_definition", views.definition), ("decode", views.decode)):
+        given = getattr(options, name)
+        if given not in (None, found):
+            raise CacheMismatchError(
+                parameter=name,
+                value=given,
+                problem=f"the teacher of {store.path} saw pixels with {name} {found}",
+                remedy="Leave the option out, or build a store with it",
+            )
+    return views
+
+
 def _train_one(options: TrainOptions) -> RunResult:
     started = time.perf_counter()
     require_model(options.model)
@@ -52,7 +77,7 @@ def _train_one(options: TrainOptions) -> RunResult:
     device = resolve_device(options.device)
     beton, subset_path, subset = open_data(workspace, options)
     store = open_store(workspace, options, beton)
-    views = store.manifest.views if store else default_views(beton.manifest)
+    views = _views(options, store, beton)
     samples_of_all = num_samples_before_pruning(store, beton, loss)
     if options.live_teacher is not None or not options.kd:
         store = None  # only its views were needed
@@ -89,6 +114,8 @@ def _train_one(options: TrainOptions) -> RunResult:
         "policy": str(views.policy),
         "view_seed": views.seed,
         "image_size": views.image_size,
+        "pixel_definition": views.definition,
+        "decode": views.decode,
         "data_fingerprint": beton.manifest.data_fingerprint,
         "subset": subset_name,
         "samples": num_samples,

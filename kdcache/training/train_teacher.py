@@ -48,7 +48,12 @@ def train_teacher(options: TrainTeacherOptions) -> TrainTeacherResult:
     device = resolve_device(options.device)
     data = beton.manifest
     views = default_views(
-        data, policy=options.policy, seed=options.view_seed, image_size=options.image_size
+        data,
+        policy=options.policy,
+        seed=options.view_seed,
+        image_size=options.image_size,
+        definition=options.pixel_definition,
+        decode=options.decode,
     )
     batch_size = options.batch_size or default_batch_size(len(beton))
     settings = loop_settings(
@@ -67,6 +72,8 @@ def train_teacher(options: TrainTeacherOptions) -> TrainTeacherResult:
         "image_size": views.image_size,
         "policy": str(views.policy),
         "view_seed": views.seed,
+        "pixel_definition": views.definition,
+        "decode": views.decode,
         "seed": options.seed,
         "batch_size": batch_size,
         **as_json(asdict(settings)),

@@ -93,6 +93,7 @@ def published_logits(workspace: Path, split: str, view: int) -> np.ndarray:
         beton.sample_ids,
         image_size=CROP,
         center_crop_ratio=SHARE,
+        clean_filter="bilinear",
     )
     images = torch.from_numpy((seen / 255 - MEAN) / STD).permute(0, 3, 1, 2)
     model = tiny_net(1).double()
@@ -105,7 +106,7 @@ def test_the_rows_are_answers_to_images_as_the_publisher_evaluates(built):
     store = store_of(built)
     assert store.manifest.teachers == [PUBLISHED]
     about = store.manifest
-    assert (about.image_size, about.teacher_size, about.clean_share) == (16, CROP, SHARE)
+    assert (about.image_size, about.teacher_size, about.center_crop_ratio) == (16, CROP, SHARE)
     assert (about.mean, about.std) == ([MEAN], [STD])
     for view in range(3):
         expected = published_logits(built, "train", view)
@@ -194,7 +195,7 @@ def test_the_same_weights_from_a_file_are_shown_other_images(workspace_of_photos
     store = Workspace(workspace_of_photos).store(PUBLISHED)
     options = {"teacher": "own", "arch": PUBLISHED, "store": str(store)}
     with pytest.raises(
-        TeacherError, match=r"own uses other preprocessing .* clean_share is 0\.875"
+        TeacherError, match=r"own uses other preprocessing .* center_crop_ratio is 0\.875"
     ):
         check(workspace_of_photos, **options)
     flip(next(store.glob("views/1/rows/c/*/0")))

@@ -38,6 +38,7 @@ def published(names: list[str] | None) -> PublishedWeights:
         mean=[0.5] * 3,
         std=[0.2] * 3,
         center_crop_ratio=0.875,
+        clean_filter="bilinear",
         image_size=224,
         top1=None,
         load=lambda _: nn.Identity(),

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from kdcache.compute.device import resolve_device
 from kdcache.data.beton import Beton, open_beton
-from kdcache.data.policy import CENTER_CROP_RATIO
+from kdcache.data.policy import CENTER_CROP_RATIO, DEFAULT_DECODE, DEFAULT_DEFINITION
 from kdcache.errors import ConfigError
 from kdcache.locks import file_lock
 from kdcache.options import BuildLogitsOptions, as_names
@@ -168,6 +168,12 @@ def _describe_unusual(wanted: StoreManifest) -> str:
         text += f", mean of {wanted.ensemble}"
     if wanted.teacher_size != wanted.image_size:
         text += f" at {wanted.teacher_size} px (student {wanted.image_size} px)"
-    if wanted.clean_share != CENTER_CROP_RATIO:
-        text += f", clean view of {wanted.clean_share:.4g} of the short side"
+    if wanted.center_crop_ratio != CENTER_CROP_RATIO:
+        text += f", clean view of {wanted.center_crop_ratio:.4g} of the short side"
+    if wanted.clean_filter != "bilinear":
+        text += f", clean view resized with the {wanted.clean_filter} filter"
+    if wanted.pixel_definition != DEFAULT_DEFINITION:
+        text += f", pixels of {wanted.pixel_definition}"
+    if wanted.decode != DEFAULT_DECODE:
+        text += ", large boxes decoded at a smaller scale"
     return text

@@ -164,7 +164,8 @@ def _open_teachers(
         teacher_size=manifest.teacher_size,
     )
     preprocessing = {
-        "clean_share": found.center_crop_ratio,
+        "center_crop_ratio": found.center_crop_ratio,
+        "clean_filter": found.clean_filter,
         "mean": [member.mean for member in found.members],
         "std": [member.std for member in found.members],
     }
