@@ -26,6 +26,7 @@ STAGES = [
     "files",
     "locks",
     "identity",
+    "channels",
     "options",
     "library",
     "progress",

@@ -8,8 +8,9 @@ import torch
 
 from kdcache.compute.precision import teacher_precision
 from kdcache.data.beton_manifest import BetonManifest
-from kdcache.options import TrainOptions
+from kdcache.options import TrainOptions, as_values
 from kdcache.teacher.ensemble import Forward, open_ensemble
+from kdcache.teacher.member_settings import TeacherOptions
 from kdcache.workspace import Workspace
 
 
@@ -47,7 +48,13 @@ def open_live_teacher(
         return None
     teacher = open_ensemble(
         [options.live_teacher],
-        archs=[] if options.arch is None else [options.arch],
+        given=TeacherOptions.of(
+            archs=as_values(options.arch),
+            means=as_values(options.teacher_mean),
+            stds=as_values(options.teacher_std),
+            stems=as_values(options.stem),
+            outputs=[options.teacher_output],
+        ),
         mode="probabilities",
         workspace=workspace,
         data=data,

@@ -1,0 +1,298 @@
+"""Check a teacher's answers on labelled images before its pass.
+
+Four mistakes cost a whole pass and show in no tensor shape: probabilities instead of logits,
+classes in another order than the data's, a normalisation that the teacher was not trained with, and
+a head that was never trained. A few hundred labelled images reveal all of them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from kdcache.channels import KNOWN_NORMALISATIONS, describe_channels
+from kdcache.data.beton import Beton
+from kdcache.data.sample_text import describe_sample
+from kdcache.data.views import Views
+from kdcache.errors import TeacherError
+from kdcache.progress import logger
+from kdcache.teacher.answers import (
+    Answers,
+    LabelledImages,
+    measure_answers,
+    other_normalisation,
+    read_labelled_images,
+)
+from kdcache.teacher.ensemble import Ensemble, EnsembleForward, Forward
+from kdcache.teacher.forward import TeacherForward
+from kdcache.teacher.teacher import Teacher
+
+
+class Problem(NamedTuple):
+    """Something that looks wrong with a teacher's answers."""
+
+    text: str
+    """What was measured; it continues "the teacher X ..."."""
+    causes: tuple[str, ...]
+    """What the user should look at; empty if the text says it."""
+
+
+MIN_IMAGES, MAX_IMAGES = 64, 512
+"""Limits of the number of images, which is a hundredth of the pass."""
+
+MAX_PIXEL_BYTES = 1 << 28
+"""Maximum size of their pixels in memory, unless one batch is larger."""
+
+SUM_TOLERANCE = 0.02
+"""How far the sum of a row of probabilities may be from 1: bfloat16 rounds each by up to 0.4 %."""
+
+MAX_LUCK = 0.05
+"""A teacher is at chance if guessing is at least as good with more than this probability."""
+
+IS_ONE_TO_ONE = 0.5
+"""The classes stand in another order if a renaming makes at least this fraction right."""
+
+MIN_IMAGES_PER_CLASS = 4
+"""Images per class from which on a renaming of classes is looked for."""
+
+IS_CONSTANT = 0.9
+"""Fraction of images with one answer, from which on that answer is named."""
+
+MIN_Z = 3.0
+"""Standard deviations by which another normalisation must be better to be named."""
+
+CANDIDATES = {
+    **{name: tuple(map(list, values)) for name, values in KNOWN_NORMALISATIONS.items()},
+    "0.5 --teacher-std 0.5": ([0.5] * 3, [0.5] * 3),
+}
+"""Common normalisations, by what to write after `--teacher-mean`."""
+
+
+def check_outputs(
+    teacher: Ensemble,
+    forward: Forward,
+    beton: Beton,
+    views: Views,
+    *,
+    batch_size: int,
+    num_forwards: int,
+) -> None:
+    """Check what each teacher answers on random training images; warn if it looks wrong.
+
+    Args:
+        teacher: one teacher or several.
+        forward: their forward.
+        beton: the training images.
+        views: the views at the teacher's image size.
+        batch_size: images per forward.
+        num_forwards: forwards of the pass that follows; the check takes about a hundredth of it.
+
+    Raises:
+        TeacherError: if an output is NaN or infinite, the outputs are probabilities although
+            logits are expected, or the other way round.
+    """
+    wanted = min(max(num_forwards // 100, MIN_IMAGES), MAX_IMAGES)
+    wanted = min(wanted, max(1, MAX_PIXEL_BYTES // (3 * views.image_size**2)))
+    count = -(-wanted // batch_size) * batch_size  # whole batches cost no more
+    images = read_labelled_images(beton, views, count, batch_size)
+    members = forward.members if isinstance(forward, EnsembleForward) else [forward]
+    for member, run in zip(teacher.members, members, strict=True):
+        _check_member(member, run, images, beton)
+
+
+def _check_member(
+    teacher: Teacher, forward: TeacherForward, images: LabelledImages, beton: Beton
+) -> None:
+    answers = measure_answers(forward, images)
+    _require_finite(teacher, answers, images, beton)
+    _require_kind_of_output(teacher, answers)
+    hits = answers.predictions == images.labels
+    logger.info(
+        "teacher %s is right on %.1f %% of %d labelled training images, cross-entropy %.3f, mean "
+        "confidence %.0f %%",
+        teacher.name,
+        100 * hits.mean(),
+        len(hits),
+        answers.nll.mean(),
+        100 * answers.confidence.mean(),
+    )
+    problem = _problem(answers, images.labels, beton.manifest.class_names)
+    better = _better_normalisation(teacher, forward, images, hits)
+    if problem is None and better is None:
+        return
+    found = problem or Problem("may get another mean and std than it was trained with", ())
+    causes = [better] if better else []
+    causes += found.causes
+    if found.causes:
+        used = f"{describe_channels(teacher.mean)} and {describe_channels(teacher.std)} are used"
+        causes += [] if better else [f"its mean and std ({used})"]
+        causes.append("its head, if it was not trained on these classes")
+    logger.warning(
+        "the teacher %s %s. %sThe pass goes on; stop it if you do not expect this",
+        teacher.name,
+        found.text,
+        f"Look at {'; '.join(causes)}. " if causes else "",
+    )
+
+
+def _require_finite(
+    teacher: Teacher, answers: Answers, images: LabelledImages, beton: Beton
+) -> None:
+    bad = np.flatnonzero(~np.isfinite(answers.total) | ~np.isfinite(answers.nll))
+    if len(bad):
+        first = bad[np.argmin(images.sample_ids[bad])]
+        kinds = "NaN or infinity"
+        if teacher.output == "probabilities":
+            kinds += ", or a negative probability,"
+        raise TeacherError(
+            f"the teacher {teacher.name} gives {kinds} for "
+            f"{describe_sample(beton, int(images.sample_ids[first]))} and {len(bad) - 1} more of "
+            f"{len(images.labels)} images, expected finite logits. Try --precision fp32, or check "
+            "the weights, --teacher-mean and --teacher-std"
+        )
+
+
+def _require_kind_of_output(teacher: Teacher, answers: Answers) -> None:
+    """Check that the outputs are logits, or probabilities if the options say so."""
+    are_fractions = bool((answers.low >= 0).all() and (answers.high <= 1 + SUM_TOLERANCE).all())
+    worst = int(np.abs(answers.total - 1).argmax())
+    are_probabilities = are_fractions and abs(answers.total[worst] - 1) <= SUM_TOLERANCE
+    if teacher.output == "logits" and are_probabilities:
+        raise TeacherError(
+            f"the teacher {teacher.name} returns probabilities: every row is in [0, 1] and its sum "
+            "is 1, expected logits. Use --teacher-output probabilities, which takes their "
+            "logarithm, or let the model end before its softmax"
+        )
+    if teacher.output == "probabilities" and not are_probabilities:
+        raise TeacherError(
+            parameter="teacher_output",
+            value="probabilities",
+            rule=(
+                f"rows in [0, 1] with the sum 1, but {teacher.name} returns values from "
+                f"{round(answers.low.min(), 6):g} to {answers.high.max():.3g}, and a row with the "
+                f"sum {answers.total[worst]:.4g}"
+            ),
+            remedy="Leave the option out if it returns logits",
+        )
+
+
+def _problem(
+    answers: Answers, labels: npt.NDArray[np.int64], class_names: list[str]
+) -> Problem | None:
+    """Return what looks wrong with the answers, or None."""
+    count, num_classes = len(labels), len(class_names)
+    hits = int((answers.predictions == labels).sum())
+    accuracy, confidence = hits / count, float(answers.confidence.mean())
+    nll, nll_of_guessing = float(answers.nll.mean()), math.log(num_classes)
+    chance = _chance(answers.predictions, labels, num_classes)
+    found = f"right on {100 * accuracy:.1f} % of {count} labelled training images"
+    if _binomial_tail(hits, count, chance) > MAX_LUCK and accuracy < (1 + chance) / 2:
+        text = (
+            f"is {found}, no more than guessing ({100 * chance:.1f} %), with a mean confidence of "
+            f"{100 * confidence:.0f} % and a cross-entropy of {nll:.2f} (guessing: "
+            f"{nll_of_guessing:.2f})"
+        )
+        return Problem(text, (_cause(answers, labels, class_names),))
+    if nll > nll_of_guessing:
+        text = (
+            f"is {found}, but its cross-entropy of {nll:.2f} is worse than guessing "
+            f"({nll_of_guessing:.2f}): it is sure of wrong answers, or its logits are too large"
+        )
+        return Problem(text, (_cause(answers, labels, class_names),))
+    if nll > 2 * _nll_of_accuracy(accuracy, num_classes) + 0.5 and confidence < accuracy / 2:
+        text = (
+            f"is {found}, but only {100 * confidence:.1f} % sure on average: its outputs may be "
+            "sigmoids, cosine similarities or logits that were divided by a temperature"
+        )
+        return Problem(text, ())
+    return None
+
+
+def _chance(
+    predictions: npt.NDArray[np.int64], labels: npt.NDArray[np.int64], num_classes: int
+) -> float:
+    """Return the accuracy of answers that are as frequent as these, but ignore the image."""
+    frequent, answered = Counter(labels.tolist()), Counter(predictions.tolist())
+    expected = sum(count * answered[label] for label, count in frequent.items()) / len(labels) ** 2
+    return max(expected, 1 / num_classes)
+
+
+def _nll_of_accuracy(accuracy: float, num_classes: int) -> float:
+    """Return the cross-entropy of a model that is always as sure as it is right."""
+    wrong = 1 - accuracy
+    entropy = sum(-share * math.log(share) for share in (accuracy, wrong) if share > 0)
+    return entropy + wrong * math.log(max(num_classes - 1, 1))
+
+
+def _binomial_tail(hits: int, count: int, probability: float) -> float:
+    """Return the probability of at least `hits` successes in `count` independent trials."""
+    if probability >= 1:
+        return 1.0
+    logs = [
+        math.lgamma(count + 1)
+        - math.lgamma(k + 1)
+        - math.lgamma(count - k + 1)
+        + k * math.log(probability)
+        + (count - k) * math.log1p(-probability)
+        for k in range(hits, count + 1)
+    ]
+    return min(1.0, sum(map(math.exp, logs)))
+
+
+def _cause(answers: Answers, labels: npt.NDArray[np.int64], class_names: list[str]) -> str:
+    """Name the cause that wrong answers show: one answer for all images, or renamed classes."""
+    answer, times = Counter(answers.predictions.tolist()).most_common(1)[0]
+    if times >= IS_CONSTANT * len(labels):
+        share = 100 * times / len(labels)
+        return f"why it answers {class_names[answer]!r} for {share:.0f} % of the images"
+    usual: dict[int, int] = {}
+    renamed = 0
+    pairs = Counter(zip(labels.tolist(), answers.predictions.tolist(), strict=True))
+    for (label, answer), times in pairs.most_common():
+        if label not in usual:
+            usual[label] = answer
+            renamed += times
+    others = {label: answer for label, answer in sorted(usual.items()) if answer != label}
+    if (
+        others
+        and len(labels) >= MIN_IMAGES_PER_CLASS * len(usual)
+        and renamed >= IS_ONE_TO_ONE * len(labels)
+        and len(set(usual.values())) > len(usual) / 2
+    ):
+        label, answer = next(iter(others.items()))
+        return (
+            f"the order of its classes: it answers {class_names[answer]!r} (class {answer}) for "
+            f"most images of {class_names[label]!r} (class {label}), and with the classes renamed "
+            f"so, it is right on {100 * renamed / len(labels):.0f} %"
+        )
+    return "the order of its classes"
+
+
+def _better_normalisation(
+    teacher: Teacher,
+    forward: TeacherForward,
+    images: LabelledImages,
+    hits: npt.NDArray[np.bool_],
+) -> str | None:
+    """Try common normalisations on a teacher that states none; name one that is clearly better."""
+    if teacher.states_normalisation:
+        return None
+    best: tuple[float, str] | None = None
+    for words, (mean, std) in CANDIDATES.items():
+        with other_normalisation(forward, mean, std):
+            other = measure_answers(forward, images).predictions == images.labels
+        gained, lost = int((other & ~hits).sum()), int((hits & ~other).sum())
+        if gained - lost > MIN_Z * math.sqrt(gained + lost) and (
+            best is None or other.mean() > best[0]
+        ):
+            best = float(other.mean()), words
+    if best is None:
+        return None
+    return (
+        f"its mean and std: with --teacher-mean {best[1]} it is right on {100 * best[0]:.1f} % of "
+        f"these images, with those in use on {100 * hits.mean():.1f} %"
+    )
