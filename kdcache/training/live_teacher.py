@@ -7,10 +7,12 @@ from typing import NamedTuple
 import torch
 
 from kdcache.compute.precision import teacher_precision
-from kdcache.data.beton_manifest import BetonManifest
+from kdcache.data.beton import Beton
+from kdcache.data.views import Views
 from kdcache.options import TrainOptions, as_values
 from kdcache.teacher.ensemble import Forward, open_ensemble
 from kdcache.teacher.member_settings import TeacherOptions
+from kdcache.teacher.output_check import MIN_IMAGES, check_outputs
 from kdcache.workspace import Workspace
 
 
@@ -26,9 +28,9 @@ class LiveTeacher(NamedTuple):
 def open_live_teacher(
     options: TrainOptions,
     workspace: Workspace,
-    data: BetonManifest,
+    beton: Beton,
+    views: Views,
     *,
-    image_size: int,
     device: torch.device,
 ) -> LiveTeacher | None:
     """Load the teacher of `--live-teacher` as build-logits does; return None without the option.
@@ -36,13 +38,13 @@ def open_live_teacher(
     Args:
         options: options of the command.
         workspace: where names are looked up.
-        data: manifest of the training data.
-        image_size: height and width of the student's images.
+        beton: the training images.
+        views: the student's views.
         device: device of the teacher.
 
     Raises:
         ConfigError: if there is no such teacher, or `arch` is missing or has no effect.
-        TeacherError: if it does not fit the data.
+        TeacherError: if it does not fit the data, or does not return logits.
     """
     if options.live_teacher is None:
         return None
@@ -57,14 +59,22 @@ def open_live_teacher(
         ),
         mode="probabilities",
         workspace=workspace,
-        data=data,
-        image_size=image_size,
+        data=beton.manifest,
+        image_size=views.image_size,
         teacher_size=None,
     )
     forward = teacher.forward(
-        num_classes=data.classes,
+        num_classes=beton.manifest.classes,
         device=device,
         # The same default as a teacher pass, so that the logits are those of a store.
         precision=teacher_precision(options.precision, device),
+    )
+    check_outputs(
+        teacher,
+        forward,
+        beton,
+        views._replace(image_size=teacher.image_size),
+        batch_size=MIN_IMAGES,
+        num_forwards=len(beton),
     )
     return LiveTeacher(forward, teacher.digest, teacher.image_size)

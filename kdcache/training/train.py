@@ -75,9 +75,7 @@ def _train_one(options: TrainOptions) -> RunResult:
     )
     if loss.alpha.kind == "auto":
         logger.info("alpha auto: %s, a placeholder rule, not measured yet", AUTO_RULE)
-    teacher = open_live_teacher(
-        options, workspace, beton.manifest, image_size=views.image_size, device=device
-    )
+    teacher = open_live_teacher(options, workspace, beton, views, device=device)
     subset_name = "full" if subset_path is None else subset_path.stem
     config = {
         "model": model_name,
