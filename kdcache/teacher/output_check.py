@@ -14,8 +14,9 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from kdcache.channels import KNOWN_NORMALISATIONS, describe_channels
+from kdcache.channels import DATA, KNOWN_NORMALISATIONS, describe_channels
 from kdcache.data.beton import Beton
+from kdcache.data.beton_manifest import BetonManifest
 from kdcache.data.sample_text import describe_sample
 from kdcache.data.views import Views
 from kdcache.errors import TeacherError
@@ -121,22 +122,21 @@ def _check_member(
         100 * answers.confidence.mean(),
     )
     problem = _problem(answers, images.labels, beton.manifest.class_names)
-    better = _better_normalisation(teacher, forward, images, hits)
-    if problem is None and better is None:
-        return
-    found = problem or Problem("may get another mean and std than it was trained with", ())
-    causes = [better] if better else []
-    causes += found.causes
-    if found.causes:
+    better = _better_normalisation(teacher, forward, images, hits, beton.manifest)
+    if better:
+        text = problem.text if problem else "may get another mean and std than it was trained with"
+        problem = Problem(text, (better,))
+    elif problem and problem.causes:
         used = f"{describe_channels(teacher.mean)} and {describe_channels(teacher.std)} are used"
-        causes += [] if better else [f"its mean and std ({used})"]
-        causes.append("its head, if it was not trained on these classes")
-    logger.warning(
-        "the teacher %s %s. %sThe pass goes on; stop it if you do not expect this",
-        teacher.name,
-        found.text,
-        f"Look at {'; '.join(causes)}. " if causes else "",
-    )
+        others = (f"its mean and std ({used})", "its head, if it was not trained on these classes")
+        problem = Problem(problem.text, (*problem.causes, *others))
+    if problem:
+        logger.warning(
+            "WARNING: the teacher %s %s. %sThe pass goes on; stop it if you do not expect this",
+            teacher.name,
+            problem.text,
+            f"Look at {'; '.join(problem.causes)}. " if problem.causes else "",
+        )
 
 
 def _require_finite(
@@ -190,7 +190,7 @@ def _problem(
     nll, nll_of_guessing = float(answers.nll.mean()), math.log(num_classes)
     chance = _chance(answers.predictions, labels, num_classes)
     found = f"right on {100 * accuracy:.1f} % of {count} labelled training images"
-    if _binomial_tail(hits, count, chance) > MAX_LUCK and accuracy < (1 + chance) / 2:
+    if _is_at_chance(answers, labels, num_classes):
         text = (
             f"is {found}, no more than guessing ({100 * chance:.1f} %), with a mean confidence of "
             f"{100 * confidence:.0f} % and a cross-entropy of {nll:.2f} (guessing: "
@@ -210,6 +210,14 @@ def _problem(
         )
         return Problem(text, ())
     return None
+
+
+def _is_at_chance(answers: Answers, labels: npt.NDArray[np.int64], num_classes: int) -> bool:
+    """Return True if the answers are right no more often than answers that ignore the image."""
+    hits = int((answers.predictions == labels).sum())
+    chance = _chance(answers.predictions, labels, num_classes)
+    is_low = hits / len(labels) < (1 + chance) / 2  # a few images prove little
+    return is_low and _binomial_tail(hits, len(labels), chance) > MAX_LUCK
 
 
 def _chance(
@@ -277,14 +285,21 @@ def _better_normalisation(
     forward: TeacherForward,
     images: LabelledImages,
     hits: npt.NDArray[np.bool_],
+    data: BetonManifest,
 ) -> str | None:
     """Try common normalisations on a teacher that states none; name one that is clearly better."""
     if teacher.states_normalisation:
         return None
     best: tuple[float, str] | None = None
-    for words, (mean, std) in CANDIDATES.items():
+    candidates = CANDIDATES | {DATA: (data.mean, data.std)}
+    for words, (mean, std) in candidates.items():
+        if (mean, std) == (teacher.mean, teacher.std):
+            continue
         with other_normalisation(forward, mean, std):
-            other = measure_answers(forward, images).predictions == images.labels
+            answers = measure_answers(forward, images)
+        other = answers.predictions == images.labels
+        if _is_at_chance(answers, images.labels, forward.num_classes):
+            continue
         gained, lost = int((other & ~hits).sum()), int((hits & ~other).sum())
         if gained - lost > MIN_Z * math.sqrt(gained + lost) and (
             best is None or other.mean() > best[0]

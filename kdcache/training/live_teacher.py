@@ -23,6 +23,10 @@ class LiveTeacher(NamedTuple):
     digest: str
     image_size: int
     """Height and width of its images."""
+    mean: list[float]
+    """(3,) of its normalisation."""
+    std: list[float]
+    """(3,) of its normalisation."""
 
 
 def open_live_teacher(
@@ -77,4 +81,5 @@ def open_live_teacher(
         batch_size=MIN_IMAGES,
         num_forwards=len(beton),
     )
-    return LiveTeacher(forward, teacher.digest, teacher.image_size)
+    (member,) = teacher.members
+    return LiveTeacher(forward, teacher.digest, teacher.image_size, member.mean, member.std)

@@ -108,6 +108,11 @@ def _train_one(options: TrainOptions) -> RunResult:
         check_pixels(beton, store, options)
         check_codec(store, settings.loss)
     if teacher:
+        config |= {
+            "teacher_mean": teacher.mean,
+            "teacher_std": teacher.std,
+            "teacher_size": teacher.image_size,
+        }
         loader: DistillLoader = LiveLoader(
             beton,
             teacher.forward,

@@ -264,10 +264,18 @@ def test_the_normalisation_that_a_teacher_was_trained_with_is_found(
     MODEL["one"].mean, MODEL["one"].std = mean, std
     check(packed, lambda labels, _: one_hot(labels), words=None)
     assert f"with {words}it is right on 100.0 % of these images" in warnings(caplog)
+    assert "Look at its mean and std" in warnings(caplog)
     caplog.clear()
     name = words.replace("=", " ").split()[1]
     check(packed, lambda labels, _: one_hot(labels), words=(name, name))
     assert warnings(caplog) == ""
+
+
+def test_the_datas_own_normalisation_is_found_too(packed, caplog):
+    data = packed.manifest
+    MODEL["one"].mean, MODEL["one"].std = data.mean, data.std
+    check(packed, lambda labels, _: one_hot(labels), words=("imagenet", "imagenet"))
+    assert "with teacher_mean data it is right on 100.0 %" in warnings(caplog)
 
 
 def test_the_check_leaves_the_normalisation_as_it_was(packed):
