@@ -66,6 +66,9 @@ IS_CONSTANT = 0.9
 MIN_Z = 3.0
 """Standard deviations by which another normalisation must be better to be named."""
 
+MAX_TOP1_SHORTFALL = 1.0
+"""Percentage points by which a teacher may stay below its reported accuracy, beside chance."""
+
 CANDIDATES = {
     **{name: tuple(map(list, values)) for name, values in KNOWN_NORMALISATIONS.items()},
     "0.5 --teacher-std 0.5": ([0.5] * 3, [0.5] * 3),
@@ -81,6 +84,7 @@ def check_outputs(
     *,
     batch_size: int,
     num_forwards: int,
+    val: Beton | None = None,
 ) -> None:
     """Check what each teacher answers on random training images; warn if it looks wrong.
 
@@ -91,6 +95,7 @@ def check_outputs(
         views: the views at the teacher's image size.
         batch_size: images per forward.
         num_forwards: forwards of the pass that follows; the check takes about a hundredth of it.
+        val: the evaluation images, on which a reported accuracy is compared.
 
     Raises:
         TeacherError: if an output is NaN or infinite, the outputs are probabilities although
@@ -98,11 +103,17 @@ def check_outputs(
     """
     wanted = min(max(num_forwards // 100, MIN_IMAGES), MAX_IMAGES)
     wanted = min(wanted, max(1, MAX_PIXEL_BYTES // (3 * views.image_size**2)))
-    count = -(-wanted // batch_size) * batch_size  # whole batches cost no more
-    images = read_labelled_images(beton, views, count, batch_size)
+    batch = min(batch_size, wanted)
+    count = -(-wanted // batch) * batch
+    images = read_labelled_images(beton, views, count, batch)
+    val_images = None
+    if val is not None and any(member.reported_top1 is not None for member in teacher.members):
+        val_images = read_labelled_images(val, views, count, batch)
     members = forward.members if isinstance(forward, EnsembleForward) else [forward]
     for member, run in zip(teacher.members, members, strict=True):
         _check_member(member, run, images, beton)
+        if val_images is not None and member.reported_top1 is not None:
+            _check_reported_top1(member, run, val_images, member.reported_top1)
 
 
 def _check_member(
@@ -136,6 +147,25 @@ def _check_member(
             teacher.name,
             problem.text,
             f"Look at {'; '.join(problem.causes)}. " if problem.causes else "",
+        )
+
+
+def _check_reported_top1(
+    teacher: Teacher, forward: TeacherForward, images: LabelledImages, reported: float
+) -> None:
+    """Warn if a teacher is clearly less often right than its file or publisher reports."""
+    hits = measure_answers(forward, images).predictions == images.labels
+    found, share = 100 * hits.mean(), reported / 100
+    spread = 100 * math.sqrt(max(share * (1 - share), 1 / len(hits)) / len(hits))
+    if found < reported - MIN_Z * spread - MAX_TOP1_SHORTFALL:
+        logger.warning(
+            "WARNING: the teacher %s is right on %.1f %% of %d images of the evaluation split, but "
+            "%.2f %% was reported. Look at its normalisation, its image size and the order of its "
+            "classes. The pass goes on; stop it if you do not expect this",
+            teacher.name,
+            found,
+            len(hits),
+            reported,
         )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -90,7 +91,8 @@ def check(
     words: tuple[str, str] | None = ("none", "none"),
     output: str = "logits",
     members: int = 1,
-    batch_size: int = 32,
+    num_forwards: int = NUM_IMAGES,
+    reported_top1: float | None = None,
 ) -> None:
     """Check a teacher that answers by a script."""
     LOGITS[SCRIPT] = script
@@ -108,14 +110,16 @@ def check(
         image_size=16,
         teacher_size=None,
     )
-    forward = teacher.forward(num_classes=CLASSES, device=CPU, precision="fp32")
+    members = [replace(member, reported_top1=reported_top1) for member in teacher.members]
+    teacher = replace(teacher, members=members)
     check_outputs(
         teacher,
-        forward,
+        teacher.forward(num_classes=CLASSES, device=CPU, precision="fp32"),
         packed,
         default_views(packed.manifest),
-        batch_size=batch_size,
-        num_forwards=NUM_IMAGES,
+        batch_size=32,
+        num_forwards=num_forwards,
+        val=packed,
     )
 
 
@@ -201,7 +205,7 @@ def test_the_first_sample_without_a_finite_answer_is_named(packed, value):
     with pytest.raises(
         TeacherError, match=rf"NaN or infinity for sample 7 \(class '{name}'\) and 1"
     ):
-        check(packed, script, batch_size=NUM_IMAGES)
+        check(packed, script, num_forwards=100 * NUM_IMAGES)
 
 
 def test_classes_in_another_order_are_named(packed, caplog):
@@ -295,6 +299,16 @@ def test_the_check_leaves_the_normalisation_as_it_was(packed):
     check_outputs(teacher, forward, packed, views, batch_size=32, num_forwards=10**6)
     for found, expected in zip(forward.normalise.buffers(), before, strict=True):
         assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize(("reported", "warns"), [(99.0, True), (75.0, False), (None, False)])
+def test_an_accuracy_that_was_reported_is_compared_before_the_pass(packed, caplog, reported, warns):
+    def script(labels: Tensor, images: Tensor) -> Tensor:
+        return one_hot(noisy(labels, images, every=3), 2)
+
+    check(packed, script, reported_top1=reported)
+    assert ("images of the evaluation split, but 99.00 % was reported" in warnings(caplog)) is warns
+    assert bool(warnings(caplog)) is warns
 
 
 @pytest.mark.parametrize(("hits", "expected"), [(0, 1.0), (1, 1 - 0.75**3), (3, 0.25**3)])

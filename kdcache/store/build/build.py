@@ -13,7 +13,7 @@ import numpy.typing as npt
 from kdcache.compute.device import resolve_device
 from kdcache.data.beton import Beton, open_beton
 from kdcache.data.policy import CENTER_CROP_RATIO
-from kdcache.errors import ConfigError
+from kdcache.errors import CacheMismatchError, ConfigError
 from kdcache.locks import file_lock
 from kdcache.options import BuildLogitsOptions, as_names
 from kdcache.progress import logger
@@ -120,6 +120,7 @@ def build_store(
 
         @cache
         def preflight() -> Preflight:
+            val = _open_evaluation_split(workspace, beton)
             found = run_preflight(forward, beton, wanted.teacher_views, wanted.batch_size)
             check_outputs(
                 teacher,
@@ -128,6 +129,7 @@ def build_store(
                 wanted.teacher_views,
                 batch_size=wanted.batch_size,
                 num_forwards=wanted.samples + options.views * wanted.rows,
+                val=val,
             )
             return found
 
@@ -178,6 +180,24 @@ def build_store(
         seconds=round(time.perf_counter() - started, 3),
         path=location,
     )
+
+
+def _open_evaluation_split(workspace: Workspace, beton: Beton) -> Beton | None:
+    """Return the evaluation images; None if there are none.
+
+    Raises:
+        CacheMismatchError: if they have other classes than the training images.
+    """
+    path = workspace.beton("val")
+    if not path.exists():
+        return None
+    val = open_beton(path)
+    if val.manifest.class_names != beton.manifest.class_names:
+        raise CacheMismatchError(
+            f"{path} has other classes than {beton.path}, expected the same names in the same "
+            "order. Pack both splits again from one source"
+        )
+    return val
 
 
 def _describe_unusual(wanted: StoreManifest) -> str:
