@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar, get_args
+from typing import Annotated, Literal, get_args
 
 from cyclopts import Parameter
 
@@ -36,8 +36,6 @@ Split = Literal["train", "val"]
 Weights = Literal["last", "best", "ema"]
 Stem = Literal["small", "standard"]
 TeacherOutput = Literal["logits", "probabilities"]
-
-_Text = TypeVar("_Text", bound=str)
 
 _FLAG = Parameter(negative="")
 _EACH = Parameter(negative="")
@@ -77,12 +75,12 @@ def _require_non_negative(config: object, *names: str) -> None:
         _require(name, getattr(config, name), lambda value: value >= 0, "a number of at least 0")
 
 
-def as_names(value: tuple[_Text, ...] | list[_Text] | _Text) -> tuple[_Text, ...]:
+def as_names(value: tuple[str, ...] | list[str] | str) -> tuple[str, ...]:
     """Return the names of an option that may be given several times; Python may give one text."""
     return (value,) if isinstance(value, str) else tuple(value)
 
 
-def as_values(value: _Text | None) -> tuple[_Text, ...]:
+def as_values(value: str | None) -> tuple[str, ...]:
     """Return the value of an option that is given once at most, as a tuple."""
     return () if value is None else (value,)
 
@@ -433,14 +431,12 @@ class BuildLogitsOptions(_ViewOptions):
     teacher_std: Annotated[tuple[str, ...] | list[str] | str, _EACH] = ()
     """Standard deviation, as for --teacher-mean; a name that is given for one holds for both."""
 
-    stem: Annotated[tuple[Stem, ...] | list[Stem] | Stem, _EACH] = ()
+    stem: Annotated[tuple[str, ...] | list[str] | str, _EACH] = ()
     """Stem of a teacher given by path, if neither its metadata nor its tensors tell it
     (mobilenet_v2, shufflenet_v2): small keeps the size of small images, standard is torchvision's.
     """
 
-    teacher_output: Annotated[
-        tuple[TeacherOutput, ...] | list[TeacherOutput] | TeacherOutput, _EACH
-    ] = ()
+    teacher_output: Annotated[tuple[str, ...] | list[str] | str, _EACH] = ()
     """What the teacher returns: logits, or probabilities, whose logarithm is taken. Repeat it for
     each teacher of an ensemble. Default: logits."""
 
@@ -514,12 +510,10 @@ class VerifyOptions(_WorkspaceFirst):
     arch: Annotated[tuple[str, ...] | list[str] | str, _EACH] = ()
     """Model of a teacher given by path, if the file does not name it."""
 
-    stem: Annotated[tuple[Stem, ...] | list[Stem] | Stem, _EACH] = ()
+    stem: Annotated[tuple[str, ...] | list[str] | str, _EACH] = ()
     """Stem of the teacher, as for build-logits."""
 
-    teacher_output: Annotated[
-        tuple[TeacherOutput, ...] | list[TeacherOutput] | TeacherOutput, _EACH
-    ] = ()
+    teacher_output: Annotated[tuple[str, ...] | list[str] | str, _EACH] = ()
     """What the teacher returns, as for build-logits."""
 
     allow_mixed: Annotated[bool, _FLAG] = False

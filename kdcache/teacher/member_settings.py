@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from kdcache.channels import NormalisationWords, parse_normalisations
 from kdcache.errors import ConfigError
@@ -26,8 +26,10 @@ class TeacherOptions:
 
     archs: Sequence[str] = ()
     normalisations: Sequence[NormalisationWords] = ()
-    stems: Sequence[Stem] = ()
-    outputs: Sequence[TeacherOutput] = ()
+    stems: Sequence[str] = ()
+    """Words of `Stem`; the options check them."""
+    outputs: Sequence[str] = ()
+    """Words of `TeacherOutput`; the options check them."""
 
     @classmethod
     def of(
@@ -36,8 +38,8 @@ class TeacherOptions:
         archs: Sequence[str],
         means: Sequence[str],
         stds: Sequence[str],
-        stems: Sequence[Stem],
-        outputs: Sequence[TeacherOutput],
+        stems: Sequence[str],
+        outputs: Sequence[str],
     ) -> TeacherOptions:
         """Return the options of a command; see `kdcache.channels.parse_normalisations`."""
         return cls(archs, parse_normalisations(means, stds), stems, outputs)
@@ -80,7 +82,12 @@ def settings_per_member(
     )
     outputs = _divide("teacher_output", given.outputs, specs, [True] * len(specs), is_optional=True)
     return [
-        MemberSettings(arch, normalisation, stem, output or "logits")
+        MemberSettings(
+            arch,
+            normalisation,
+            cast("Stem | None", stem),
+            cast("TeacherOutput", output or "logits"),
+        )
         for arch, normalisation, stem, output in zip(
             archs, normalisations, stems, outputs, strict=True
         )

@@ -60,6 +60,9 @@ IS_ONE_TO_ONE = 0.5
 MIN_IMAGES_PER_CLASS = 4
 """Images per class from which on a renaming of classes is looked for."""
 
+IS_SWAPPED = 0.7
+"""Classes have changed places if more than this fraction of their images get another answer."""
+
 IS_CONSTANT = 0.9
 """Fraction of images with one answer, from which on that answer is named."""
 
@@ -233,6 +236,14 @@ def _problem(
             f"({nll_of_guessing:.2f}): it is sure of wrong answers, or its logits are too large"
         )
         return Problem(text, (_cause(answers, labels, class_names),))
+    if swapped := _swapped_classes(answers, labels):
+        label, answer = next(iter(swapped.items()))
+        text = (
+            f"is {found}, but {len(swapped)} classes seem to have changed places: it answers "
+            f"{class_names[answer]!r} (class {answer}) for most images of {class_names[label]!r} "
+            f"(class {label}), and so on"
+        )
+        return Problem(text, ())
     if nll > 2 * _nll_of_accuracy(accuracy, num_classes) + 0.5 and confidence < accuracy / 2:
         text = (
             f"is {found}, but only {100 * confidence:.1f} % sure on average: its outputs may be "
@@ -308,6 +319,27 @@ def _cause(answers: Answers, labels: npt.NDArray[np.int64], class_names: list[st
             f"so, it is right on {100 * renamed / len(labels):.0f} %"
         )
     return "the order of its classes"
+
+
+def _swapped_classes(answers: Answers, labels: npt.NDArray[np.int64]) -> dict[int, int]:
+    """Return label -> usual answer for classes that have changed places among themselves.
+
+    A class counts if it has enough images, and most of them get the answer of one other class. A
+    weak teacher also mistakes one class for another, but then no class takes the place of that one.
+    """
+    pairs = Counter(zip(labels.tolist(), answers.predictions.tolist(), strict=True))
+    num_images = Counter(labels.tolist())
+    usual = {
+        label: answer
+        for (label, answer), times in pairs.items()
+        if label != answer
+        and num_images[label] >= MIN_IMAGES_PER_CLASS
+        and times > IS_SWAPPED * num_images[label]
+    }
+    while lost := [label for label, answer in usual.items() if answer not in usual]:
+        for label in lost:
+            del usual[label]
+    return dict(sorted(usual.items())) if len(set(usual.values())) == len(usual) else {}
 
 
 def _better_normalisation(

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from kdcache.channels import Normalisation, choose_normalisation, describe_channels
 from kdcache.data.beton_manifest import BetonManifest
@@ -230,6 +231,7 @@ def _from_callable(
             f"{spec} returned {type(model).__name__}, expected a torch.nn.Module that maps images "
             "(B, 3, H, W) to logits (B, C)"
         )
+    _require_values(model, spec)
     normalisation = _normalisation(spec, source, settings, data)
     _log_input(spec, image_size, normalisation)
     return Teacher(
@@ -244,6 +246,20 @@ def _from_callable(
         output=settings.output,
         states_normalisation=source.normalisation is not None,
     )
+
+
+def _require_values(model: nn.Module, spec: str) -> None:
+    """Check that the model of a callable has values for all its tensors.
+
+    Raises:
+        TeacherError: if a lazy layer has no size yet, or a tensor is on the device `meta`.
+    """
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if is_lazy(tensor) or tensor.is_meta:
+            raise TeacherError(
+                f"{spec} returned a model whose {name} has no values yet, expected trained "
+                "weights. Load them before the function returns"
+            )
 
 
 def _normalisation(

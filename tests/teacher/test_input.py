@@ -195,11 +195,16 @@ def test_the_users_code_that_raises_is_named(tmp_path, monkeypatch):
     (tmp_path / "kdcache_test_raises.py").write_text(
         "from torch import nn\n\n\n"
         "class Net(nn.Module):\n    def __init__(self, classes):\n        super().__init__()\n\n\n"
-        "def fails():\n    raise KeyError('weights')\n"
+        "def fails():\n    raise KeyError('weights')\n\n\n"
+        "def lazy():\n    return nn.Sequential(nn.Flatten(), nn.LazyLinear(4))\n\n\n"
+        "def meta():\n    return nn.Linear(3, 4, device='meta')\n"
     )
     monkeypatch.chdir(tmp_path)
     for name, kind in (("Net", "TypeError: .*'classes'"), ("fails", "KeyError: 'weights'")):
         with pytest.raises(TeacherError, match=rf"kdcache_test_raises:{name} raised {kind}.*expec"):
+            open_it(f"kdcache_test_raises:{name}")
+    for name in ("lazy", "meta"):
+        with pytest.raises(TeacherError, match=rf"raises:{name} returned .*weight has no values"):
             open_it(f"kdcache_test_raises:{name}")
 
 

@@ -224,6 +224,20 @@ def test_a_partly_other_order_is_found_by_its_cross_entropy(packed, caplog):
     assert "answers 'class_3' (class 3) for most images of 'class_2' (class 2)" in text
 
 
+def test_two_classes_that_changed_places_are_found_by_their_images(packed, caplog):
+    swapped = torch.tensor([0, 1, 3, 2])
+    check(packed, lambda labels, _: one_hot(swapped[labels], 1.5))
+    text = warnings(caplog)
+    assert "2 classes seem to have changed places" in text
+    assert "answers 'class_3' (class 3) for most images of 'class_2' (class 2)" in text
+
+
+def test_a_class_that_is_mistaken_for_another_has_not_changed_places(packed, caplog):
+    mistaken = torch.tensor([0, 1, 1, 3])
+    check(packed, lambda labels, _: one_hot(mistaken[labels], 2))
+    assert warnings(caplog) == ""
+
+
 def test_one_answer_for_all_images_is_named(packed, caplog):
     check(packed, lambda labels, _: one_hot(torch.full_like(labels, 2), 0.1))
     assert "answers 'class_2' for 100 % of the images" in warnings(caplog)
