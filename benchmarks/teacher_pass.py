@@ -200,7 +200,7 @@ def run(
     def write_alone() -> Work:
         writer = next(stores)
         for shard in work:
-            commit_shard(writer, drawn_answers(shard, wanted.classes), None)
+            commit_shard(writer, beton, drawn_answers(shard, wanted.classes), None)
         return done
 
     arms: dict[str, Callable[[], Work]] = {

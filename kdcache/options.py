@@ -18,6 +18,7 @@ from typing import Annotated, Literal, get_args
 
 from cyclopts import Parameter
 
+from kdcache.channels import parse_normalisations
 from kdcache.data.policy import DEFAULT_DECODE, DEFAULT_DEFINITION, DecodeMode, PixelDefinition
 from kdcache.errors import ConfigError
 from kdcache.scores.registry import SCORES
@@ -34,6 +35,8 @@ Optimizer = Literal["sgd", "adamw"]
 Schedule = Literal["one-cycle", "cosine", "step", "constant"]
 Split = Literal["train", "val"]
 Weights = Literal["last", "best", "ema"]
+Stem = Literal["small", "standard"]
+TeacherOutput = Literal["logits", "probabilities"]
 
 _FLAG = Parameter(negative="")
 _EACH = Parameter(negative="")
@@ -76,6 +79,20 @@ def _require_non_negative(config: object, *names: str) -> None:
 def as_names(value: tuple[str, ...] | list[str] | str) -> tuple[str, ...]:
     """Return the names of an option that may be given several times; Python may give one text."""
     return (value,) if isinstance(value, str) else tuple(value)
+
+
+def as_values(value: str | None) -> tuple[str, ...]:
+    """Return the value of an option that is given once at most, as a tuple."""
+    return () if value is None else (value,)
+
+
+def _require_words(config: object, name: str, words: object) -> None:
+    """Raise a ConfigError unless each value of an option is one of the words of a Literal."""
+    for value in getattr(config, name):
+        if value not in get_args(words):
+            raise ConfigError(
+                parameter=name, value=value, rule=f"one of {', '.join(get_args(words))}"
+            )
 
 
 def _as_tuples(config: object, *names: str) -> None:
@@ -413,12 +430,29 @@ class BuildLogitsOptions(_ViewOptions):
     """Model of a teacher given by path, if the file does not name it: a classifier of torchvision,
     timm:NAME, or resnet8/20/32/56, wrn-16-2, wrn-40-2 or vgg8 (CIFAR families)."""
 
+    teacher_mean: Annotated[tuple[str, ...] | list[str] | str, _EACH] = ()
+    """Mean of the images that the teacher was trained on: R,G,B in [0, 1], or imagenet, data (the
+    data set's) or none (pixels in [0, 1]). Default: what its file or publisher states, else data.
+    For an ensemble, repeat it for each teacher that does not state its own."""
+
+    teacher_std: Annotated[tuple[str, ...] | list[str] | str, _EACH] = ()
+    """Standard deviation, as for --teacher-mean; a name that is given for one holds for both."""
+
+    stem: Annotated[tuple[str, ...] | list[str] | str, _EACH] = ()
+    """Stem of a teacher given by path, if neither its metadata nor its tensors tell it
+    (mobilenet_v2, shufflenet_v2): small keeps the size of small images, standard is torchvision's.
+    """
+
+    teacher_output: Annotated[tuple[str, ...] | list[str] | str, _EACH] = ()
+    """What the teacher returns: logits, or probabilities, whose logarithm is taken. Repeat it for
+    each teacher of an ensemble. Default: logits."""
+
     ensemble: EnsembleMode = "probabilities"
     """For several teachers: average their probabilities or their logits."""
 
     teacher_size: int | None = None
     """Height and width of the teacher's images, cut from the same boxes as the student's. Default:
-    the evaluation size of published weights, else the student's size."""
+    the size at which a file was trained or published weights were evaluated, else the student's."""
 
     views: int = 8
     """Augmented views per image, in addition to the clean view."""
@@ -452,7 +486,10 @@ class BuildLogitsOptions(_ViewOptions):
         super().__post_init__()
         _require_non_negative(self, "views")
         _require_positive(self, "teacher_size")
-        _as_tuples(self, "teacher", "arch")
+        _as_tuples(self, "teacher", "arch", "teacher_mean", "teacher_std", "stem", "teacher_output")
+        _require_words(self, "stem", Stem)
+        _require_words(self, "teacher_output", TeacherOutput)
+        parse_normalisations(as_names(self.teacher_mean), as_names(self.teacher_std))
         _require_unset(self, ["ensemble"], "several --teacher", unless=len(self.teacher) > 1)
         if self.features and len(self.teacher) > 1:
             raise ConfigError(
@@ -481,6 +518,12 @@ class VerifyOptions(_WorkspaceFirst):
     arch: Annotated[tuple[str, ...] | list[str] | str, _EACH] = ()
     """Model of a teacher given by path, if the file does not name it."""
 
+    stem: Annotated[tuple[str, ...] | list[str] | str, _EACH] = ()
+    """Stem of the teacher, as for build-logits."""
+
+    teacher_output: Annotated[tuple[str, ...] | list[str] | str, _EACH] = ()
+    """What the teacher returns, as for build-logits."""
+
     allow_mixed: Annotated[bool, _FLAG] = False
     """Repair with another device or version than the store's; recorded with each shard."""
 
@@ -500,11 +543,13 @@ class VerifyOptions(_WorkspaceFirst):
         """Check every range."""
         _require_positive(self, "rows", "num_workers")
         _require_non_negative(self, "seed")
-        _as_tuples(self, "teacher", "arch")
+        _as_tuples(self, "teacher", "arch", "stem", "teacher_output")
+        _require_words(self, "stem", Stem)
+        _require_words(self, "teacher_output", TeacherOutput)
         asks = bool(self.teacher)
         _require_unset(self, ["rows", "seed"], "--teacher", unless=asks)
         _require_unset(self, ["allow_mixed"], "--repair", unless=self.repair)
-        of_a_teacher = ["arch", "device", "num_workers"]
+        of_a_teacher = ["arch", "stem", "teacher_output", "device", "num_workers"]
         _require_unset(self, of_a_teacher, "--teacher or --repair", unless=asks or self.repair)
 
 
@@ -791,6 +836,18 @@ class TrainOptions(_LoopOptions):
     arch: str | None = None
     """Model of a --live-teacher given by path, if the file does not name it."""
 
+    teacher_mean: str | None = None
+    """Mean of the images that the --live-teacher was trained on, as for build-logits."""
+
+    teacher_std: str | None = None
+    """Standard deviation, as for --teacher-mean."""
+
+    stem: Stem | None = None
+    """Stem of the --live-teacher, as for build-logits."""
+
+    teacher_output: TeacherOutput = "logits"
+    """What the --live-teacher returns, as for build-logits."""
+
     views: int | None = None
     """Number of views to cycle through. Default: all of the store; with --live-teacher, a new view
     in each epoch. 0: new views with the logits of the clean view, which is known to be worse."""
@@ -841,7 +898,9 @@ class TrainOptions(_LoopOptions):
         is_live = self.live_teacher is not None
         _require_unset(self, ["kd", "reshape"], "no --live-teacher", unless=not is_live)
         _require_unset(self, ["pixels"], "cached logits", unless=self.kd and not is_live)
-        _require_unset(self, ["arch"], "--live-teacher", unless=is_live)
+        of_live_teacher = ["arch", "teacher_mean", "teacher_std", "stem", "teacher_output"]
+        _require_unset(self, of_live_teacher, "--live-teacher", unless=is_live)
+        parse_normalisations(as_values(self.teacher_mean), as_values(self.teacher_std))
         _require_unset(self, ["views"], "--kd", unless=self.kd)
         if is_live and self.views == 0:
             raise ConfigError(
@@ -864,6 +923,17 @@ class EvaluateOptions(_WorkspaceFirst):
     model: Annotated[str | None, Parameter(name=("--model", "--arch"))] = None
     """Model, if the file does not name it."""
 
+    mean: str | None = None
+    """Mean of the images that the model was trained on: R,G,B in [0, 1], or imagenet, data (the
+    data set's) or none (pixels in [0, 1]). Default: what the file states, else data."""
+
+    std: str | None = None
+    """Standard deviation, as for --mean; a name that is given for one holds for both."""
+
+    stem: Stem | None = None
+    """Stem of the model, if neither the file's metadata nor its tensors tell it (mobilenet_v2,
+    shufflenet_v2): small keeps the size of small images, standard is torchvision's."""
+
     split: Split = "val"
     """Split to evaluate on, in the clean view."""
 
@@ -885,6 +955,7 @@ class EvaluateOptions(_WorkspaceFirst):
     def __post_init__(self) -> None:
         """Check every range."""
         _require_positive(self, "num_workers")
+        parse_normalisations(as_values(self.mean), as_values(self.std), prefix="")
 
 
 @dataclass(frozen=True, kw_only=True)

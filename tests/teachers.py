@@ -30,6 +30,11 @@ def other_projection() -> nn.Module:
     return Projection(4, seed=2)
 
 
+def projection_16() -> nn.Module:
+    """Return one for images of 16 px."""
+    return Projection(4, seed=1, image_size=16)
+
+
 def five_classes() -> nn.Module:
     """Return one with another number of classes."""
     return Projection(5, seed=1)

@@ -27,6 +27,7 @@ STAGES = [
     "seals",
     "locks",
     "identity",
+    "channels",
     "options",
     "library",
     "progress",

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 
 from torch import nn
 
 from kdcache.models.cifar_resnet import CifarResNet
+from kdcache.models.family import Shape
 from kdcache.models.vgg import vgg8
 from kdcache.models.wide_resnet import WideResNet
+from kdcache.options import Stem
 
 _MAKERS: dict[str, Callable[[int], nn.Module]] = {
     **{f"resnet{depth}": partial(CifarResNet, depth) for depth in (8, 20, 32, 56)},
@@ -39,7 +41,26 @@ class CifarFamily:
         """Return None."""
         return None
 
-    def make(self, name: str, *, num_classes: int, image_size: int) -> nn.Module:  # noqa: ARG002
+    def has_two_stems(self, name: str) -> bool:  # noqa: ARG002  (none has)
+        """Return False."""
+        return False
+
+    def has_hidden_stem(self, name: str) -> bool:  # noqa: ARG002
+        """Return False."""
+        return False
+
+    def stem_of_shapes(self, name: str, shapes: Mapping[str, Shape]) -> Stem | None:  # noqa: ARG002
+        """Return None."""
+        return None
+
+    def make(
+        self,
+        name: str,
+        *,
+        num_classes: int,
+        image_size: int,  # noqa: ARG002
+        stem: Stem | None = None,  # noqa: ARG002  (no model has two stems)
+    ) -> nn.Module:
         """Return a model; it takes images of any size."""
         return _MAKERS[name](num_classes)
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from torch import nn
+
+from kdcache.options import Stem
+
+Shape = tuple[int, ...]
 
 
 class Family(Protocol):
@@ -23,13 +27,30 @@ class Family(Protocol):
     def why_not_trainable(self, name: str) -> str | None:
         """Return why the model cannot be trained with logits alone, or None if it can."""
 
-    def make(self, name: str, *, num_classes: int, image_size: int) -> nn.Module:
+    def has_two_stems(self, name: str) -> bool:
+        """Return True if the model can be made with a small or a standard stem."""
+
+    def has_hidden_stem(self, name: str) -> bool:
+        """Return True if the two stems of the model have the same tensors."""
+
+    def stem_of_shapes(self, name: str, shapes: Mapping[str, Shape]) -> Stem | None:
+        """Return the stem of a model with two stems from its tensors; None if both have the same.
+
+        Args:
+            name: a model with two stems.
+            shapes: name -> shape of each tensor of a state dict.
+        """
+
+    def make(
+        self, name: str, *, num_classes: int, image_size: int, stem: Stem | None = None
+    ) -> nn.Module:
         """Return a model with fresh weights, drawn from torch's generator.
 
         Args:
             name: a name that the family has.
             num_classes: C; the model maps (B, 3, S, S) to logits (B, C).
             image_size: S, height and width of its images.
+            stem: the stem of a model with two stems; None for all other models.
 
         Raises:
             ConfigError: if it cannot be made for this size.

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from torch import nn
 
+from kdcache.data.policy import MAX_SMALL_IMAGE_SIZE
 from kdcache.errors import ConfigError
 from kdcache.models.cifar_models import CIFAR_MODELS
-from kdcache.models.family import Family
+from kdcache.models.family import Family, Shape
 from kdcache.models.torchvision_models import SMALL_STEM_MODELS
+from kdcache.options import Stem
 
 FAMILIES = (
     "kdcache.models.cifar_models:FAMILY",
@@ -28,20 +30,76 @@ def list_models() -> list[str]:
     return [name for family in _families() for name in family.names()]
 
 
-def make_model(name: str, *, num_classes: int, image_size: int) -> nn.Module:
+def make_model(
+    name: str, *, num_classes: int, image_size: int, stem: Stem | None = None
+) -> nn.Module:
     """Return a model with fresh weights, drawn from torch's generator.
 
     Args:
         name: one of `list_models`, or `timm:NAME`.
         num_classes: C; the model maps (B, 3, S, S) to logits (B, C).
-        image_size: S, height and width of its images; up to 64 px some models that were made for
-            ImageNet get a stem that does not shrink them.
+        image_size: S, height and width of its images.
+        stem: for some models that were made for ImageNet: `standard`, or `small`, which does not
+            shrink the image. The default is `default_stem`.
 
     Raises:
-        ConfigError: if the name is unknown, or the model cannot be made for this size.
+        ConfigError: if the name is unknown, the model cannot be made for this size, or it has only
+            one stem and `stem` is given.
     """
     family = _family_of(name, parameter="model")
-    return family.make(name, num_classes=num_classes, image_size=image_size)
+    if stem is None:
+        stem = default_stem(name, image_size)
+    elif not family.has_two_stems(name):
+        raise ConfigError(
+            parameter="stem",
+            value=stem,
+            problem=f"{name} has only one stem; models with two are {', '.join(SMALL_STEM_MODELS)}",
+            remedy="Leave the option out",
+        )
+    return family.make(name, num_classes=num_classes, image_size=image_size, stem=stem)
+
+
+def default_stem(name: str, image_size: int) -> Stem | None:
+    """Return the stem of a new model: small up to 64 px, else standard; None if it has only one.
+
+    Args:
+        name: name of the model, as in `make_model`.
+        image_size: height and width of its images, in pixels.
+
+    Raises:
+        ConfigError: if the name is unknown.
+    """
+    if not _family_of(name, parameter="model").has_two_stems(name):
+        return None
+    return "small" if image_size <= MAX_SMALL_IMAGE_SIZE else "standard"
+
+
+def has_two_stems(name: str) -> bool:
+    """Return True if the model can be made with a small or a standard stem.
+
+    Raises:
+        ConfigError: if the name is unknown.
+    """
+    return _family_of(name, parameter="model").has_two_stems(name)
+
+
+def has_hidden_stem(name: str) -> bool:
+    """Return True if the model has two stems with the same tensors, so that a file tells neither.
+
+    Raises:
+        ConfigError: if the name is unknown.
+    """
+    return _family_of(name, parameter="model").has_hidden_stem(name)
+
+
+def stem_of_shapes(name: str, shapes: Mapping[str, Shape]) -> Stem | None:
+    """Return the stem of a model with two stems from its tensors; None if both have the same.
+
+    Args:
+        name: name of the model, as in `make_model`.
+        shapes: name -> shape of each tensor of a state dict.
+    """
+    return _family_of(name, parameter="model").stem_of_shapes(name, shapes)
 
 
 def require_trainable(name: str, *, parameter: str) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
 
 from kdcache.errors import ConfigError
+from kdcache.models.family import Shape
+from kdcache.options import Stem
 
 TIMM_PREFIX = "timm:"
 """Prefix of a model that timm makes."""
@@ -58,7 +61,26 @@ class TimmFamily:
         """Return None."""
         return None
 
-    def make(self, name: str, *, num_classes: int, image_size: int) -> nn.Module:
+    def has_two_stems(self, name: str) -> bool:  # noqa: ARG002  (none has)
+        """Return False."""
+        return False
+
+    def has_hidden_stem(self, name: str) -> bool:  # noqa: ARG002
+        """Return False."""
+        return False
+
+    def stem_of_shapes(self, name: str, shapes: Mapping[str, Shape]) -> Stem | None:  # noqa: ARG002
+        """Return None."""
+        return None
+
+    def make(
+        self,
+        name: str,
+        *,
+        num_classes: int,
+        image_size: int,
+        stem: Stem | None = None,  # noqa: ARG002  (no model has two stems)
+    ) -> nn.Module:
         """Return a model; one with a fixed input size is made for this size."""
         timm = import_timm("model", name)
         timm_name = name.removeprefix(TIMM_PREFIX)

@@ -1,17 +1,18 @@
-"""The family of torchvision's classifiers; some get a stem that does not shrink small images.
+"""The family of torchvision's classifiers; some also have a stem that does not shrink small images.
 
 torchvision is loaded when one of its models is asked for: it loads torch's compiler for seconds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import nn
 
-from kdcache.data.policy import MAX_SMALL_IMAGE_SIZE
 from kdcache.errors import ConfigError
+from kdcache.models.family import Shape
+from kdcache.options import Stem
 
 
 def _small_resnet(model: nn.Module) -> nn.Module:
@@ -49,7 +50,14 @@ _SMALL_STEMS: dict[str, Callable[[nn.Module], nn.Module]] = {
 }
 
 SMALL_STEM_MODELS = tuple(_SMALL_STEMS)
-"""Models that get another stem for images of up to 64 px; they are tested as students."""
+"""Models with two stems, standard and small; they are tested as students."""
+
+_STEM_SHAPES: dict[tuple[str, Shape], Stem] = {
+    ("conv1.weight", (64, 3, 3, 3)): "small",
+    ("conv1.weight", (64, 3, 7, 7)): "standard",
+}
+"""The first convolution of a ResNet tells the stem. The stems of the other models differ only in
+strides and pooling, so their tensors do not tell."""
 
 _WITH_AUXILIARY_LOGITS = frozenset({"googlenet", "inception_v3"})
 
@@ -83,8 +91,23 @@ class TorchvisionFamily:
         """Return a reason for models with auxiliary classifiers."""
         return "it trains with auxiliary logits" if name in _WITH_AUXILIARY_LOGITS else None
 
-    def make(self, name: str, *, num_classes: int, image_size: int) -> nn.Module:
-        """Return a model, with another stem for small images if it has one.
+    def has_two_stems(self, name: str) -> bool:
+        """Return True for the models of `SMALL_STEM_MODELS`."""
+        return name in _SMALL_STEMS
+
+    def has_hidden_stem(self, name: str) -> bool:
+        """Return True for the models whose stems differ only in strides and pooling."""
+        return name in _SMALL_STEMS and not name.startswith("resnet")
+
+    def stem_of_shapes(self, name: str, shapes: Mapping[str, Shape]) -> Stem | None:
+        """Return the stem of a ResNet from its first convolution; None for other models."""
+        first = ("conv1.weight", shapes.get("conv1.weight", ()))
+        return _STEM_SHAPES.get(first) if name.startswith("resnet") else None
+
+    def make(
+        self, name: str, *, num_classes: int, image_size: int, stem: Stem | None = None
+    ) -> nn.Module:
+        """Return a model, with the small stem if `stem` says so.
 
         Raises:
             ConfigError: if it cannot be made for this size.
@@ -107,8 +130,7 @@ class TorchvisionFamily:
                 parameter="model",
                 value=name,
             ) from error
-        is_small = name in _SMALL_STEMS and image_size <= MAX_SMALL_IMAGE_SIZE
-        return _SMALL_STEMS[name](model) if is_small else model
+        return _SMALL_STEMS[name](model) if stem == "small" else model
 
 
 FAMILY = TorchvisionFamily()

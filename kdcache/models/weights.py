@@ -15,8 +15,14 @@ from torch import Tensor, nn
 
 from kdcache.errors import WeightsError
 from kdcache.files import replace_atomically
+from kdcache.models.description import parse_metadata
+from kdcache.models.family import Shape
 from kdcache.models.weights_files import METADATA_KEY, weights_problem
 from kdcache.seals import BLANK, JSON_KEY, seal_file
+
+_COUNTER = "num_batches_tracked"
+_CONV_DIMS = 4
+"""Dimensions of the weights of a 2-D convolution: (out, in, height, width)."""
 
 _TRAINING_OPTIONS = (
     *("batch_size", "seed", "image_size", "policy", "view_seed", "optimizer", "lr"),
@@ -54,15 +60,16 @@ def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         WeightsError: if it is not safetensors, is truncated, or differs from its seal.
     """
     with _opened(path) as file:
+        about = parse_metadata(file.metadata(), path)
         if problem := weights_problem(path):
-            raise WeightsError(f"{path} {problem}. {_make_again(path, _description(file))}")
-        return {name: file.get_tensor(name) for name in file.keys()}, _description(file)  # noqa: SIM118
+            raise WeightsError(f"{path} {problem}. {_make_again(path, about)}")
+        return {name: file.get_tensor(name) for name in file.keys()}, about  # noqa: SIM118
 
 
 def read_weights_description(path: Path) -> dict[str, Any]:
     """Read only the description, which is not compared with the seal; see `load_weights`."""
     with _opened(path) as file:
-        return _description(file)
+        return parse_metadata(file.metadata(), path)
 
 
 @contextmanager
@@ -77,12 +84,6 @@ def _opened(path: Path) -> Iterator[Any]:
             f"{path} is not readable as safetensors ({error}): it has another format, or is "
             "truncated. Convert other formats with safetensors.torch.save_file(state_dict, path)"
         ) from error
-
-
-def _description(file: Any) -> dict[str, Any]:
-    about: dict[str, Any] = json.loads((file.metadata() or {}).get(METADATA_KEY, "{}"))
-    about.pop(JSON_KEY, None)
-    return about
 
 
 def _make_again(path: Path, about: dict[str, Any]) -> str:
@@ -103,19 +104,27 @@ def _make_again(path: Path, about: dict[str, Any]) -> str:
 def fill_model(model: nn.Module, tensors: dict[str, Tensor], *, path: Path) -> None:
     """Load weights that must fit the model exactly. If they do not, the model is unchanged.
 
+    The counters of batch norms, `num_batches_tracked`, may be missing, as in files from before
+    torch 0.4.1: evaluation does not use them.
+
     Raises:
-        WeightsError: if names or shapes differ; lists the first of each.
+        WeightsError: if names or shapes differ; lists the first of each, and the probable cause.
     """
-    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    own = model.state_dict()
+    counters = {
+        name: own[name]
+        for name in own
+        if name.endswith(_COUNTER) and f"{name.removesuffix(_COUNTER)}running_mean" in tensors
+    }
+    tensors = counters | tensors
+    expected = {name: tuple(tensor.shape) for name, tensor in own.items()}
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     if expected != found:
         raise WeightsError(f"{path} does not fit the model: {_describe_mismatch(found, expected)}")
     model.load_state_dict(tensors)
 
 
-def _describe_mismatch(
-    found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]
-) -> str:
+def _describe_mismatch(found: Mapping[str, Shape], expected: Mapping[str, Shape]) -> str:
     """Describe the differences and the remedy."""
     if prefix := _common_prefix(found, expected):
         return (
@@ -139,10 +148,44 @@ def _describe_mismatch(
         )
         if names
     ]
-    return (
-        f"{len(found)} tensors, expected {len(expected)}; {'; '.join(parts)}. Name the model "
-        "that it was trained as with --arch; it must have the packed data's classes"
+    cause = None if missing or unexpected else _cause_of_shapes(found, expected)
+    remedy = cause or (
+        "Name the model that it was trained as with --arch; it must have the packed data's classes"
     )
+    return f"{len(found)} tensors, expected {len(expected)}; {'; '.join(parts)}. {remedy}"
+
+
+def _cause_of_shapes(found: Mapping[str, Shape], expected: Mapping[str, Shape]) -> str | None:
+    """Return the cause and the remedy if all names fit and one cause explains all shapes."""
+    differing = [name for name in expected if found[name] != expected[name]]
+    pairs = [(found[name], expected[name]) for name in differing]
+    if all("pos_embed" in name for name in differing):
+        return (
+            "The number of positions depends on the image size: state the size that the file was "
+            "trained at with --teacher-size"
+        )
+    if all(_differs_in_axis(theirs, ours, axis=0) for theirs, ours in pairs):
+        sizes = {(theirs[0], ours[0]) for theirs, ours in pairs}
+        if len(sizes) == 1:
+            (theirs_0, ours_0), *_ = sizes
+            return (
+                f"The file has {theirs_0:,} classes, expected {ours_0:,} as in the packed data: "
+                "use a teacher that was trained on these classes, or let module:callable return "
+                "a model that selects them"
+            )
+    if len(pairs) == 1 and _differs_in_axis(*pairs[0], axis=1) and len(pairs[0][0]) == _CONV_DIMS:
+        return (
+            f"The file takes images of {pairs[0][0][1]} channels, expected {pairs[0][1][1]} (red, "
+            "green, blue): let module:callable return a model that converts them first"
+        )
+    return None
+
+
+def _differs_in_axis(theirs: Shape, ours: Shape, *, axis: int) -> bool:
+    """Return True if two shapes have the same length and differ in one axis alone."""
+    return len(theirs) == len(ours) and [
+        index for index, pair in enumerate(zip(theirs, ours, strict=True)) if pair[0] != pair[1]
+    ] == [axis]
 
 
 def _listed(names: Sequence[str]) -> str:

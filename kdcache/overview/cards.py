@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from kdcache.errors import CacheCorruptError, ConfigError, DatasetError, WeightsError
+from kdcache.models.description import WeightsDescription, parse_metadata
 from kdcache.options import ShowOptions
 from kdcache.results import JSON, Result
 from kdcache.workspace import Workspace
@@ -165,17 +166,17 @@ def teacher_card(path: Path) -> Card:
 
     try:
         with safe_open(path, framework="numpy") as file:
-            about = json.loads((file.metadata() or {}).get("kdcache", "{}"))
+            about = parse_metadata(file.metadata(), path)
             shapes = [file.get_slice(name).get_shape() for name in file.keys()]  # noqa: SIM118
     except SafetensorError as error:
         raise WeightsError(
             f"{path} is not readable as safetensors ({error}). Train or copy it again"
         ) from error
     facts = dict(about) | {"tensors": len(shapes), "bytes": path.stat().st_size}
-    top1 = about.get("top1")
-    model = f"{about.get('arch', 'model not recorded')}"
-    summary = model if top1 is None else f"{model}, top-1 {top1:.2f} %"
-    return Card("teacher", str(path), summary, facts, about.get("data_fingerprint"))
+    described = WeightsDescription.parse(about, path)
+    model = described.arch or "model not recorded"
+    summary = model if described.top1 is None else f"{model}, top-1 {described.top1:.2f} %"
+    return Card("teacher", str(path), summary, facts, described.data_fingerprint)
 
 
 def store_card(location: Location) -> Card:
@@ -192,6 +193,9 @@ def store_card(location: Location) -> Card:
         "teacher": about.teacher,
         "teacher_arch": about.teacher_arch,
         "teacher_digest": about.teacher_digest,
+        "teacher_mean": about.mean,
+        "teacher_std": about.std,
+        "teacher_size": about.teacher_size,
         "samples": about.samples,
         "classes": about.classes,
         "views": max(len(views) - 1, 0),

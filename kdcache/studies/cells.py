@@ -82,6 +82,7 @@ _KD_SETTINGS = (
 _RUNNER_OPTIONS = frozenset(
     {"workspace", "json", "quiet", "subset", "store", "model", "live_teacher", "arch", "seeds"}
     | {"out", "resume", "epochs", "steps", "eval_every", "num_workers", "tensorboard", "device"}
+    | {"teacher_mean", "teacher_std", "stem", "teacher_output"}
 )
 
 TRAIN_OPTIONS = tuple(

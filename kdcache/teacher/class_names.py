@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from functools import cache
+from pathlib import Path
 
 from kdcache.errors import TeacherError
 from kdcache.progress import logger
@@ -72,6 +73,31 @@ def require_same_classes(names: Sequence[str], teacher: PublishedWeights) -> boo
         if ours.isdisjoint(theirs):
             raise _class_mismatch(label, names[label], ", ".join(known[label][:2]), teacher)
     return True
+
+
+def require_same_names(names: Sequence[str], stated: Sequence[str], path: Path) -> None:
+    """Check that a weights file that names its classes has the data's, in the same order.
+
+    Args:
+        names: (C,) class names of the data.
+        stated: (C,) class names of the file.
+        path: the file, for messages.
+
+    Raises:
+        TeacherError: if a class differs; names the first.
+    """
+    for label, (ours, theirs) in enumerate(zip(names, stated, strict=True)):
+        if _plain(ours) != _plain(theirs):
+            is_order = {_plain(name) for name in names} == {_plain(name) for name in stated}
+            problem = (
+                "the classes stand in another order" if is_order else "these are other classes"
+            )
+            raise TeacherError(
+                f"class {label} of the packed data is {ours!r}, expected {theirs!r} as in {path}: "
+                f"{problem}. Pack the data that it was trained on, train it again with kdcache "
+                "train-teacher, or let module:callable return the model with its outputs in the "
+                "data's order"
+            )
 
 
 def _is_id(name: str) -> bool:

@@ -11,7 +11,6 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -19,12 +18,13 @@ from torch import Tensor
 from kdcache.data.beton_manifest import BetonManifest
 from kdcache.data.policy import CENTER_CROP_RATIO, Filter
 from kdcache.errors import ConfigError
-from kdcache.models.weights import read_weights_description
 from kdcache.options import EnsembleMode, Precision
 from kdcache.progress import logger
 from kdcache.teacher.forward import TeacherForward
+from kdcache.teacher.member_settings import TeacherOptions, settings_per_member
 from kdcache.teacher.published import PublishedWeights
-from kdcache.teacher.teacher import Teacher, TeacherSource, find_teacher, load_teacher
+from kdcache.teacher.sources import find_teacher
+from kdcache.teacher.teacher import Teacher, load_teacher
 from kdcache.workspace import Workspace
 
 
@@ -87,6 +87,8 @@ class Ensemble:
                 device=device,
                 precision=precision,
                 keep_features=keep_features,
+                name=member.name,
+                output=member.output,
             )
             for member in self.members
         ]
@@ -153,7 +155,7 @@ def mean_logits(logits: Sequence[Tensor], mode: EnsembleMode) -> Tensor:
 def open_ensemble(
     specs: Sequence[str],
     *,
-    archs: Sequence[str],
+    given: TeacherOptions,
     mode: EnsembleMode,
     workspace: Workspace,
     data: BetonManifest,
@@ -164,36 +166,40 @@ def open_ensemble(
 
     Args:
         specs: values of `--teacher`, at least one; see `find_teacher`.
-        archs: values of `--arch`: one for each file that does not name its model, in order.
+        given: values of the options that describe teachers.
         mode: the quantity that is averaged if there are several teachers.
         workspace: the workspace that resolves names.
         data: manifest of the training data.
         image_size: height and width of the student's images, in pixels.
         teacher_size: height and width of the teachers' images. The default is the size at which
-            published weights were evaluated, else `image_size`.
+            published weights were evaluated and a file was trained, else `image_size`.
 
     Raises:
-        ConfigError: if a teacher does not exist, `archs` does not match the files, or the teachers
-            need different sizes.
+        ConfigError: if a teacher does not exist, `given` does not match the teachers, or they need
+            different sizes.
         TeacherError: if a teacher does not fit the data, or cannot be downloaded.
         WeightsError: if a file is damaged, or its tensors do not fit the model.
     """
     sources = [find_teacher(spec, workspace) for spec in specs]
-    published = [source for source in sources if isinstance(source, PublishedWeights)]
-    sizes = {source.image_size for source in published}
-    if teacher_size is None and len(sizes) > 1:
-        stated = ", ".join(f"{source.arch} at {source.image_size} px" for source in published)
+    sizes = {
+        spec: source.image_size
+        for spec, source in zip(specs, sources, strict=True)
+        if source.image_size is not None
+    }
+    if teacher_size is None and len(set(sizes.values())) > 1:
+        stated = ", ".join(f"{spec} at {size} px" for spec, size in sizes.items())
         raise ConfigError(
             "--teacher-size is not given, expected one size for all teachers, because they were "
-            f"evaluated at different ones: {stated}",
+            f"trained or evaluated at different ones: {stated}",
             parameter="teacher_size",
         )
-    size = teacher_size or next(iter(sizes), image_size)
-    given = _archs_per_teacher(archs, specs, sources)
+    size = teacher_size or next(iter(sizes.values()), image_size)
+    settings = settings_per_member(given, specs, sources)
+    published = [source for source in sources if isinstance(source, PublishedWeights)]
     return Ensemble(
         members=[
-            load_teacher(spec, source, arch=arch, data=data, image_size=size)
-            for spec, source, arch in zip(specs, sources, given, strict=True)
+            load_teacher(spec, source, settings=each, data=data, image_size=size)
+            for spec, source, each in zip(specs, sources, settings, strict=True)
         ],
         mode=mode if len(specs) > 1 else None,
         image_size=size,
@@ -224,25 +230,3 @@ def _common_clean_filter(published: Sequence[PublishedWeights]) -> Filter:
             " and ".join(sorted(filters)),
         )
     return filters.pop() if len(filters) == 1 else "bilinear"
-
-
-def _archs_per_teacher(
-    archs: Sequence[str], specs: Sequence[str], sources: Sequence[TeacherSource]
-) -> list[str | None]:
-    """Return one `--arch` per teacher. Of several teachers, only files without a model have one."""
-    if len(specs) == 1 and len(archs) <= 1:
-        return [*archs, None][:1]
-    needs_arch = [
-        isinstance(source, Path) and "arch" not in read_weights_description(source)
-        for source in sources
-    ]
-    if len(archs) != sum(needs_arch):
-        files = [spec for spec, needed in zip(specs, needs_arch, strict=True) if needed]
-        raise ConfigError(
-            f"--arch is given {len(archs)} times, expected {len(files)}: once for each --teacher "
-            f"that is a file and does not name its model{': ' if files else ''}{', '.join(files)}",
-            parameter="arch",
-            value=True,
-        )
-    remaining = iter(archs)
-    return [next(remaining) if needed else None for needed in needs_arch]

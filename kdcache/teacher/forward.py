@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from kdcache.compute.normalize import Normalise
 from kdcache.compute.precision import autocast, matmul_precision
 from kdcache.errors import TeacherError
-from kdcache.options import Precision
+from kdcache.options import Precision, TeacherOutput
 from kdcache.progress import logger
 from kdcache.teacher.cuda_graph import CapturedForward
 from kdcache.teacher.float32_head import with_float32_head
@@ -26,6 +26,8 @@ class TeacherForward:
         device: device of the model.
         precision: precision of the body; a last linear layer with C outputs computes in float32.
         keep_features: keep the input of that layer, the penultimate activations.
+        name: name of the teacher, for messages.
+        output: what the model returns. Of probabilities, the logarithm is taken.
 
     Raises:
         TeacherError: if `keep_features` is set and the model has no such layer.
@@ -41,7 +43,11 @@ class TeacherForward:
         device: torch.device,
         precision: Precision,
         keep_features: bool = False,
+        name: str = "",
+        output: TeacherOutput = "logits",
     ) -> None:
+        self.name = name
+        self.output = output
         self.num_classes = num_classes
         self.device = device
         self.precision = precision
@@ -65,6 +71,10 @@ class TeacherForward:
     def features(self) -> Tensor | None:
         """Penultimate activations of the last batch, (B, F); None if they are not kept."""
         return self._features
+
+    @property
+    def _called(self) -> str:
+        return f"the teacher {self.name}" if self.name else "the teacher"
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> Tensor:
@@ -123,17 +133,31 @@ class TeacherForward:
             logits = self.model(self.normalise(images))
         if not isinstance(logits, Tensor):
             raise TeacherError(
-                f"the teacher returns {type(logits).__name__} for {len(images)} images, expected "
-                f"one tensor of logits, ({len(images)}, {self.num_classes}). Name a "
+                f"{self._called} returns {type(logits).__name__} for {len(images)} images, "
+                f"expected one tensor of logits, ({len(images)}, {self.num_classes}). Name a "
                 "module:callable whose module selects it, such as output[0] or output.logits"
             )
         if logits.shape != (len(images), self.num_classes):
             raise TeacherError(
-                f"the teacher returns {tuple(logits.shape)} for {len(images)} images, expected "
+                f"{self._called} returns {tuple(logits.shape)} for {len(images)} images, expected "
                 f"logits of shape ({len(images)}, {self.num_classes}): one for each class of the "
-                "packed data. Run: kdcache train-teacher --model resnet50"
+                "packed data. Let module:callable return a model with these classes, or run: "
+                "kdcache train-teacher --model resnet50"
             )
-        return logits.float()
+        return logits.float() if self.output == "logits" else log_probabilities(logits.float())
+
+
+def log_probabilities(probabilities: Tensor) -> Tensor:
+    """Return the natural logarithm of probabilities; NaN for negative values.
+
+    A probability below the smallest normal float32, 1.2e-38, counts as that number, so that a zero
+    does not become minus infinity.
+
+    Args:
+        probabilities: (B, C) float32.
+    """
+    logits = probabilities.clamp_min(torch.finfo(torch.float32).tiny).log()
+    return torch.where(probabilities < 0, torch.nan, logits)
 
 
 def _log_widened_weights(model: nn.Module) -> None:

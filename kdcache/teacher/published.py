@@ -72,6 +72,11 @@ class PublishedWeights:
         TeacherError: if the weights cannot be downloaded, are damaged, or are not tensors.
     """
 
+    @property
+    def normalisation(self) -> tuple[list[float], list[float]]:
+        """Mean and std, (3,) each."""
+        return self.mean, self.std
+
 
 def require_sha256(path: Path, prefix: str, *, source: str) -> None:
     """Check a downloaded file against the digest that its publisher gives.

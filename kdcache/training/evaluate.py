@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any
 
 import torch
 
+from kdcache.channels import (
+    Normalisation,
+    choose_normalisation,
+    describe_channels,
+    parse_normalisations,
+)
 from kdcache.compute.device import resolve_device
 from kdcache.compute.normalize import Normalise
 from kdcache.data.beton import open_beton
+from kdcache.data.beton_manifest import BetonManifest
 from kdcache.data.views import default_views
 from kdcache.errors import CacheMismatchError, ConfigError
+from kdcache.models.description import WeightsDescription
 from kdcache.models.registry import make_model
+from kdcache.models.stems import stem_of_file
 from kdcache.models.weights import fill_model, load_weights
-from kdcache.options import EvaluateOptions
+from kdcache.options import EvaluateOptions, as_values
 from kdcache.progress import logger
 from kdcache.training.evaluator import Evaluator
 from kdcache.training.results import EvaluateResult
@@ -37,27 +45,48 @@ def evaluate(options: EvaluateOptions) -> EvaluateResult:
     beton = open_beton(workspace.require_beton(options.split))
     device = resolve_device(options.device)
     path = _weights_path(options, workspace)
-    tensors, about = load_weights(path)
+    tensors, metadata = load_weights(path)
+    about = WeightsDescription.parse(metadata, path)
     data = beton.manifest
-    if about.get("classes") not in (None, data.classes):
+    if about.classes not in (None, data.classes):
         raise CacheMismatchError(
-            f"{path} has {about['classes']} classes, expected {data.classes} as in {beton.path}"
+            f"{path} has {about.classes} classes, expected {data.classes} as in {beton.path}"
         )
     name = _model_name(options, about, path)
     views = default_views(
         data,
-        image_size=about.get("image_size"),
-        definition=options.pixel_definition or about.get("pixel_definition"),
-        decode=options.decode or about.get("decode"),
+        image_size=about.image_size,
+        definition=options.pixel_definition or about.pixel_definition,
+        decode=options.decode or about.decode,
     )
-    model = make_model(name, num_classes=data.classes, image_size=views.image_size)
+    stem = stem_of_file(
+        path,
+        name,
+        given=options.stem,
+        stated=about.stem,
+        shapes={name: tuple(tensor.shape) for name, tensor in tensors.items()},
+        image_size=views.image_size,
+    )
+    model = make_model(name, num_classes=data.classes, image_size=views.image_size, stem=stem)
     fill_model(model, tensors, path=path)
-    logger.info("%s (%s) on %s of %s samples", path, name, beton.path, f"{len(beton):,}")
+    normalisation = _normalisation(options, about, data, path)
+    mean, std = normalisation.mean, normalisation.std
+    logger.info(
+        "%s (%s%s) on %s of %s samples of %d px, mean %s, std %s",
+        path,
+        name,
+        f", {stem} stem" if stem else "",
+        beton.path,
+        f"{len(beton):,}",
+        views.image_size,
+        describe_channels(mean),
+        describe_channels(std),
+    )
     evaluator = Evaluator(
         beton.path,
         views,
         classes=data.classes,
-        normalise=Normalise(data.mean, data.std).to(device),
+        normalise=Normalise(mean, std).to(device),
         device=device,
         precision=default_precision(options.precision, device),
         num_workers=options.num_workers,
@@ -112,8 +141,28 @@ def _names(folder: Path) -> str:
     return ", ".join(sorted(path.name for path in folder.iterdir())) or "none"
 
 
-def _model_name(options: EvaluateOptions, about: dict[str, Any], path: Path) -> str:
-    stated: str | None = about.get("arch")
+def _normalisation(
+    options: EvaluateOptions, about: WeightsDescription, data: BetonManifest, path: Path
+) -> Normalisation:
+    given = parse_normalisations(as_values(options.mean), as_values(options.std), prefix="")
+    found = choose_normalisation(
+        str(path),
+        given=given[0] if given else None,
+        stated=about.normalisation,
+        data=(data.mean, data.std),
+        prefix="",
+    )
+    if found.is_assumed:
+        logger.warning(
+            "%s does not state the mean and std that it was trained with: the data's are used. "
+            "State others with --mean and --std",
+            path,
+        )
+    return found
+
+
+def _model_name(options: EvaluateOptions, about: WeightsDescription, path: Path) -> str:
+    stated = about.arch
     if options.model and stated and options.model != stated:
         raise ConfigError(
             parameter="model",

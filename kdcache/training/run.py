@@ -11,7 +11,7 @@ from torch import nn
 
 from kdcache.compute.normalize import Normalise
 from kdcache.loader.distill import DistillLoader
-from kdcache.models.registry import make_model, require_trainable
+from kdcache.models.registry import default_stem, make_model, require_trainable
 from kdcache.options import Precision, TrainOptions, TrainTeacherOptions
 from kdcache.progress import logger
 from kdcache.rng import torch_seed
@@ -158,6 +158,9 @@ def run_training(
         "image_size": loader.views.image_size,
         "pixel_definition": loader.views.definition,
         "decode": loader.views.decode,
+        "mean": data.mean,
+        "std": data.std,
+        "stem": default_stem(model_name, loader.views.image_size),
         "data_fingerprint": data.data_fingerprint,
     }
     trainer = Trainer(

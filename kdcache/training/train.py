@@ -100,9 +100,7 @@ def _train_one(options: TrainOptions) -> RunResult:
     )
     if loss.alpha.kind == "auto":
         logger.info("alpha auto: %s, a placeholder rule, not measured yet", AUTO_RULE)
-    teacher = open_live_teacher(
-        options, workspace, beton.manifest, image_size=views.image_size, device=device
-    )
+    teacher = open_live_teacher(options, workspace, beton, views, device=device)
     subset_name = "full" if subset_path is None else subset_path.stem
     config = {
         "model": model_name,
@@ -137,6 +135,11 @@ def _train_one(options: TrainOptions) -> RunResult:
         check_pixels(beton, store, options)
         check_codec(store, settings.loss)
     if teacher:
+        config |= {
+            "teacher_mean": teacher.mean,
+            "teacher_std": teacher.std,
+            "teacher_size": teacher.image_size,
+        }
         loader: DistillLoader = LiveLoader(
             beton,
             teacher.forward,

@@ -13,11 +13,11 @@ from kdcache.data.views import default_views
 from kdcache.errors import CacheMismatchError, ConfigError
 from kdcache.identity import differences
 from kdcache.loader.distill import DistillLoader
-from kdcache.models.registry import make_model
+from kdcache.models.registry import default_stem, has_hidden_stem, make_model
 from kdcache.models.weights import fill_model, load_weights, save_weights
 from kdcache.options import TrainTeacherOptions
 from kdcache.progress import logger
-from kdcache.teacher.teacher import tensor_digest
+from kdcache.teacher.teacher import model_digest
 from kdcache.training.checkpoint import CHECKPOINT
 from kdcache.training.metrics import read_metrics
 from kdcache.training.optim import default_batch_size
@@ -70,6 +70,9 @@ def train_teacher(options: TrainTeacherOptions) -> TrainTeacherResult:
         "classes": data.classes,
         "data_fingerprint": data.fingerprint,
         "image_size": views.image_size,
+        "mean": data.mean,
+        "std": data.std,
+        "stem": default_stem(options.model, views.image_size),
         "policy": str(views.policy),
         "view_seed": views.seed,
         "pixel_definition": views.definition,
@@ -134,12 +137,13 @@ def train_teacher(options: TrainTeacherOptions) -> TrainTeacherResult:
     top1 = figures.top1_ema if options.ema else figures.top1
     trained = run_dir / f"{kind}.safetensors"
     top1_of = {line["epoch"]: line[accuracy] for line in read_metrics(run_dir)}
+    described = about | {"class_names": data.class_names}
     for epoch, target in early.items():
         _save_teacher(
-            early_weights(run_dir, epoch), target, about | {"epoch": epoch}, top1=top1_of[epoch]
+            early_weights(run_dir, epoch), target, described | {"epoch": epoch}, top1=top1_of[epoch]
         )
     # Last: this file marks the teacher as complete.
-    _save_teacher(trained, path, about, top1=top1)
+    _save_teacher(trained, path, described, top1=top1)
     seconds = round(time.perf_counter() - started, 3)
     return TrainTeacherResult(top1=top1, path=path.resolve(), seconds=seconds)
 
@@ -147,10 +151,17 @@ def train_teacher(options: TrainTeacherOptions) -> TrainTeacherResult:
 def _save_teacher(trained: Path, path: Path, about: dict[str, Any], *, top1: float | None) -> None:
     """Write weights of the run folder as a teacher file."""
     weights, _ = load_weights(trained)
-    model = make_model(about["arch"], num_classes=about["classes"], image_size=about["image_size"])
+    model = make_model(
+        about["arch"],
+        num_classes=about["classes"],
+        image_size=about["image_size"],
+        stem=about["stem"],
+    )
     fill_model(model, weights, path=trained)
     # A store records the digest, so a store of an older teacher is recognised.
-    save_weights(path, weights, about | {"top1": top1, "digest": tensor_digest(model)})
+    stem = about["stem"] if has_hidden_stem(about["arch"]) else None
+    digest = model_digest(model, hidden_stem=stem)
+    save_weights(path, weights, about | {"top1": top1, "digest": digest})
 
 
 def _missing_early_weights(run_dir: Path, epochs: tuple[int, ...]) -> list[int]:

@@ -24,6 +24,7 @@ OPTIONS = {
         *LOOP,
     },
     "build-logits": {
+        *("--teacher-mean", "--teacher-std", "--stem", "--teacher-output"),
         *(
             "--teacher",
             "--arch",
@@ -48,15 +49,17 @@ OPTIONS = {
         *LOOP,
         *("--subset", "--teacher", "--store", "--model", "--batch-size", "--seeds"),
         *("--live-teacher", "--arch", "--views"),
+        *("--teacher-mean", "--teacher-std", "--stem", "--teacher-output"),
         *("--loss", "--alpha", "--standardise", "--label-smoothing", "--mixup", "--cutmix"),
         *("--temperature", "--reshape", "--kd", "--no-kd", "--seed", "--device", "--precision"),
         *("--num-workers", "--order", "--pixels", "--out", "--resume"),
     },
     "evaluate": {
         *("--weights", "--which", "--model", "--arch", "--split", "--device", "--precision"),
-        "--num-workers",
+        *("--num-workers", "--mean", "--std", "--stem"),
     },
     "verify": {
+        *("--stem", "--teacher-output"),
         *("--store", "--repair", "--teacher", "--arch", "--rows", "--seed", "--device"),
         *("--num-workers", "--allow-mixed"),
     },

@@ -199,7 +199,9 @@ def test_a_store_of_other_data_is_refused(ask, workspace):
     change_manifest(workspace / "stores/resnet8.zarr", data_fingerprint="f" * 64)
     answer = ask("train", "--subset", "full", "--workspace", workspace)
     refused(answer, 1, "resnet8.zarr", "f" * 12)
-    answer = ask("build-logits", "--teacher", "resnet8", "--views", "2", "--workspace", workspace)
+    # Without --quiet, the images that the teacher gets are printed first.
+    words = ("build-logits", "--teacher", "resnet8", "--views", "2", "--quiet")
+    answer = ask(*words, "--workspace", workspace)
     refused(answer, 1, "resnet8.zarr", "data_fingerprint", "--overwrite")
 
 

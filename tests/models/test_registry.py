@@ -9,7 +9,15 @@ from torch import Tensor, nn
 
 from kdcache.errors import ConfigError
 from kdcache.models.cifar_resnet import BasicBlock
-from kdcache.models.registry import MODELS, make_model, require_trainable
+from kdcache.models.registry import (
+    MODELS,
+    default_stem,
+    has_hidden_stem,
+    has_two_stems,
+    make_model,
+    require_trainable,
+    stem_of_shapes,
+)
 from kdcache.models.wide_resnet import PreActivationBlock, WideResNet
 
 IMAGENET_MODELS = (
@@ -270,3 +278,45 @@ def test_weights_are_drawn_from_the_generator_of_torch():
 
     assert torch.equal(first(1), first(1))
     assert not torch.equal(first(1), first(2))
+
+
+@pytest.mark.parametrize("name", IMAGENET_MODELS)
+def test_a_stem_that_is_given_goes_before_the_image_size(name):
+    layer = {"m": "features.0", "s": "maxpool", "r": "maxpool"}[name[0]]
+    with torch.device("meta"):
+        small = make_model(name, num_classes=7, image_size=224, stem="small")
+        standard = make_model(name, num_classes=7, image_size=32, stem="standard")
+    assert size_after(small, layer, 224) == (224, 224)
+    assert max(size_after(standard, layer, 32)) <= 16
+
+
+@pytest.mark.parametrize("name", IMAGENET_MODELS)
+def test_the_tensors_tell_the_stem_or_the_model_says_that_they_do_not(name):
+    assert has_two_stems(name)
+    for stem in ("small", "standard"):
+        with torch.device("meta"):
+            tensors = make_model(name, num_classes=7, image_size=32, stem=stem).state_dict()
+        shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
+        seen = stem_of_shapes(name, shapes)
+        assert seen == (None if has_hidden_stem(name) else stem)
+    with torch.device("meta"):
+        one, other = (
+            make_model(name, num_classes=7, image_size=32, stem=stem)
+            for stem in ("small", "standard")
+        )
+    same = [tuple(tensor.shape) for tensor in one.state_dict().values()] == [
+        tuple(tensor.shape) for tensor in other.state_dict().values()
+    ]
+    assert has_hidden_stem(name) is same
+
+
+@pytest.mark.parametrize("name", ["resnet8", "vit_b_32", "resnet101"])
+def test_a_model_with_one_stem_takes_none(name):
+    assert default_stem(name, 32) is None
+    with pytest.raises(ConfigError, match=f"stem=small: {name} has only one stem"):
+        make_model(name, num_classes=7, image_size=32, stem="small")
+
+
+@pytest.mark.parametrize(("image_size", "stem"), [(64, "small"), (65, "standard")])
+def test_a_new_model_has_the_stem_of_its_image_size(image_size, stem):
+    assert default_stem("mobilenet_v2", image_size) == stem

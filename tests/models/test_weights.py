@@ -15,6 +15,7 @@ from torch import nn
 
 from kdcache.commands import parse
 from kdcache.errors import WeightsError
+from kdcache.models.registry import make_model
 from kdcache.models.weights import fill_model, load_weights, save_weights
 from kdcache.models.weights_files import weights_problem
 
@@ -201,3 +202,52 @@ def test_a_teacher_of_an_earlier_version_is_refused_with_the_command_that_trains
     assert (options.model, options.epochs, options.seed) == ("resnet8", 3, 4)
     assert (options.optimizer, options.name, options.overwrite) == ("adamw", "mine", True)
     assert options.workspace == tmp_path / "w"
+
+
+def without_counters(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return what torch before 0.4.1 saved."""
+    return {
+        name: value for name, value in tensors.items() if not name.endswith("num_batches_tracked")
+    }
+
+
+def test_a_file_from_before_batch_norms_counted_loads():
+    source, target = small_model(), small_model()
+    fill_model(target, without_counters(source.state_dict()), path=Path("w"))
+    for name, tensor in source.state_dict().items():
+        torch.testing.assert_close(target.state_dict()[name], tensor, rtol=0, atol=0)
+
+
+def test_a_batch_norm_that_is_missing_as_a_whole_is_refused():
+    tensors = {
+        name: value
+        for name, value in small_model().state_dict().items()
+        if not name.startswith("1.")
+    }
+    with pytest.raises(WeightsError, match=r"5 missing \(1\.weight"):
+        fill_model(small_model(), tensors, path=Path("w"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "cause"),
+    [
+        ({"3.weight": (9, 8), "3.bias": (9,)}, "has 9 classes, expected 5 as in the packed data"),
+        ({"0.weight": (4, 1, 3, 3)}, "takes images of 1 channels, expected 3"),
+        ({"0.weight": (4, 3, 5, 5)}, "Name the model that it was trained as with arch"),
+        ({"3.weight": (9, 8), "3.bias": (7,)}, "Name the model"),
+    ],
+)
+def test_shapes_that_have_one_cause_name_it(changes, cause):
+    tensors = small_model().state_dict()
+    tensors |= {name: torch.zeros(shape) for name, shape in changes.items()}
+    with pytest.raises(WeightsError, match=cause):
+        fill_model(small_model(), tensors, path=Path("w"))
+
+
+def test_positions_of_another_image_size_name_the_option():
+    name = "vit_b_32"
+    with torch.device("meta"):
+        model = make_model(name, num_classes=5, image_size=64)
+        tensors = make_model(name, num_classes=5, image_size=96).state_dict()
+    with pytest.raises(WeightsError, match=r"pos_embedding is .*size .* with teacher_size"):
+        fill_model(model, tensors, path=Path("w"))

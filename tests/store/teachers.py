@@ -170,3 +170,31 @@ def convolutional() -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(7)
         return make_model("resnet8", num_classes=4, image_size=32)
+
+
+def softmax() -> nn.Module:
+    """Return the probabilities of `tests.teachers:projection`."""
+    return nn.Sequential(Projection(4, seed=1), nn.Softmax(dim=1))
+
+
+def one_channel() -> nn.Module:
+    """Return a teacher for grey images."""
+    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+
+class AsksForMore(Projection):
+    """Takes labels too."""
+
+    def forward(self, images: Tensor, labels: Tensor) -> Tensor:  # type: ignore[override]
+        """Map (B, 3, S, S) to (B, C)."""
+        return super().forward(images) + labels
+
+
+def asks_for_more() -> nn.Module:
+    """Return a teacher that cannot be called with images alone."""
+    return AsksForMore(4, seed=1)
+
+
+def too_many() -> nn.Module:
+    """Return a teacher with another number of classes."""
+    return Projection(5, seed=1)

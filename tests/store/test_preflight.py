@@ -36,7 +36,8 @@ def test_a_batch_beyond_memory_is_refused_with_one_that_fits(workspace):
 
 
 def test_memory_that_runs_out_amid_the_pass_loses_no_shard(workspace, tiny_store):
-    teachers.Growing.batches_left = 2 + 5  # of view 0 five shards, and the batches asked first
+    # Before the pass: one batch twice, and eight labelled ones under four normalisations.
+    teachers.Growing.batches_left = 2 + 8 * 4 + 5  # then five shards of view 0
     with pytest.raises(TeacherError, match=r"batch_size=8: .*that are written are kept"):
         build(workspace, "tests.store.teachers:growing", views=0)
     found, expected = snapshot(workspace / "stores" / "growing.zarr"), snapshot(tiny_store.path)

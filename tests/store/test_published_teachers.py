@@ -241,7 +241,7 @@ def projection_of_16() -> torch.Tensor:
 
 
 def test_a_teacher_that_cannot_take_the_size_says_so_before_a_store_is_made(workspace):
-    with pytest.raises(TeacherError, match=r"fails on images of 32 px: .*teacher_size"):
+    with pytest.raises(TeacherError, match=r"fails on 8 images of 32 px .*teacher_size"):
         build(workspace, SMALL, views=1)
     assert not Workspace(workspace).store("small").exists()
 

@@ -10,13 +10,16 @@ import pytest
 import torch
 
 from kdcache.data.beton import open_beton
-from kdcache.options import BuildLogitsOptions
+from kdcache.data.pack import pack
+from kdcache.errors import CacheMismatchError
+from kdcache.options import BuildLogitsOptions, PackOptions
 from kdcache.reader.batches import view_pixels
 from kdcache.store.build.build import build_logits
 from kdcache.store.build.teacher_check import check_teacher
 from kdcache.store.logit_store import LogitStore
 from kdcache.teacher.forward import TeacherForward
 from tests import teachers
+from tests.conftest import write_images
 
 
 @pytest.fixture
@@ -85,3 +88,20 @@ def test_without_an_evaluation_split_the_training_data_are_measured(tiny_store, 
     correct = tiny_store.stats["correct"]
     assert train.top1 == pytest.approx(100 * correct.mean())
     assert train.nll == pytest.approx(tiny_store.scores["cross_entropy"].mean(), rel=1e-6)
+
+
+def test_an_evaluation_split_of_other_classes_is_refused_before_the_pass(workspace):
+    images = write_images(workspace / "other", count=16, classes=4, sides=(32, 32))
+    (images / "class_0").rename(images / "zebra")
+    pack(PackOptions(str(images), workspace=workspace / "w", val_fraction=0.5))
+    for file in (workspace / "w").glob("val.*"):
+        (workspace / file.name).unlink()
+        file.rename(workspace / file.name)
+    options = BuildLogitsOptions(
+        teacher="tests.teachers:projection", workspace=workspace, views=0, device="cpu"
+    )
+    with pytest.raises(
+        CacheMismatchError, match=r"val\.beton has other classes than .*train\.beton"
+    ):
+        build_logits(options)
+    assert not list(workspace.glob("stores/*.zarr"))

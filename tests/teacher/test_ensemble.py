@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from kdcache.options import BuildLogitsOptions, VerifyOptions
 from kdcache.teacher.ensemble import Ensemble, EnsembleForward, mean_logits, open_ensemble
 from kdcache.teacher.float32_head import Float32Head
 from kdcache.teacher.forward import TeacherForward
+from kdcache.teacher.member_settings import TeacherOptions
 from kdcache.teacher.teacher import tensor_digest
 from kdcache.workspace import Workspace
 from tests.teacher.published_models import (
@@ -44,10 +46,11 @@ def open_all(
     archs: tuple[str, ...] = (),
     mode: str = "probabilities",
     teacher_size: int | None = None,
+    **given: Any,
 ) -> Ensemble:
     return open_ensemble(
         [str(spec) for spec in specs],
-        archs=archs,
+        given=TeacherOptions(archs=archs, **given),
         mode=mode,
         workspace=Workspace(workspace),
         data=manifest(4),

@@ -17,6 +17,7 @@ from kdcache.data.beton_manifest import BetonManifest
 from kdcache.errors import ConfigError, TeacherError, WeightsError
 from kdcache.models.registry import make_model
 from kdcache.models.weights import save_weights
+from kdcache.teacher.member_settings import MemberSettings
 from kdcache.teacher.teacher import Teacher, open_teacher, tensor_digest
 from kdcache.workspace import Workspace
 from tests.teachers import projection
@@ -49,10 +50,11 @@ def open_it(
     arch: str | None = None,
     classes: int = CLASSES,
     image_size: int = 32,
+    **settings: Any,
 ) -> Teacher:
     return open_teacher(
         str(spec),
-        arch=arch,
+        settings=MemberSettings(arch=arch, **settings),
         workspace=Workspace(workspace),
         data=manifest(classes),
         image_size=image_size,
@@ -172,14 +174,22 @@ def test_another_number_of_classes_is_found_where_the_file_does_not_say(tmp_path
         open_it(path, arch="resnet8", classes=6)
 
 
-def test_weights_for_small_images_are_refused_for_large_ones(tmp_path):
+def test_the_stem_of_a_resnet_is_read_from_its_tensors(tmp_path, caplog):
     path = tmp_path / "mine.safetensors"
-    write_teacher(path, {"arch": "resnet18"}, model="resnet18", image_size=32)
-    assert open_it(path, image_size=64).arch == "resnet18"
+    small = write_teacher(path, {"arch": "resnet18"}, model="resnet18", image_size=32)
+    with caplog.at_level("INFO"):
+        assert_same_weights(open_it(path, image_size=224).model, small)
+    assert "mine.safetensors: images of 224 px, mean 0.5,0.5,0.5, std 0.2,0.2,0.2, small stem" in (
+        caplog.text
+    )
+    standard = write_teacher(path, {"arch": "resnet18"}, model="resnet18", image_size=224)
+    opened = open_it(path, image_size=32).model
+    assert_same_weights(opened, standard)
+    assert opened.conv1.stride == (2, 2)
     with pytest.raises(
-        WeightsError, match=r"conv1\.weight is \(64, 3, 3, 3\), expected \(64, 3, 7"
+        ConfigError, match=r"stem=small: .*mine\.safetensors is of .* standard stem"
     ):
-        open_it(path, image_size=224)
+        open_it(path, stem="small")
 
 
 def test_a_callable_returns_its_own_model():

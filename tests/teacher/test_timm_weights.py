@@ -21,6 +21,7 @@ from torch import nn
 from kdcache.errors import ConfigError, TeacherError
 from kdcache.files import sha256_of
 from kdcache.models.registry import make_model
+from kdcache.teacher.member_settings import MemberSettings
 from kdcache.teacher.teacher import open_teacher
 from kdcache.teacher.timm_weights import find_timm
 from kdcache.teacher.torchvision_weights import find_torchvision
@@ -64,7 +65,11 @@ def write_folder(folder: Path, model: nn.Module, **changes: object) -> Path:
 
 def open_it(spec: str, workspace: Path, *, classes: int = 4, arch: str | None = None):
     return open_teacher(
-        spec, arch=arch, workspace=Workspace(workspace), data=manifest(classes), image_size=96
+        spec,
+        settings=MemberSettings(arch=arch),
+        workspace=Workspace(workspace),
+        data=manifest(classes),
+        image_size=96,
     )
 
 
@@ -164,7 +169,7 @@ def test_a_changed_bit_in_the_hubs_cache_is_found(cache, tmp_path):
 def test_without_a_network_the_file_and_the_folder_are_named(cache, tmp_path, spec, url):
     data = manifest(1000 if spec == "timm:test_byobnet" else 4)
     with pytest.raises(TeacherError, match="cannot be downloaded") as error:
-        open_teacher(spec, arch=None, workspace=Workspace(tmp_path), data=data, image_size=96)
+        open_teacher(spec, workspace=Workspace(tmp_path), data=data, image_size=96)
     message = str(error.value)
     assert message.startswith(f"https://huggingface.co/{url} cannot be downloaded")
     assert f"is not in {cache}" in message

@@ -16,6 +16,7 @@ from torchvision.transforms import functional
 from kdcache.data.views import view_parameters
 from kdcache.errors import ConfigError, TeacherError
 from kdcache.models.weights import save_weights
+from kdcache.teacher.member_settings import MemberSettings
 from kdcache.teacher.teacher import open_teacher, tensor_digest
 from kdcache.teacher.torchvision_weights import find_torchvision
 from kdcache.workspace import Workspace
@@ -38,7 +39,7 @@ FIRST, SECOND = TinyNet_Weights.FIRST, TinyNet_Weights.SECOND
 def open_it(spec: str, workspace: Path, *, arch: str | None = None, classes: int = 4):
     return open_teacher(
         spec,
-        arch=arch,
+        settings=MemberSettings(arch=arch),
         workspace=Workspace(workspace),
         data=manifest(classes),
         image_size=32,
@@ -259,9 +260,7 @@ def test_torchvisions_own_builders_take_our_tensors(server, tmp_path, monkeypatc
     publish(entry, written.state_dict(), server.folder, server.address)
     data = manifest(1000)
     data.class_names[:] = entry.meta["categories"]
-    teacher = open_teacher(
-        name, arch=None, workspace=Workspace(tmp_path), data=data, image_size=224
-    )
+    teacher = open_teacher(name, workspace=Workspace(tmp_path), data=data, image_size=224)
     tensors = teacher.model.state_dict()
     for key, value in tensors.items():
         torch.testing.assert_close(value, written.state_dict()[key], rtol=0, atol=0)

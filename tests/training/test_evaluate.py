@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from kdcache.data.beton import open_beton
 from kdcache.errors import CacheMismatchError, ConfigError, DatasetError, WeightsError
 from kdcache.models.registry import make_model
-from kdcache.models.weights import load_weights
+from kdcache.models.weights import load_weights, save_weights
 from kdcache.options import EvaluateOptions
 from kdcache.reader.batches import view_pixels
 from kdcache.training.evaluate import evaluate
@@ -88,14 +88,38 @@ def test_a_file_of_another_program_needs_its_model_named(workspace, tmp_path):
         found(workspace, str(path), model="resnet9")
 
 
+def test_a_file_is_evaluated_on_the_images_that_its_owner_states(workspace, tmp_path, caplog):
+    torch.manual_seed(0)
+    path = tmp_path / "other.safetensors"
+    model = make_model("mobilenet_v2", num_classes=4, image_size=32).eval()
+    save_file(model.state_dict(), path)
+    given = {"model": "mobilenet_v2"}
+    with pytest.raises(ConfigError, match="stem is not given, expected small or standard"):
+        found(workspace, str(path), **given)
+    beton = open_beton(workspace / "val.beton")
+    seen = torch.from_numpy(view_pixels(beton, "clean", 0, 0, beton.sample_ids)) / 255
+    labels = torch.from_numpy(beton.labels)
+    for mean, std in ((0.0, 1.0), (0.5, 0.25)):
+        with torch.inference_mode():
+            logits = model(((seen - mean) / std).permute(0, 3, 1, 2)).double()
+        nll = float(torch.nn.functional.cross_entropy(logits, labels))
+        words = {"mean": str(mean), "std": str(std), "stem": "small"}
+        assert found(workspace, str(path), **given, **words)["nll"] == pytest.approx(nll, rel=1e-4)
+    about = {"arch": "mobilenet_v2", "stem": "small", "mean": [0.5] * 3, "std": [0.25] * 3}
+    save_weights(path, model.state_dict(), about)
+    caplog.clear()
+    assert found(workspace, str(path))["nll"] == pytest.approx(nll, rel=1e-4)
+    assert "does not state" not in caplog.text
+    with pytest.raises(ConfigError, match=r"mean=0,0,0: with std 1,1,1, but .*other\.safetensors"):
+        found(workspace, str(path), mean="none")
+
+
 def test_a_model_that_is_not_the_files_own_is_refused(workspace):
     with pytest.raises(ConfigError, match=r"model=resnet20: .* is of the model resnet8"):
         found(workspace, NAME, model="resnet20")
 
 
 def test_weights_of_other_classes_are_refused(workspace, tmp_path):
-    from kdcache.models.weights import save_weights
-
     path = tmp_path / "five.safetensors"
     model = make_model("resnet8", num_classes=5, image_size=32)
     save_weights(path, model.state_dict(), {"arch": "resnet8", "classes": 5})

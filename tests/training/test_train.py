@@ -10,15 +10,22 @@ import torch
 
 from kdcache.data.beton import open_beton
 from kdcache.data.pack import pack
-from kdcache.errors import CacheMismatchError, ConfigError
+from kdcache.errors import CacheMismatchError, ConfigError, TeacherError
 from kdcache.files import read_json
 from kdcache.models.registry import make_model
 from kdcache.models.weights import load_weights
-from kdcache.options import BuildLogitsOptions, PackOptions, TrainOptions, TrainTeacherOptions
+from kdcache.options import (
+    BuildLogitsOptions,
+    EvaluateOptions,
+    PackOptions,
+    TrainOptions,
+    TrainTeacherOptions,
+)
 from kdcache.seals import write_sealed_json
 from kdcache.selection.subset import Subset
 from kdcache.store.build.build import build_logits
 from kdcache.store.logit_store import LogitStore
+from kdcache.training.evaluate import evaluate
 from kdcache.training.run_config import read_config
 from kdcache.training.train import train
 from kdcache.training.train_teacher import train_teacher
@@ -366,6 +373,36 @@ def test_a_live_run_goes_on_where_it_was_stopped(workspace):
         live(workspace, ema=0.9, resume=True, live_teacher="tests.teachers:other_projection")
 
 
+def test_a_live_teacher_gets_what_its_owner_states(workspace, messages):
+    path = live(workspace, teacher_mean="imagenet")["path"]
+    about = read_json(Path(path) / "config.json")["config"]
+    assert (about["teacher_mean"], about["teacher_size"]) == ([0.485, 0.456, 0.406], 32)
+    assert any("mean 0.485,0.456,0.406, std 0.229,0.224,0.225" in said for said in messages)
+    assert metrics(path)[0]["loss"] != metrics(live(workspace)["path"])[0]["loss"]
+    with pytest.raises(CacheMismatchError, match=r"teacher_mean is \[0\.0, 0\.0, 0\.0\]"):
+        live(workspace, teacher_mean="none", out=path, resume=True)
+
+
+def test_a_live_teacher_that_returns_probabilities_is_refused_or_stated(workspace):
+    before = files(workspace)
+    softmax = "tests.store.teachers:softmax"
+    with pytest.raises(TeacherError, match="teacher softmax returns probabilities"):
+        live(workspace, live_teacher=softmax)
+    assert files(workspace) == before
+    as_logits = metrics(live(workspace)["path"])
+    found = metrics(live(workspace, live_teacher=softmax, teacher_output="probabilities")["path"])
+    assert found[0]["loss"] == pytest.approx(as_logits[0]["loss"], rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"teacher_mean": "none"}, {"stem": "small"}, {"teacher_output": "probabilities"}]
+)
+def test_what_describes_a_live_teacher_needs_one(changes):
+    (name,) = changes
+    with pytest.raises(ConfigError, match=f"{name}=.*: expected live_teacher with it"):
+        TrainOptions(**changes)
+
+
 def test_a_live_teacher_that_does_not_fit_is_refused_before_anything_is_written(workspace):
     before = files(workspace)
     with pytest.raises(ConfigError, match=r"teacher=no-such-teacher"):
@@ -399,6 +436,28 @@ def test_a_teacher_is_trained_once_and_replaced_only_when_asked(workspace):
     replaced, about = load_weights(path)
     assert about["seed"] == 5
     assert not torch.equal(replaced["fc.weight"], tensors["fc.weight"])
+
+
+def test_a_teachers_file_states_what_its_owner_must_know(workspace):
+    train_teacher(teacher_options(workspace, model="shufflenet_v2_x0_5", image_size=16))
+    path = workspace / "teachers/shufflenet_v2_x0_5.safetensors"
+    _, about = load_weights(path)
+    data = open_beton(workspace / "train.beton").manifest
+    assert {name: about[name] for name in ("mean", "std", "class_names")} == {
+        "mean": data.mean,
+        "std": data.std,
+        "class_names": data.class_names,
+    }
+    assert (about["image_size"], about["stem"]) == (16, "small")
+    # The command that kdcache proposes next gives it the same images and the same stem.
+    built = build_logits(BuildLogitsOptions(workspace, teacher=path.stem, views=0, device="cpu"))
+    store = LogitStore.open(built.path).manifest
+    assert (store.teacher_size, store.image_size) == (16, 32)
+    assert store.teacher_arch == "shufflenet_v2_x0_5 (small stem)"
+    assert store.teacher_digest == about["digest"]
+    weights = str(workspace / "runs/teacher-shufflenet_v2_x0_5/last.safetensors")
+    found = evaluate(EvaluateOptions(workspace, weights, num_workers=1))
+    assert found.top1 == pytest.approx(about["top1"])
 
 
 def test_a_teacher_that_was_killed_goes_on_when_it_is_trained_again(workspace):

@@ -13,14 +13,14 @@ import numpy.typing as npt
 from kdcache.compute.device import resolve_device
 from kdcache.data.beton import Beton, open_beton
 from kdcache.data.policy import CENTER_CROP_RATIO, DEFAULT_DECODE, DEFAULT_DEFINITION
-from kdcache.errors import ConfigError
+from kdcache.errors import CacheMismatchError, ConfigError
 from kdcache.locks import file_lock
 from kdcache.options import BuildLogitsOptions, as_names
 from kdcache.progress import logger
 from kdcache.store.build.cost import format_duration
 from kdcache.store.build.opening import open_existing, open_writer, store_location, store_lock
 from kdcache.store.build.plan import Part
-from kdcache.store.build.preflight import run_preflight
+from kdcache.store.build.preflight import Preflight, run_preflight
 from kdcache.store.build.shard_builder import ShardBuilder
 from kdcache.store.build.target import rows_of_views, target_manifest
 from kdcache.store.build.teacher_check import check_teacher
@@ -31,6 +31,8 @@ from kdcache.store.logit_store import LogitStore
 from kdcache.store.manifest import StoreManifest
 from kdcache.store.report import BuildReport
 from kdcache.teacher.ensemble import open_ensemble
+from kdcache.teacher.member_settings import TeacherOptions
+from kdcache.teacher.output_check import check_outputs
 from kdcache.workspace import Workspace
 
 
@@ -81,7 +83,13 @@ def build_store(
     device = resolve_device(options.device)
     teacher = open_ensemble(
         workspace.require_teachers(as_names(options.teacher)),
-        archs=as_names(options.arch),
+        given=TeacherOptions.of(
+            archs=as_names(options.arch),
+            means=as_names(options.teacher_mean),
+            stds=as_names(options.teacher_std),
+            stems=as_names(options.stem),
+            outputs=as_names(options.teacher_output),
+        ),
         mode=options.ensemble,
         workspace=workspace,
         data=beton.manifest,
@@ -109,9 +117,22 @@ def build_store(
             keep_features=options.features
             or (existing is not None and has_array(existing.group, FEATURES)),
         )
-        preflight = cache(
-            lambda: run_preflight(forward, beton, wanted.teacher_views, wanted.batch_size)
-        )
+
+        @cache
+        def preflight() -> Preflight:
+            val = _open_evaluation_split(workspace, beton)
+            found = run_preflight(forward, beton, wanted.teacher_views, wanted.batch_size)
+            check_outputs(
+                teacher,
+                forward,
+                beton,
+                wanted.teacher_views,
+                batch_size=wanted.batch_size,
+                num_forwards=wanted.samples + options.views * wanted.rows,
+                val=val,
+            )
+            return found
+
         # One part creates the store; the others open it.
         with file_lock(lock.with_suffix(".new.lock"), purpose="build-logits", wait=True):
             writer = open_writer(
@@ -159,6 +180,24 @@ def build_store(
         seconds=round(time.perf_counter() - started, 3),
         path=location,
     )
+
+
+def _open_evaluation_split(workspace: Workspace, beton: Beton) -> Beton | None:
+    """Return the evaluation images; None if there are none.
+
+    Raises:
+        CacheMismatchError: if they have other classes than the training images.
+    """
+    path = workspace.beton("val")
+    if not path.exists():
+        return None
+    val = open_beton(path)
+    if val.manifest.class_names != beton.manifest.class_names:
+        raise CacheMismatchError(
+            f"{path} has other classes than {beton.path}, expected the same names in the same "
+            "order. Pack both splits again from one source"
+        )
+    return val
 
 
 def _describe_unusual(wanted: StoreManifest) -> str:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from kdcache.data.beton import Beton
 from kdcache.data.views import Views
-from kdcache.errors import TeacherError
+from kdcache.errors import KDCacheError, TeacherError
 from kdcache.reader.batches import PixelReader
 from kdcache.store.build.plan import Shard
 from kdcache.store.build.teacher_pass import require_finite
@@ -49,12 +49,16 @@ def run_preflight(forward: Forward, beton: Beton, views: Views, batch_size: int)
     images = _clean_images(beton, views, ids).to(forward.device)
     try:
         first = run_forward(forward, images).clone()
-    except (AssertionError, RuntimeError, ValueError) as error:
+    except KDCacheError:
+        raise
+    except Exception as error:  # whatever the user's model raises
         raise TeacherError(
-            f"the teacher fails on images of {views.image_size} px: {error}. If it needs another "
-            "size, set it with --teacher-size"
+            f"the teacher fails on {batch_size} images of {views.image_size} px with 3 channels, "
+            f"{type(error).__name__}: {error}. If it needs another size, set it with "
+            "--teacher-size; if it needs other images, let module:callable return a model that "
+            "converts them"
         ) from error
-    require_finite(torch.isfinite(first).all(dim=1).cpu().numpy(), Shard(0, 0, ids))
+    require_finite(torch.isfinite(first).all(dim=1).cpu().numpy(), Shard(0, 0, ids), beton)
     indices = torch.arange(batch_size, device=forward.device) % -(-batch_size // 2)
     repeated = images[indices].contiguous(memory_format=torch.channels_last)
     seconds, again = _run_timed(forward, repeated)

@@ -154,7 +154,7 @@ class ShardBuilder:
         conditions = self._conditions()
         started = time.perf_counter()
         with CommitThread(
-            lambda outputs: commit_shard(self.writer, outputs, conditions),
+            lambda outputs: commit_shard(self.writer, self.beton, outputs, conditions),
             capacity=max(1, MAX_QUEUED_BYTES // (4 * about.shard_rows * about.classes)),
         ) as commits:
             for outputs in run_teacher(
@@ -201,7 +201,10 @@ def _wait_until(is_done: Callable[[], bool]) -> None:
 
 
 def commit_shard(
-    writer: StoreWriter, outputs: TeacherOutputs, conditions: dict[str, Any] | None
+    writer: StoreWriter,
+    beton: Beton,
+    outputs: TeacherOutputs,
+    conditions: dict[str, Any] | None,
 ) -> None:
     """Encode and write one shard; with view 0, write scores and statistics too.
 
@@ -210,6 +213,7 @@ def commit_shard(
 
     Args:
         writer: writer of the store.
+        beton: the training images, for the name of a sample whose logits cannot be stored.
         outputs: teacher outputs of the shard.
         conditions: build conditions to record with it, if they differ from the manifest's.
 
@@ -219,7 +223,7 @@ def commit_shard(
     outputs.wait()
     shard, logits = outputs.shard, outputs.logits
     codec = writer.codec(shard.view)
-    require_finite(codec.representable(logits), shard)
+    require_finite(codec.representable(logits), shard, beton)
     rows = codec.encode(logits, view_keys=outputs.view_keys, view=shard.view)
     per_sample: dict[str, npt.NDArray[np.generic]] = {}
     if shard.view == 0:

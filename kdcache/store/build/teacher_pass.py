@@ -15,6 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from kdcache.data.beton import Beton
+from kdcache.data.sample_text import describe_sample
 from kdcache.data.views import Views
 from kdcache.errors import TeacherError
 from kdcache.progress import progress_bar
@@ -93,12 +94,13 @@ def run_teacher(
                     )
 
 
-def require_finite(finite: npt.NDArray[np.bool_], shard: Shard) -> None:
+def require_finite(finite: npt.NDArray[np.bool_], shard: Shard, beton: Beton) -> None:
     """Check that all rows of a shard can be stored.
 
     Args:
         finite: (n,) True for each row that can be stored.
         shard: the shard of the rows.
+        beton: the training images, for the name of the sample.
 
     Raises:
         TeacherError: if a row cannot be stored; names the sample.
@@ -107,8 +109,9 @@ def require_finite(finite: npt.NDArray[np.bool_], shard: Shard) -> None:
         bad = shard.rows[~finite]
         raise TeacherError(
             f"the teacher gives inf, nan or a value beyond the codec's range for view "
-            f"{shard.view} of sample {bad[0]} ({len(bad)} samples of this shard), expected finite "
-            "logits. Try --precision fp32 and --codec float32, or check the weights"
+            f"{shard.view} of {describe_sample(beton, int(bad[0]))}, {len(bad)} samples of this "
+            "shard, expected finite logits. Try --precision fp32 and --codec float32, or check the "
+            "weights"
         )
 
 

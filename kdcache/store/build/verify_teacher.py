@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import zarr
 
+from kdcache.channels import NormalisationWords
 from kdcache.compute.device import resolve_device
 from kdcache.data.beton import Beton, open_beton
 from kdcache.errors import TeacherError
@@ -29,6 +30,8 @@ from kdcache.store.manifest import CONDITIONS, StoreManifest, require_equal
 from kdcache.store.upkeep.inspection import Damage
 from kdcache.store.upkeep.repair import needs_teacher, remove_damaged
 from kdcache.teacher.ensemble import Ensemble, open_ensemble
+from kdcache.teacher.member_settings import TeacherOptions, recorded_normalisations
+from kdcache.teacher.sources import find_teacher
 from kdcache.workspace import Workspace
 
 
@@ -46,11 +49,16 @@ def repair_store(
         group, manifest = open_group(open_zarr_store(location, read_only=False), path=str(location))
         specs = as_names(options.teacher) or tuple(manifest.teachers)
         _require_same_teacher(specs, location, manifest, options, workspace, beton)
+        recorded = _recorded_normalisations(specs, manifest, workspace)
         features = has_array(group, FEATURES) or any(key.startswith(FEATURES) for key, _ in damaged)
         build = BuildLogitsOptions(
             workspace=options.workspace,
             teacher=specs,
             arch=options.arch,
+            stem=options.stem,
+            teacher_output=options.teacher_output,
+            teacher_mean=tuple(words.mean for words in recorded),
+            teacher_std=tuple(words.std for words in recorded),
             ensemble=manifest.ensemble or BuildLogitsOptions.ensemble,
             store=str(location),
             views=max(expected_views(list_keys(group.store)), default=0),
@@ -102,8 +110,9 @@ def compare_with_teacher(
             f"{' + '.join(as_names(options.teacher))} gives other logits than {location} holds for "
             f"{found.num_mismatched:,} of {found.rows:,} rows; the largest difference is "
             f"{found.largest_difference:.3g} of the row's range, expected at most "
-            f"{found.bound:.3g} at {about.precision}. The store was built by {about.teacher} "
-            f"(sha256 {about.teacher_digest[:12]}), this one is {teacher.digest[:12]}"
+            f"{found.bound:.3g} at {about.precision}. The store was built by {about.teacher}, "
+            f"{about.teacher_arch} (sha256 {about.teacher_digest[:12]}), this one is "
+            f"{teacher.arch} ({teacher.digest[:12]})"
         )
     return found
 
@@ -143,8 +152,16 @@ def _require_same_teacher(
         raise TeacherError(
             f"{' + '.join(specs)} is not the teacher of {location}: sha256 {found[:12]}, "
             f"expected {manifest.teacher_digest[:12]}. Nothing was changed; name the right one "
-            "with --teacher"
+            f"with --teacher, and --stem and --teacher-output as for build-logits: the store's "
+            f"teacher is {manifest.teacher_arch}"
         )
+
+
+def _recorded_normalisations(
+    specs: tuple[str, ...], manifest: StoreManifest, workspace: Workspace
+) -> list[NormalisationWords]:
+    sources = [find_teacher(spec, workspace) for spec in specs]
+    return recorded_normalisations(sources, manifest.mean, manifest.std)
 
 
 def _open_teachers(
@@ -156,7 +173,12 @@ def _open_teachers(
 ) -> Ensemble:
     found = open_ensemble(
         specs,
-        archs=options.arch,
+        given=TeacherOptions(
+            archs=as_names(options.arch),
+            normalisations=_recorded_normalisations(specs, manifest, workspace),
+            stems=as_names(options.stem),
+            outputs=as_names(options.teacher_output),
+        ),
         mode=manifest.ensemble or BuildLogitsOptions.ensemble,
         workspace=workspace,
         data=beton.manifest,
