@@ -43,7 +43,7 @@ OPTIONS = {
     "select": {
         *("--method", "--score", "--scores", "--keep", "--balance", "--min-per-class", "--start"),
         *("--cut", "--peak", "--concentration", "--parity", "--seed", "--teacher", "--store"),
-        *("--average-with", "--compare", "--export", "--out", "--overwrite"),
+        *("--average-with", "--compare", "--export", "--kept-files", "--out", "--overwrite"),
     },
     "train": {
         *LOOP,

@@ -107,4 +107,4 @@ def test_messages_are_worded_for_python_again_after_a_command(ask, tmp_path):
 
 
 def test_the_summary_of_an_empty_list_says_none(ask, workspace):
-    assert ask("verify", "--workspace", workspace).out.splitlines()[2] == f"{'repaired':<20} none"
+    assert ask("verify", "--workspace", workspace).out.splitlines()[4] == f"{'repaired':<20} none"

@@ -97,7 +97,7 @@ def test_everything_made_from_other_data_is_stale(workspace):
         f"runs/{run_of(workspace).name}",
         "runs/teacher-resnet8",
     }
-    was, now = about["fingerprint"][:12], "f" * 12
+    was, now = about.fingerprint[:12], "f" * 12
     expected = (
         f"stale: made from data with the fingerprint {was}, expected that of train.beton, {now}"
     )

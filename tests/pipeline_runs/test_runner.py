@@ -19,6 +19,7 @@ from kdcache.errors import CacheMismatchError, KDCacheError
 from kdcache.locks import file_lock
 from kdcache.options import RunOptions, SelectOptions
 from kdcache.pipeline_runs.runner import run
+from kdcache.seals import write_sealed_json
 from kdcache.selection.select import select
 from tests.workspaces import copy_workspace, metrics
 
@@ -77,13 +78,13 @@ def folder(finished, tmp_path) -> Path:
     text = (first / "own.toml").read_text()
     (tmp_path / "own.toml").write_text(text)
     records = tmp_path / "workspace/recipes/own.json"
-    records.write_text(records.read_text().replace(str(first), str(tmp_path)))
-    content = json.loads(records.read_text())
+    content = json.loads(records.read_text().replace(str(first), str(tmp_path)))
+    del content["seal"]
     content["pack"]["asked"]["inputs"] = {
         str(first / "images"): next(iter(content["pack"]["asked"]["inputs"].values()))
     }
     content["pack"]["asked"]["options"]["source"] = str(first / "images")
-    records.write_text(json.dumps(content))
+    write_sealed_json(records, content)
     return tmp_path
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import shutil
 from dataclasses import replace
@@ -24,6 +23,7 @@ from kdcache.errors import (
     DatasetError,
 )
 from kdcache.options import PruningOptions, SelectOptions
+from kdcache.seals import read_sealed_json
 from kdcache.selection.pruning import select_ids
 from kdcache.selection.select import select, subset_name
 from kdcache.selection.subset import Subset
@@ -96,7 +96,7 @@ def test_a_selection_is_written_under_its_name_and_remembered(workspace):
         "path": str(path.resolve()),
     }
     assert len(Subset.load(path)) == 29
-    remembered = json.loads((workspace / "workspace.json").read_text())
+    remembered = read_sealed_json(workspace / "workspace.json", remedy="")
     assert remembered == {"store": "stores/projection.zarr", "subset": "subsets/hard-0.4.npz"}
 
 
@@ -154,7 +154,7 @@ def test_a_second_selection_is_up_to_date(workspace):
     assert run(workspace) == first
     assert state(Path(first["path"])) == before
     # The last one that was asked for, though it was there already.
-    remembered = json.loads((workspace / "workspace.json").read_text())
+    remembered = read_sealed_json(workspace / "workspace.json", remedy="")
     assert remembered["subset"] == "subsets/medium-0.7.npz"
 
 
@@ -218,7 +218,7 @@ def test_another_file_is_replaced_only_with_overwrite(workspace, tmp_path):
 def test_a_file_outside_the_workspace_is_remembered_too(workspace, tmp_path):
     out = tmp_path / "folder" / "chosen.v1.npz"
     assert run(workspace, out=out)["path"] == str(out.resolve())
-    remembered = json.loads((workspace / "workspace.json").read_text())
+    remembered = read_sealed_json(workspace / "workspace.json", remedy="")
     assert remembered["subset"] == str(out.resolve())
 
 

@@ -227,9 +227,7 @@ def test_an_export_of_another_order_is_refused_by_its_names(with_images, tmp_pat
     others = [line.split(",", 1)[1] for line in lines[1:]]
     moved = [f"{sample_id},{other}" for sample_id, other in zip(ids[::-1], others, strict=True)]
     (tmp_path / "moved.csv").write_text("\n".join([lines[0], *moved]) + "\n")
-    with pytest.raises(
-        ConfigError, match=r"says that sample 71 is .*0000\.png, expected .*another"
-    ):
+    with pytest.raises(ConfigError, match=r"says that sample 71 is .*, expected .*another pack"):
         run(with_images, keep=0.4, scores=tmp_path / "moved.csv")
 
 

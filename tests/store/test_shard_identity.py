@@ -13,6 +13,7 @@ from kdcache.errors import CacheCorruptError
 from kdcache.selection.subset import Subset
 from kdcache.store.format.shard_file import OVERHEAD_BYTES, ShardIdentity, assemble, problem_of
 from kdcache.store.logit_store import LogitStore
+from kdcache.workspace import Workspace
 from tests.store.builds import NUM_SAMPLES, build, check
 from tests.store.conftest import create, manifest, snapshot, write_everything
 
@@ -48,6 +49,7 @@ def move_a_whole_view(path: Path) -> str:
 
 def move_from_another_store(path: Path) -> str:
     other = Path(build(path.parents[1], view_seed=7, store=str(path.parent / "other.zarr"))["path"])
+    Workspace(path.parents[1]).remember("store", path)
     assert (other / "views/1/rows/c/3/0").stat().st_size == (
         path / "views/1/rows/c/3/0"
     ).stat().st_size
@@ -58,6 +60,7 @@ def move_from_another_store(path: Path) -> str:
 
 def move_a_view_from_another_store(path: Path) -> str:
     other = Path(build(path.parents[1], view_seed=7, store=str(path.parent / "other.zarr"))["path"])
+    Workspace(path.parents[1]).remember("store", path)
     shutil.rmtree(path / "views/1")
     (other / "views/1").rename(path / "views/1")
     shutil.rmtree(other)

@@ -259,8 +259,8 @@ def test_what_needs_no_teacher_is_repaired_under_any_conditions(store_path, work
 
 
 def test_a_repair_from_other_images_removes_nothing(store_path, workspace):
-    flip(store_path / "views/1/rows/c/2/0")
     change_manifest(store_path, data_fingerprint="f" * 64)
+    flip(store_path / "views/1/rows/c/2/0")
     before = snapshot(store_path)
     with pytest.raises(CacheMismatchError, match=r"data_fingerprint.*Nothing was changed"):
         check(workspace, store=str(store_path), repair=True)

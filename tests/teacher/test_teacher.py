@@ -39,6 +39,9 @@ def manifest(classes: int) -> BetonManifest:
         write_mode="raw",
         fingerprint="0" * 64,
         beton_bytes=0,
+        tables_digest="",
+        digests_digest="",
+        names_digest="",
         made_from={},
     )
 

@@ -210,13 +210,15 @@ def open_group(zarr_store: Store, *, path: str) -> tuple[zarr.Group, StoreManife
         CacheMismatchError: if an earlier version of kdcache wrote it.
     """
     root = read_key(zarr_store, ROOT_KEY)
-    if root is None:
-        raise CacheCorruptError(f"{path} is not a Zarr group, expected a logit store")
     name = f"{path}/{ROOT_KEY}"
     remedy = (
         f"Copy {ROOT_KEY} from another copy of the store, or build it again with "
         "kdcache build-logits --overwrite"
     )
+    if root is None:
+        raise CacheCorruptError(
+            f"{path} is not a Zarr group, expected a logit store: {ROOT_KEY} is missing. {remedy}"
+        )
     try:
         attributes = parse_json(root, name).get("attributes", {})
     except CacheCorruptError as error:
