@@ -107,7 +107,8 @@ def parse_metadata(metadata: Mapping[str, str] | None, path: Path) -> dict[str, 
 def _refuse(path: Path, problem: str) -> NoReturn:
     raise WeightsError(
         f"the metadata {DESCRIPTION_KEY!r} of {path} is not usable: {problem}. Save the file "
-        f"again with metadata={{{DESCRIPTION_KEY!r}: json.dumps({{...}})}} of the right content, or without"
+        f"again with metadata={{{DESCRIPTION_KEY!r}: json.dumps({{...}})}} of the right content, "
+        "or without"
     )
 
 
