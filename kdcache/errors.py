@@ -21,7 +21,17 @@ import re
 
 FLAGS = frozenset(
     {
-        *("allow_mixed", "compile", "dry_run", "features", "kd", "overwrite", "repair", "reshape"),
+        *(
+            "allow_mixed",
+            "compact_labels",
+            "compile",
+            "dry_run",
+            "features",
+            "kd",
+            "overwrite",
+            "repair",
+            "reshape",
+        ),
         *("resume", "retry", "standardise", "tensorboard"),
     }
 )

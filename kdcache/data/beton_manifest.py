@@ -19,8 +19,8 @@ FORMAT_VERSION = 1
 """Version of the manifest; the beton format itself is FFCV's version 2."""
 
 _PACK_OPTIONS = (
-    *("val_source", "label_key", "write_mode", "max_resolution", "val_fraction"),
-    *("on_bad_image", "seed"),
+    *("val_source", "label_key", "classes", "compact_labels", "write_mode", "max_resolution"),
+    *("max_image_pixels", "val_fraction", "on_bad_image", "seed"),
 )
 """Options of `kdcache pack` that `made_from` records."""
 
@@ -116,7 +116,8 @@ def pack_again(beton: Path, manifest: BetonManifest | None = None) -> str:
         return "Run: kdcache pack SOURCE --overwrite"
     made_from = manifest.made_from
     options = "".join(
-        f" --{name.replace('_', '-')} {shlex.quote(str(made_from[name]))}"
+        f" --{name.replace('_', '-')}"
+        + ("" if made_from[name] is True else f" {shlex.quote(str(made_from[name]))}")
         for name in _PACK_OPTIONS
         if made_from.get(name) is not None
     )

@@ -10,6 +10,7 @@ from PIL import Image, UnidentifiedImageError
 
 from kdcache.data.beton import open_beton
 from kdcache.data.beton_manifest import pack_again
+from kdcache.data.images import without_pillows_limit
 from kdcache.errors import DatasetError, shell_line
 from kdcache.progress import progress_bar
 
@@ -54,7 +55,10 @@ def _has_size(content: bytes, height: int, width: int) -> bool:
     if len(content) == 3 * height * width:
         return True
     try:
-        with Image.open(io.BytesIO(content), formats=["JPEG"]) as image:
+        with (
+            without_pillows_limit(),
+            Image.open(io.BytesIO(content), formats=["JPEG"]) as image,
+        ):
             return bool(image.size == (width, height))
     except (UnidentifiedImageError, OSError):
         return False

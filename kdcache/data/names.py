@@ -21,7 +21,11 @@ def training_names(manifest: BetonManifest) -> list[str]:
     where = made_from.get("path", made_from["kind"])
     try:
         source = open_source(
-            where, val_source=made_from.get("val_source"), label_key=made_from.get("label_key")
+            where,
+            val_source=made_from.get("val_source"),
+            label_key=made_from.get("label_key"),
+            classes=made_from.get("classes"),
+            compact_labels=bool(made_from.get("compact_labels")),
         )
     except ConfigError as error:
         raise DatasetError(
