@@ -92,7 +92,7 @@ def plan_workload(
         stored=stored_bytes,
         decoded=probe.decoded_bytes,
         split=len(pickle.dumps(split)),
-        reader=reader_bytes(split),
+        reader=reader_bytes(split, probe.file_bytes),
         queue=TASKS_PER_WORKER * images_per_task * stored_bytes,
     )
     task = new_task(split, write_mode, options)

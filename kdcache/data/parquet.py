@@ -29,9 +29,14 @@ _BATCH_BYTES = 16 << 20
 """Size of the images of a batch, on average."""
 
 _MAX_BATCH_ROWS = 256
+"""Maximum number of rows of a batch, whose images may be larger than their row group says."""
 
-_OPEN_STREAMS = 2
-"""Row groups that a worker reads at the same time: its tasks may cross from one to the next."""
+_DICTIONARY_COPIES = 2.1
+"""Memory of a dictionary of images, as a multiple of its size; measured with pyarrow 26. Writers
+may put all images of a row group into one dictionary, which is read as a whole."""
+
+_BATCH_COPIES = 3
+"""Copies of a batch in memory: its pages before and after decompression, and the images."""
 
 
 @dataclass(frozen=True)
@@ -49,14 +54,17 @@ class ParquetSplit:
 
     batch_rows: int
     """Number of rows that are read at once."""
-    largest_bytes: int
-    """Size of the largest batch of images that is expected, in bytes."""
+    dictionary_bytes: int
+    """Size of the largest dictionary of images in a row group, in bytes; about."""
 
-    @property
-    def reader_bytes(self) -> int:
-        """Memory that one process holds to read images, in bytes."""
-        # The batch, its pages before and after decompression, and the one that is made next.
-        return _OPEN_STREAMS * 3 * self.largest_bytes
+    def reader_bytes(self, image_bytes: int) -> int:
+        """Return the memory that one process holds to read images, in bytes.
+
+        Args:
+            image_bytes: mean size of an image.
+        """
+        batch = self.batch_rows * image_bytes
+        return int(_DICTIONARY_COPIES * self.dictionary_bytes) + _BATCH_COPIES * batch
 
     def read(self, position: int) -> bytes:
         """Return the bytes field of the image struct."""
@@ -107,7 +115,7 @@ class _Stream:
         import pyarrow.parquet as pq
 
         # A buffer, because the whole column of a row group would be read into memory otherwise.
-        with closing(pq.ParquetFile(self._path, buffer_size=1 << 20)) as file:
+        with closing(pq.ParquetFile(self._path, buffer_size=1 << 20, pre_buffer=False)) as file:
             for batch in file.iter_batches(
                 batch_size=self._batch_rows,
                 row_groups=[self._row_group],
@@ -117,7 +125,7 @@ class _Stream:
                 yield batch.column(0).field("bytes")
 
 
-@lru_cache(maxsize=_OPEN_STREAMS)
+@lru_cache(maxsize=1)  # a worker only goes forwards, so one row group is enough
 def _stream(path: Path, row_group: int, image: str, batch_rows: int) -> _Stream:
     return _Stream(path, row_group, image, batch_rows)
 
@@ -174,7 +182,8 @@ def _open_shards(
 
     row_groups: list[tuple[int, int]] = []
     counts: list[int] = []
-    sizes: list[int] = []
+    means: list[float] = [1.0]
+    dictionaries: list[int] = [0]
     parts: list[Part] = []
     chosen: Columns | None = None
     for number, path in enumerate(files):
@@ -186,8 +195,11 @@ def _open_shards(
                 columns = choose_columns(path, file.schema_arrow, label_key)
                 for group in range(file.num_row_groups):
                     row_groups.append((number, group))
-                    counts.append(file.metadata.row_group(group).num_rows)
-                    sizes.append(_column_bytes(file.metadata.row_group(group), columns.image))
+                    about = file.metadata.row_group(group)
+                    counts.append(about.num_rows)
+                    size, dictionary = _column_bytes(about, columns.image)
+                    means.append(size / max(about.num_rows, 1))
+                    dictionaries.append(dictionary)
                 column = file.read(columns=[columns.label], use_threads=False)[columns.label]
         except pa.ArrowInvalid as error:
             content = describe_content(read_head(path))
@@ -205,27 +217,26 @@ def _open_shards(
     if chosen is None:
         raise DatasetError(f"{files[0]} holds no rows, expected images")
     starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-    means = [size / max(count, 1) for size, count in zip(sizes, counts, strict=True)]
-    rows = max(1, min(_MAX_BATCH_ROWS, int(_BATCH_BYTES / max(*means, 1))))
+    rows = max(1, min(_MAX_BATCH_ROWS, int(_BATCH_BYTES / max(means))))
     labels = np.concatenate([part.labels for part in parts])
-    split = ParquetSplit(
-        files, chosen.image, row_groups, starts, labels, rows, int(rows * max(means))
-    )
+    split = ParquetSplit(files, chosen.image, row_groups, starts, labels, rows, max(dictionaries))
     return split, parts, chosen
 
 
-def _column_bytes(row_group: Any, image: str) -> int:
-    """Return the size of the images of a row group in bytes, before compression.
+def _column_bytes(row_group: Any, image: str) -> tuple[int, int]:
+    """Return the sizes of a row group's images and of their dictionary, before compression.
 
-    A dictionary makes it smaller than the images are: then each image occurs several times.
+    Parquet does not state the second. It is estimated from the compressed sizes.
     """
     columns = (row_group.column(index) for index in range(row_group.num_columns))
-    sizes = [
-        column.total_uncompressed_size
-        for column in columns
-        if column.path_in_schema == f"{image}.bytes"
-    ]
-    return sum(sizes)
+    column = next((one for one in columns if one.path_in_schema == f"{image}.bytes"), None)
+    if column is None:
+        return 0, 0
+    size: int = column.total_uncompressed_size
+    if not column.has_dictionary_page or not column.total_compressed_size:
+        return size, 0
+    compressed = column.data_page_offset - column.dictionary_page_offset
+    return size, int(size * min(1.0, compressed / column.total_compressed_size))
 
 
 def _names(path: Path, root: Path, columns: Columns) -> list[str] | None:

@@ -131,14 +131,19 @@ class PickedSplit:
         return self.base.name(int(self.positions[position]))
 
 
-def reader_bytes(split: Split) -> int:
+def reader_bytes(split: Split, image_bytes: int) -> int:
     """Return the memory that a process holds to read images of a split, in bytes.
 
-    A split states it as an attribute of this name if it is more than one image.
+    A split that holds more than one image has a method of this name.
+
+    Args:
+        split: any split.
+        image_bytes: mean size of an image's file, in bytes.
     """
     while isinstance(split, (RelabelledSplit, PickedSplit)):
         split = split.base
-    return int(getattr(split, "reader_bytes", 0))
+    of_split = getattr(split, "reader_bytes", None)
+    return 0 if of_split is None else int(of_split(image_bytes))
 
 
 def split_off_validation(source: Source, fraction: float, seed: int) -> dict[str, Split]:

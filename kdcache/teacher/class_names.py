@@ -11,6 +11,7 @@ import re
 from collections.abc import Sequence
 from functools import cache
 
+from kdcache.data.classes import are_numbers
 from kdcache.errors import TeacherError
 from kdcache.progress import logger
 from kdcache.teacher.published import ClassNames, PublishedWeights
@@ -56,6 +57,8 @@ def require_same_classes(names: Sequence[str], teacher: PublishedWeights) -> boo
     known = imagenet_names() if teacher.is_imagenet else teacher.class_names
     if known is None:
         return _log_incomparable(teacher, "its classes have no names")
+    if are_numbers(names):
+        return _log_incomparable(teacher, f"numbers such as {names[0]!r} say nothing of an order")
     published = [{_plain(name) for name in of_class} for of_class in known]
     if teacher.is_imagenet and all(map(_is_id, names)) and not any(map(_is_id, known[0])):
         return _require_sorted_ids(names, teacher)
@@ -72,6 +75,46 @@ def require_same_classes(names: Sequence[str], teacher: PublishedWeights) -> boo
         if ours.isdisjoint(theirs):
             raise _class_mismatch(label, names[label], ", ".join(known[label][:2]), teacher)
     return True
+
+
+def require_same_names(where: str, theirs: Sequence[str] | None, ours: Sequence[str]) -> bool:
+    """Compare the class names that a file of weights states with those of the data, in order.
+
+    Names that are numbers are never evidence that two lists agree, only that they do not.
+
+    Args:
+        where: path of the file, for messages.
+        theirs: its class names; None if it states none.
+        ours: class names of the data, as many.
+
+    Returns:
+        True if the names agree; False if they cannot be compared, of which a warning tells.
+
+    Raises:
+        TeacherError: if a class differs; names the first.
+    """
+    why = None
+    if theirs is None:
+        why = "it states no class names"
+    elif list(theirs) == list(ours):
+        why = "both name their classes by numbers" if are_numbers(ours) else None
+    elif are_numbers(theirs) != are_numbers(ours):
+        why = f"it calls class 0 {theirs[0]!r}, and the data {ours[0]!r}"
+    else:
+        pairs = enumerate(zip(theirs, ours, strict=True))
+        label, (their, our) = next((n, pair) for n, pair in pairs if pair[0] != pair[1])
+        order = "their order differs" if set(theirs) == set(ours) else "the classes differ"
+        raise TeacherError(
+            f"class {label} of the packed data is {our!r}, but {their!r} in {where}: {order}. Pack "
+            "the data with the same classes, or train a teacher: kdcache train-teacher"
+        )
+    if why is not None:
+        logger.warning(
+            "the classes of the data and of %s are compared by number only: %s. Check their order",
+            where,
+            why,
+        )
+    return why is None
 
 
 def _is_id(name: str) -> bool:

@@ -16,7 +16,7 @@ from kdcache.models.timm_models import TIMM_PREFIX
 from kdcache.models.weights import fill_model, load_weights
 from kdcache.progress import logger
 from kdcache.registry import load_user_code
-from kdcache.teacher.class_names import require_same_classes
+from kdcache.teacher.class_names import require_same_classes, require_same_names
 from kdcache.teacher.published import PublishedWeights
 from kdcache.teacher.timm_weights import find_timm
 from kdcache.workspace import Workspace, teacher_name
@@ -162,7 +162,7 @@ def _from_file(
     model = make_model(name, num_classes=data.classes, image_size=image_size)
     fill_model(model, tensors, path=path)
     if about.get("data_fingerprint") != data.data_fingerprint:
-        logger.info("%s names no classes: only their number is compared with the data's", path)
+        require_same_names(str(path), about.get("class_names"), data.class_names)
     return Teacher(
         name=teacher_name(spec),
         spec=teacher_name(spec),

@@ -129,21 +129,28 @@ def train_teacher(options: TrainTeacherOptions) -> TrainTeacherResult:
     top1_of = {line["epoch"]: line[accuracy] for line in read_metrics(run_dir)}
     for epoch, target in early.items():
         _save_teacher(
-            early_weights(run_dir, epoch), target, about | {"epoch": epoch}, top1=top1_of[epoch]
+            early_weights(run_dir, epoch),
+            target,
+            about | {"epoch": epoch},
+            data.class_names,
+            top1=top1_of[epoch],
         )
     # Last: this file marks the teacher as complete.
-    _save_teacher(trained, path, about, top1=top1)
+    _save_teacher(trained, path, about, data.class_names, top1=top1)
     seconds = round(time.perf_counter() - started, 3)
     return TrainTeacherResult(top1=top1, path=path.resolve(), seconds=seconds)
 
 
-def _save_teacher(trained: Path, path: Path, about: dict[str, Any], *, top1: float | None) -> None:
+def _save_teacher(
+    trained: Path, path: Path, about: dict[str, Any], class_names: list[str], *, top1: float | None
+) -> None:
     """Write weights of the run folder as a teacher file."""
     weights, _ = load_weights(trained)
     model = make_model(about["arch"], num_classes=about["classes"], image_size=about["image_size"])
     fill_model(model, weights, path=trained)
     # A store records the digest, so a store of an older teacher is recognised.
-    save_weights(path, weights, about | {"top1": top1, "digest": tensor_digest(model)})
+    about = about | {"top1": top1, "digest": tensor_digest(model), "class_names": class_names}
+    save_weights(path, weights, about)
 
 
 def _missing_early_weights(run_dir: Path, epochs: tuple[int, ...]) -> list[int]:
