@@ -163,6 +163,17 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return "" if near is None else f". Did you mean {near}?"
 
 
+def similar_names(names: Iterable[str]) -> list[tuple[str, str]]:
+    """Return pairs of names that differ only by case, spaces, hyphens or underscores."""
+    first: dict[str, str] = {}
+    pairs = []
+    for name in names:
+        other = first.setdefault(_loosely(name), name)
+        if other != name:
+            pairs.append((other, name))
+    return pairs
+
+
 def _loosely(name: str) -> str:
     return re.sub(r"[\s_-]+", "", name.casefold())
 

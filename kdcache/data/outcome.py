@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
+from kdcache.data.classes import similar_names
 from kdcache.data.source import LeftOut, Source, Split
 from kdcache.data.split_names import split_called
 
@@ -50,6 +51,12 @@ def _odd_classes(source: Source, splits: Mapping[str, Split]) -> Iterator[str]:
         yield (
             f"{source.where} has classes that are called like splits: {', '.join(called)}. If they "
             "are splits, name them train and val, and nothing else beside them"
+        )
+    if similar := similar_names(names):
+        one, other = similar[0]
+        yield (
+            f"{source.where} has {len(similar):,} pairs of classes whose names are nearly equal, "
+            f"such as {one} and {other}. If they are one class, merge them"
         )
     for split, images in splits.items():
         counts = np.bincount(images.labels, minlength=len(names))

@@ -40,8 +40,8 @@ class PackPreview(Result):
                 one.why: {"files": len(one.names), "first": one.names[0]} for one in self.left_out
             },
             "left_out_files": [{"why": o.why, "names": list(o.names)} for o in self.left_out],
-            "notes": list(self.notes),
-            "warnings": list(self.warnings),
+            "notes": [{"message": note} for note in self.notes],
+            "warnings": [{"message": warning} for warning in self.warnings],
         }
 
 

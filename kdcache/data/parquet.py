@@ -31,9 +31,12 @@ _BATCH_BYTES = 16 << 20
 _MAX_BATCH_ROWS = 256
 """Maximum number of rows of a batch, whose images may be larger than their row group says."""
 
-_DICTIONARY_COPIES = 2.1
-"""Memory of a dictionary of images, as a multiple of its size; measured with pyarrow 26. Writers
-may put all images of a row group into one dictionary, which is read as a whole."""
+_PAGE_ROWS = 1024
+"""Number of rows that writers put into a page, or a dictionary, before they look at its size."""
+
+_PAGE_COPIES = 2.1
+"""Memory of a page or dictionary as a multiple of its size, compressed bytes included; measured
+with pyarrow 26."""
 
 _BATCH_COPIES = 3
 """Copies of a batch in memory: its pages before and after decompression, and the images."""
@@ -54,8 +57,8 @@ class ParquetSplit:
 
     batch_rows: int
     """Number of rows that are read at once."""
-    dictionary_bytes: int
-    """Size of the largest dictionary of images in a row group, in bytes; about."""
+    page_bytes: int
+    """Maximum size of a page or dictionary of images in bytes, which is read as a whole."""
 
     def reader_bytes(self, image_bytes: int) -> int:
         """Return the memory that one process holds to read images, in bytes.
@@ -64,7 +67,7 @@ class ParquetSplit:
             image_bytes: mean size of an image.
         """
         batch = self.batch_rows * image_bytes
-        return int(_DICTIONARY_COPIES * self.dictionary_bytes) + _BATCH_COPIES * batch
+        return int(_PAGE_COPIES * self.page_bytes) + _BATCH_COPIES * batch
 
     def read(self, position: int) -> bytes:
         """Return the bytes field of the image struct."""
@@ -183,7 +186,7 @@ def _open_shards(
     row_groups: list[tuple[int, int]] = []
     counts: list[int] = []
     means: list[float] = [1.0]
-    dictionaries: list[int] = [0]
+    pages: list[float] = [0.0]
     parts: list[Part] = []
     chosen: Columns | None = None
     for number, path in enumerate(files):
@@ -197,9 +200,8 @@ def _open_shards(
                     row_groups.append((number, group))
                     about = file.metadata.row_group(group)
                     counts.append(about.num_rows)
-                    size, dictionary = _column_bytes(about, columns.image)
-                    means.append(size / max(about.num_rows, 1))
-                    dictionaries.append(dictionary)
+                    means.append(_mean_bytes(about, columns.image))
+                    pages.append(means[-1] * min(about.num_rows, _PAGE_ROWS))
                 column = file.read(columns=[columns.label], use_threads=False)[columns.label]
         except pa.ArrowInvalid as error:
             content = describe_content(read_head(path))
@@ -219,24 +221,19 @@ def _open_shards(
     starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
     rows = max(1, min(_MAX_BATCH_ROWS, int(_BATCH_BYTES / max(means))))
     labels = np.concatenate([part.labels for part in parts])
-    split = ParquetSplit(files, chosen.image, row_groups, starts, labels, rows, max(dictionaries))
+    split = ParquetSplit(files, chosen.image, row_groups, starts, labels, rows, int(max(pages)))
     return split, parts, chosen
 
 
-def _column_bytes(row_group: Any, image: str) -> tuple[int, int]:
-    """Return the sizes of a row group's images and of their dictionary, before compression.
-
-    Parquet does not state the second. It is estimated from the compressed sizes.
-    """
+def _mean_bytes(row_group: Any, image: str) -> float:
+    """Return the mean size of a row group's images in bytes, before compression."""
     columns = (row_group.column(index) for index in range(row_group.num_columns))
-    column = next((one for one in columns if one.path_in_schema == f"{image}.bytes"), None)
-    if column is None:
-        return 0, 0
-    size: int = column.total_uncompressed_size
-    if not column.has_dictionary_page or not column.total_compressed_size:
-        return size, 0
-    compressed = column.data_page_offset - column.dictionary_page_offset
-    return size, int(size * min(1.0, compressed / column.total_compressed_size))
+    sizes = (
+        column.total_uncompressed_size
+        for column in columns
+        if column.path_in_schema == f"{image}.bytes"
+    )
+    return float(sum(sizes) / max(row_group.num_rows, 1))
 
 
 def _names(path: Path, root: Path, columns: Columns) -> list[str] | None:

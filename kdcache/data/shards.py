@@ -11,6 +11,7 @@ import glob
 import itertools
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -136,11 +137,12 @@ def _training_shards(
     if odd and rest:
         left_out.append(LeftOut("shards that are called no training data", _texts(odd)))
     training = rest or odd
-    kinds = {_stem(shard) for shard in training}
-    if len(kinds) > 1 and found:
+    kinds = Counter((str(shard.parent.relative_to(folder)), _stem(shard)) for shard in training)
+    if len(kinds) > 1:
+        shown = ", ".join(f"{n:,} like {place}/{stem}" for (place, stem), n in kinds.items())
         notes.append(
-            f"{_shown(training)}: no split in the names, read as training images because no shard "
-            "is called train"
+            f"{len(training):,} shards of {folder} have no split in their names and are read as "
+            f"one training split: {shown}"
         )
     return training
 

@@ -11,15 +11,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 from kdcache.errors import DatasetError
+from kdcache.options import DEFAULT_WORKSPACE
 
 _SYSTEM_NAMES = frozenset(
     {
         *("@eadir", "@tmp", "#recycle", "#snapshot", "__macosx", "__pycache__", "lost+found"),
         *("$recycle.bin", "system volume information", "thumbs.db", "ehthumbs.db"),
-        *("desktop.ini", "icon\r"),
+        *("desktop.ini", "icon\r", DEFAULT_WORKSPACE.name),
     }
 )
-"""Names, in lower case, of files and folders that operating systems and programs add."""
+"""Names, in lower case, that operating systems and programs, kdcache too, give to their files."""
 
 _SPECIAL = (
     (stat.S_ISFIFO, "a named pipe"),

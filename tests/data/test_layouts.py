@@ -311,6 +311,13 @@ FOLDERS = [
         says=("2 files", "@eaDir"),
     ),
     Row(
+        "a workspace in the folder",
+        "what kdcache wrote is no class",
+        {"cat/1.png": 1, "dog/2.png": 2, "kdcache-workspace/train.json": "{}"},
+        CATS_AND_DOGS,
+        says=("kdcache-workspace",),
+    ),
+    Row(
         "files of Windows",
         "Thumbs.db and desktop.ini are no samples",
         PLAIN | {"train/cat/Thumbs.db": "\xd0\xcf", "train/desktop.ini": "[.ShellClassInfo]"},
@@ -488,6 +495,19 @@ FOLDERS = [
         {"train/cafe\u0301/1.png": 1, "train/tea/2.png": 2, "val/caf\xe9/3.png": 3},
         "caf\xe9 1 | tea 2",
         "caf\xe9 3",
+    ),
+    Row(
+        "classes that differ by case",
+        "probably one class",
+        {"Cat/1.png": 1, "cat/2.png": 2, "dog/3.png": 3},
+        "Cat 1 | cat 2 | dog 3",
+        says=("Cat and cat",),
+    ),
+    Row(
+        "an evaluation class in another case",
+        "cat, written differently",
+        PLAIN | {"val/Cat/x.png": 9},
+        refused=("Did you mean cat",),
     ),
     Row(
         "same folders in every class",
@@ -734,6 +754,34 @@ TABLES = [
         {"train.parquet": Rows([(1, 0), (2, 1)]), "assets/logo.png": 9},
         "0 1 | 1 2",
         says=("logo.png",),
+    ),
+    Row(
+        "shards of two kinds without splits",
+        "one split, or two data sets",
+        {"a/animals.parquet": Rows([(1, 0), (2, 1)]), "b/plants-0.parquet": Rows([(3, 1)])},
+        "0 1 | 1 2 3",
+        says=("1 like a/animals", "1 like b/plants"),
+    ),
+    Row(
+        "a missing shard",
+        "all three shards",
+        {
+            "train-00000-of-00003.parquet": Rows([(1, 0)]),
+            "train-00002-of-00003.parquet": Rows([(2, 1)]),
+        },
+        refused=("train-00001-of-00003", "2 shards of 3"),
+    ),
+    Row(
+        "a pattern that names extra shards",
+        "train and extra together",
+        {
+            "train-0.parquet": Rows([(1, 0), (2, 1)]),
+            "extra-0.parquet": Rows([(5, 0)]),
+            "test-0.parquet": Rows([(3, 0)]),
+        },
+        "0 1 5 | 1 2",
+        source="{train,extra}-0.parquet",
+        says=("extra-0.parquet",),
     ),
     Row(
         "a pattern",
