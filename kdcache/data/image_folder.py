@@ -28,6 +28,8 @@ from kdcache.data.split_names import (
 from kdcache.data.walk import FileState, Tree, file_state, visible_folders
 from kdcache.errors import DatasetError
 
+_MAX_SHOWN = 5
+
 _HIDDEN = "in hidden folders, or hidden"
 _OTHER = "not images"
 _BESIDE = "images beside the class folders, without a class"
@@ -79,6 +81,7 @@ def image_folder(root: Path) -> Source:
     train = layout.folders["train"]
     folder_of = _class_folders(train)
     class_names, notes = sorted_names(train, folder_of)
+    notes += _note_equal_subfolders(train)
     label_of = {name: label for label, name in enumerate(class_names)}
     splits: dict[str, Split] = {}
     content = hashlib.sha256()
@@ -140,7 +143,7 @@ def _find_layout(root: Path) -> _Layout:
             f"beside it. To open only an evaluation split, name {first}"
         )
     layout.folders = {"train": base}
-    _require_classes(base, list(folders.values()), layout)
+    _require_classes(base, list(folders.values()))
     return layout
 
 
@@ -240,7 +243,7 @@ def _paths(tree: Tree, names: Sequence[str]) -> tuple[str, ...]:
     return tuple(str(tree.root / name) for name in names)
 
 
-def _require_classes(base: Path, folders: list[Path], layout: _Layout) -> None:
+def _require_classes(base: Path, folders: list[Path]) -> None:
     """Check that the folders are classes, not splits, wrappers or kinds of data."""
     if not folders:
         flat = _has_images(base)
@@ -262,13 +265,20 @@ def _require_classes(base: Path, folders: list[Path], layout: _Layout) -> None:
                 f"{base / name} holds the folder {same[0]}, which is a class beside {name} too. "
                 f"If {name} is a split, move the class folders into {base}/train"
             )
+
+
+def _note_equal_subfolders(train: Path) -> list[str]:
+    """Return a note if all class folders hold folders of the same names."""
+    below = {
+        folder.name: [path.name for path in visible_folders(folder)]
+        for folder in visible_folders(train)
+    }
     kinds = {frozenset(names) for names in below.values()}
-    if len(below) > 1 and len(kinds) == 1 and (kind := sorted(kinds.pop())):
-        layout.notes.append(
-            f"the classes are {', '.join(list(below)[:5])}{', ...' if len(below) > 5 else ''}; "  # noqa: PLR2004
-            f"each of their folders holds {', '.join(kind[:5])}, which are read as "
-            "parts of the class"
-        )
+    if len(below) < 2 or len(kinds) > 1 or not (kind := sorted(kinds.pop())):  # noqa: PLR2004
+        return []
+    classes = ", ".join(list(below)[:_MAX_SHOWN]) + (", ..." if len(below) > _MAX_SHOWN else "")
+    parts = ", ".join(kind[:_MAX_SHOWN])
+    return [f"the classes are {classes}; each holds the folders {parts}, read as parts of it"]
 
 
 def _class_folders(folder: Path) -> dict[str, str]:

@@ -24,6 +24,8 @@ from kdcache.errors import ConfigError, DatasetError
 
 _NUMBERED = re.compile(r"(.*?)(\d+)-of-(\d+)(?!\d)")
 
+_FORMATS = (".tar", ".parquet")
+
 _MAX_SHOWN = 3
 
 
@@ -88,7 +90,13 @@ def _in_folder(folder: Path, is_shard: Callable[[str], bool]) -> Shards:
         LeftOut("links to folders that are read already", _paths(folder, tree.repeated)),
     ]
     others = [n for n in names if n not in kinds and Path(n).name not in NAMES_FILES]
-    left_out.append(LeftOut("no shards", _paths(folder, others)))
+    left_out.append(LeftOut("not shards", _paths(folder, others)))
+    other = next((name for name in others if name.lower().endswith(_FORMATS)), None)
+    if other is not None and shards:
+        raise DatasetError(
+            f"{folder} holds shards of two formats, such as {shards[0].relative_to(folder)} and "
+            f"{other}, expected one. Name the shards that you mean in a pattern"
+        )
     found, unnamed = _by_split(shards, folder)
     notes: list[str] = []
     if "train" in found:

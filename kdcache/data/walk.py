@@ -5,6 +5,7 @@ Links to folders are followed unless their content is read anyway, so no image i
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from pathlib import Path
@@ -38,7 +39,7 @@ def is_hidden(name: str) -> bool:
 def visible_folders(folder: Path) -> list[Path]:
     """Return the folders directly in `folder`, links included, hidden ones not, sorted by name."""
     with os.scandir(folder) as entries:
-        names = [entry.name for entry in entries if not is_hidden(entry.name) and entry.is_dir()]
+        names = [entry.name for entry in entries if not is_hidden(entry.name) and _is_folder(entry)]
     return [folder / name for name in sorted(names)]
 
 
@@ -53,11 +54,13 @@ def file_state(path: Path | str) -> FileState | str:
     """Return the state of a regular file, or what else the path is, such as "a named pipe".
 
     Raises:
-        DatasetError: if it is a link to a file that does not exist.
+        DatasetError: if it is a link to a file that does not exist, or to itself.
     """
     try:
         found = os.stat(path)  # noqa: PTH116  (a million calls)
-    except FileNotFoundError as error:
+    except OSError as error:
+        if error.errno not in {errno.ENOENT, errno.ELOOP}:
+            raise
         raise DatasetError(
             f"{path} is a broken link, expected an image. Mount or copy the file that it points "
             "to, or remove the link"
@@ -111,7 +114,7 @@ class Tree:
             for entry in entries:
                 if is_hidden(entry.name):
                     self._hide(entry, entry.name)
-                elif not entry.is_dir():
+                elif not _is_folder(entry):
                     found.append(entry.name)
         return sorted(found)
 
@@ -121,7 +124,7 @@ class Tree:
         path = below + entry.name
         if is_hidden(entry.name):
             self._hide(entry, path)
-        elif not entry.is_dir():
+        elif not _is_folder(entry):
             found.append(path)
         elif not entry.is_symlink() or self._may_follow(path, top):
             pending.append(f"{path}/")
@@ -151,6 +154,14 @@ class Tree:
                 return False
         self._followed[target] = (path, top)
         return True
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    """Return whether an entry is a folder or a link to one; a link to itself is none."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
 
 
 def _is_within(path: str, folder: str) -> bool:

@@ -424,6 +424,24 @@ FOLDERS = [
         refused=("2.png", "broken link"),
     ),
     Row(
+        "a link to itself",
+        "the file is not there",
+        {"cat/1.png": 1, "dog/2.png": Link("layout/dog/2.png")},
+        refused=("2.png", "broken link"),
+    ),
+    Row(
+        "domains below a split",
+        "real and sketch are the classes, or cat and dog",
+        {
+            "train/real/cat/1.png": 1,
+            "train/real/dog/2.png": 2,
+            "train/sketch/cat/3.png": 3,
+            "train/sketch/dog/4.png": 4,
+        },
+        "real 1 2 | sketch 3 4",
+        says=("real, sketch", "cat, dog"),
+    ),
+    Row(
         "broken link to a class",
         "the folder is not mounted",
         {"train/cat/1.png": 1, "train/cow/1.png": 1, "train/dog": Link("nowhere")},
@@ -772,6 +790,12 @@ TABLES = [
         refused=("train-00001-of-00003", "2 shards of 3"),
     ),
     Row(
+        "shards of two formats",
+        "nobody can know which are meant",
+        {"a.tar": Tar(({"0.png": 1, "0.cls": "0"},)), "b.parquet": Rows([(1, 0)])},
+        refused=("a.tar", "b.parquet", "two formats"),
+    ),
+    Row(
         "a pattern that names extra shards",
         "train and extra together",
         {
@@ -1043,7 +1067,7 @@ def test_a_layout_is_understood_or_refused(row, tmp_path):
 
 
 def describe_left_outs(source):
-    return [one for one in source.left_out if one.why != "no shards"]
+    return [one for one in source.left_out if one.why != "not shards"]
 
 
 def test_the_table_has_a_row_for_each_way_that_data_go_wrong():
