@@ -25,7 +25,17 @@ MAX_SHOWN = 200
 
 FLAGS = frozenset(
     {
-        *("allow_mixed", "compile", "dry_run", "features", "kd", "overwrite", "repair", "reshape"),
+        *(
+            "allow_mixed",
+            "compact_labels",
+            "compile",
+            "dry_run",
+            "features",
+            "kd",
+            "overwrite",
+            "repair",
+            "reshape",
+        ),
         *("resume", "retry", "standardise", "tensorboard"),
     }
 )

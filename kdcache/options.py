@@ -44,6 +44,9 @@ _EXPORTS = (".parquet", ".npz")
 FIGURES = (".png", ".pdf", ".svg")
 """File suffixes of figures."""
 
+MAX_CLASSES = 10_000_000
+"""Maximum number of classes."""
+
 SCORE_FILES = (".npy", ".csv", ".parquet")
 """File suffixes of files with one score per sample."""
 
@@ -198,6 +201,12 @@ class PackOptions(CommonOptions):
     """Column (Parquet, hf:) or .json field (WebDataset) with the label. Default: label, or the .cls
     file."""
 
+    classes: int | None = None
+    """Number of classes of a source that does not name them, if some have no image."""
+
+    compact_labels: Annotated[bool, _FLAG] = False
+    """Renumber the classes that have images from 0. Each keeps its name, or its former number."""
+
     subset: str | None = None
     """Pack the samples of this subset (a name or path) from the workspace's training beton instead
     of a SOURCE, so that training reads no other samples. Ids and pixels stay the same."""
@@ -207,6 +216,9 @@ class PackOptions(CommonOptions):
 
     max_resolution: int | None = None
     """Shrink images until the longer side has at most this many pixels."""
+
+    max_image_pixels: int | None = None
+    """Refuse image files with more pixels, which could fill the memory. Default: 178,956,970."""
 
     val_fraction: float | None = None
     """Fraction of a source with one split that becomes the evaluation split, in [0, 1)."""
@@ -223,6 +235,9 @@ class PackOptions(CommonOptions):
     overwrite: Annotated[bool, _FLAG] = False
     """Replace betons that were packed from another source or with other options."""
 
+    dry_run: Annotated[bool, _FLAG] = False
+    """Print the classes, the images of each split, and what is left out and why; write nothing."""
+
     def __post_init__(self) -> None:
         """Check every range."""
         if (self.source is None) == (self.subset is None):
@@ -233,11 +248,25 @@ class PackOptions(CommonOptions):
                 value=self.source,
             )
         made_by_source = [
-            *("val_source", "label_key", "write_mode", "max_resolution", "val_fraction"),
-            *("on_bad_image", "seed", "num_workers"),
+            *("val_source", "label_key", "classes", "compact_labels", "write_mode"),
+            *("max_resolution", "max_image_pixels", "val_fraction", "on_bad_image", "seed"),
+            *("num_workers", "dry_run"),
         ]
         _require_unset(self, made_by_source, "a SOURCE", unless=self.subset is None)
-        _require_positive(self, "max_resolution", "num_workers")
+        _require_positive(self, "max_resolution", "max_image_pixels", "num_workers")
+        _require(
+            "classes",
+            self.classes,
+            lambda count: 0 < count <= MAX_CLASSES,
+            f"a number from 1 to {MAX_CLASSES}",
+        )
+        if self.classes is not None and self.compact_labels:
+            raise ConfigError(
+                "--classes and --compact-labels are both given, expected one of them: the number "
+                "of compact labels follows from the images",
+                parameter="classes",
+                value=self.classes,
+            )
         _require("val_fraction", self.val_fraction, lambda f: 0 <= f < 1, "a number in [0, 1)")
         _require_non_negative(self, "seed")
 

@@ -22,8 +22,8 @@ FORMAT_VERSION = 2
 digests and a name per image, views by view key, a seal."""
 
 _PACK_OPTIONS = (
-    *("val_source", "label_key", "write_mode", "max_resolution", "val_fraction"),
-    *("on_bad_image", "seed"),
+    *("val_source", "label_key", "classes", "compact_labels", "write_mode", "max_resolution"),
+    *("max_image_pixels", "val_fraction", "on_bad_image", "seed"),
 )
 """Options of `kdcache pack` that `made_from` records."""
 
@@ -141,7 +141,8 @@ def pack_again(beton: Path, manifest: BetonManifest | Mapping[str, Any] | None =
     if made_from is None:
         return f"Run: kdcache pack SOURCE --overwrite{workspace}"
     options = "".join(
-        f" --{name.replace('_', '-')} {_quoted(made_from[name])}"
+        f" --{name.replace('_', '-')}"
+        + ("" if made_from[name] is True else f" {_quoted(made_from[name])}")
         for name in _PACK_OPTIONS
         if made_from.get(name) is not None
     )

@@ -12,9 +12,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kdcache.data.source import EVALUATION_NAMES, Source, Split, choose_splits
+from kdcache.data.classes import Part, relabelled, unify
+from kdcache.data.source import LeftOut, Source, Split
 from kdcache.data.source_kind import SourceKind
-from kdcache.data.tables import Columns, choose_columns, resolve_class_names, validate_labels
+from kdcache.data.split_names import EVALUATION_NAMES, choose_splits, group_by_name
+from kdcache.data.tables import Columns, choose_columns, validate_labels
 from kdcache.errors import ConfigError, DatasetError
 from kdcache.progress import logger
 
@@ -68,27 +70,46 @@ def hugging_face(source: str, label_key: str | None = None) -> Source:
     named = source.startswith(PREFIX)
     where = source if named else str(Path(source).resolve())
     loaded = _load(source.removeprefix(PREFIX), where)
-    found = {name: loaded[name] for name in ("train", *EVALUATION_NAMES) if name in loaded}
+    found, others = group_by_name(loaded)
+    for split, names in found.items():
+        if len(names) > 1:
+            raise DatasetError(
+                f"{where} has the splits {' and '.join(names)}, expected one called {split}. "
+                "Save the one that is meant by itself"
+            )
     if not found:
         raise DatasetError(
             f"{where} has the splits {', '.join(loaded)}, expected train or one of "
             f"{', '.join(EVALUATION_NAMES)}"
         )
-    chosen, ignored_splits = choose_splits(found)
+    chosen, ignored = choose_splits({split: names[0] for split, names in found.items()})
     splits: dict[str, Split] = {}
-    stated_names: list[str] | None = None
+    parts: dict[str, list[Part]] = {}
     content = hashlib.sha256()
-    for split, data in chosen.items():
-        name = next(name for name, of_name in found.items() if of_name is data)
+    for split, name in chosen.items():
+        data = loaded[name]
         splits[split], columns = _open_split(data, f"{where}, {name}", label_key)
-        stated_names = stated_names or columns.class_names
+        parts[split] = [Part(f"{where}, {name}", splits[split].labels, columns.class_names)]
         # `datasets` documents the fingerprint as the state of a data set.
         content.update(f"{split}:{len(data)}:{data._fingerprint}\n".encode())  # noqa: SLF001
-    class_names = resolve_class_names(
-        where, [split.labels for split in splits.values()], stated_names
-    )
+    unified = unify(parts)
+    splits = {
+        split: relabelled(of_split, unified.labels[split][0]) for split, of_split in splits.items()
+    }
+    left_out = [
+        LeftOut(
+            f"a further evaluation split of {len(loaded[name]):,} images",
+            (name,),
+            "Choose one with --val-source",
+        )
+        for name in (found[split][0] for split in ignored)
+    ]
+    left_out += [
+        LeftOut(f"a split of {len(loaded[name]):,} images that is no train", (name,))
+        for name in others
+    ]
     identity = {"kind": "hf", "path": where, "content": content.hexdigest()}
-    return Source(splits, class_names, identity, ignored_splits=ignored_splits)
+    return Source(splits, unified.class_names, identity, left_out=left_out, notes=unified.notes)
 
 
 def _load(name: str, where: str) -> Mapping[str, Any]:

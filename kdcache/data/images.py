@@ -10,6 +10,8 @@ file decides its format, not its name.
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Literal
 
 import numpy as np
@@ -17,6 +19,7 @@ import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from kdcache.data.digests import digest_bytes, digest_pixels
+from kdcache.data.file_content import HEAD_BYTES, describe_content, image_format
 from kdcache.data.jpeg_library import decode_jpeg
 from kdcache.data.stored_image import StoredImage
 
@@ -30,11 +33,18 @@ JPEG_QUALITY = 90
 MAX_SIDE = 2**16 - 1
 """Maximum height and width in pixels: the beton format stores them as 16-bit numbers."""
 
+MAX_IMAGE_PIXELS = 178_956_970
+"""Default for the maximum number of pixels of an image file: half a gigabyte as RGB."""
+
 _EXIF_ORIENTATION = 0x0112
 
 
 def store_image(
-    content: bytes, *, write_mode: Literal["raw", "jpg"], max_resolution: int | None
+    content: bytes,
+    *,
+    write_mode: Literal["raw", "jpg"],
+    max_resolution: int | None,
+    max_image_pixels: int = MAX_IMAGE_PIXELS,
 ) -> StoredImage:
     """Decode an image file and encode it for the beton.
 
@@ -45,12 +55,14 @@ def store_image(
         content: an encoded image file.
         write_mode: `raw` pixels or `jpg`.
         max_resolution: maximum height and width in pixels; larger images are shrunk.
+        max_image_pixels: maximum number of pixels of the file, before it is shrunk. A small file
+            can state a size that takes all memory.
 
     Raises:
         OSError, ValueError, SyntaxError: if the file cannot be decoded; most come from Pillow.
     """
     limit = min(max_resolution or MAX_SIDE, MAX_SIDE)
-    with _open(content) as image:
+    with _open(content, max_image_pixels) as image:
         is_jpeg = image.format in {"JPEG", "MPO"}  # MPO: a JPEG that is followed by others
         may_stay = is_jpeg and image.mode in {"RGB", "L"} and max(image.size) <= limit
         as_read = None
@@ -95,21 +107,39 @@ def store_image(
     )
 
 
-def _open(content: bytes) -> Image.Image:
+def _open(content: bytes, max_pixels: int) -> Image.Image:
     if not content:
         raise ValueError("the file is empty")
     try:
-        return Image.open(io.BytesIO(content), formats=FORMATS)
+        with without_pillows_limit():
+            image = Image.open(io.BytesIO(content), formats=FORMATS)
     except UnidentifiedImageError:
         # Pillow's message contains the address of an object, which differs in every run.
-        start = content.lstrip()[:15].lower()
-        if start.startswith((b"<!doctype", b"<html", b"<head", b"<?xml")):
-            reason = "it is a web page or other text"
-        elif not content.strip(b"\0"):
-            reason = "it contains only zeros"
+        head = content[:HEAD_BYTES]
+        if (name := image_format(head)) in {"HEIC", "JPEG XL", "Photoshop"}:
+            reason = f"it is a {name} image; convert it to {FORMATS[0]} or {FORMATS[1]}"
+        elif name is None and (found := describe_content(head)) is not None:
+            reason = f"it {found}"
         else:
             reason = f"it is none of {', '.join(FORMATS)}, or its header is damaged"
         raise ValueError(reason) from None
+    if image.width * image.height > max_pixels:
+        image.close()
+        raise ValueError(
+            f"it has {image.width:,} x {image.height:,} pixels, expected at most {max_pixels:,}. "
+            f"If that is right, raise --max-image-pixels to {image.width * image.height}"
+        )
+    return image
+
+
+@contextmanager
+def without_pillows_limit() -> Iterator[None]:
+    """Let Pillow open an image of any size: this module has a limit of its own."""
+    before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = before
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

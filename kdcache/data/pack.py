@@ -7,24 +7,15 @@ cannot be decoded, the pack stops with its name and leaves nothing behind, or sk
 from __future__ import annotations
 
 import itertools
-import multiprocessing
-import os
-import pickle
-import threading
-from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from kdcache.cores import available_cores
 from kdcache.data.beton import open_beton
 from kdcache.data.beton_manifest import (
     FORMAT_VERSION,
@@ -34,13 +25,22 @@ from kdcache.data.beton_manifest import (
     names_path,
 )
 from kdcache.data.beton_writer import write_beton
-from kdcache.data.digests import DECODED, DIGEST_BYTES, digests_path, save_digests
-from kdcache.data.images import store_image
+from kdcache.data.digests import (
+    DECODED,
+    DIGEST_BYTES,
+    digests_path,
+    load_digests,
+    save_digests,
+)
+from kdcache.data.duplicates import describe_duplicates
 from kdcache.data.names import save_names
-from kdcache.data.pack_result import PackResult
+from kdcache.data.outcome import describe
+from kdcache.data.pack_plan import choose_write_mode, plan_workload, probe_split
+from kdcache.data.pack_result import PackPreview, PackResult
+from kdcache.data.pack_tasks import BadImage, stored_images
 from kdcache.data.policy import MAX_SMALL_IMAGE_SIZE
 from kdcache.data.repack import pack_subset
-from kdcache.data.resources import ResourceEstimate, require_resources
+from kdcache.data.resources import require_resources
 from kdcache.data.source import Source, Split, split_train_val
 from kdcache.data.sources import open_source
 from kdcache.data.stored_image import StoredImage
@@ -55,28 +55,6 @@ from kdcache.identity import differences
 from kdcache.options import PackOptions
 from kdcache.progress import logger, progress_bar
 from kdcache.workspace import Workspace
-
-_TASK_BYTES = 4 << 20
-"""Maximum size of the images that a worker returns at once: small, so that many fit in a queue."""
-
-_MAX_IMAGES_PER_TASK = 256
-_TASKS_PER_WORKER = 4
-"""Number of tasks in the queue per worker."""
-
-_IMAGE_COST_BYTES = 20_000
-"""Fixed cost of an image, as a number of decoded bytes that take equally long."""
-
-_WORTH_A_WORKER_BYTES = 64 << 20
-"""Number of decoded bytes that take about as long as the start of a process."""
-
-
-class BadImage(NamedTuple):
-    """An image that could not be decoded."""
-
-    position: int
-    """Index of the image in its split of the source."""
-    name: str
-    reason: str
 
 
 def pack(options: PackOptions) -> PackResult:
@@ -94,34 +72,37 @@ def pack(options: PackOptions) -> PackResult:
     if options.subset is not None:
         packed = open_beton(pack_subset(workspace, options.subset, overwrite=options.overwrite))
         return PackResult(
-            fingerprint=packed.manifest.fingerprint, train=packed, val=None, skipped=0
+            fingerprint=packed.manifest.fingerprint, betons={"train": packed}, skipped=0
         )
     assert options.source is not None  # noqa: S101  (the options require it)
-    source = open_source(options.source, val_source=options.val_source, label_key=options.label_key)
+    source = open_source(
+        options.source,
+        val_source=options.val_source,
+        label_key=options.label_key,
+        classes=options.classes,
+        compact_labels=options.compact_labels,
+    )
+    for note in source.notes:
+        logger.info("%s", note)
+    if options.dry_run:
+        return _preview(source, options)
     splits = split_train_val(source, options.val_fraction, options.seed)
     made_from = source.identity | {
         "label_key": options.label_key,
+        "classes": options.classes,
+        "compact_labels": options.compact_labels or None,
         "on_bad_image": options.on_bad_image,
         "val_fraction": options.val_fraction,
         "seed": options.seed,
         "write_mode": options.write_mode,
         "max_resolution": options.max_resolution,
+        "max_image_pixels": options.max_image_pixels,
     }
     if _is_up_to_date(workspace, splits, made_from, overwrite=options.overwrite):
         logger.info("up to date: %s", workspace.beton("train"))
         return _result(workspace, splits)
-    if source.ignored_splits:
-        logger.warning(
-            "%s has several evaluation splits; ignored: %s. Choose one with --val-source",
-            source.where,
-            ", ".join(source.ignored_splits),
-        )
-    if source.ignored_files:
-        logger.warning(
-            "%d files are not images and are left out, the first is %s",
-            len(source.ignored_files),
-            source.ignored_files[0],
-        )
+    for warning in describe(source, splits):
+        logger.warning("%s", warning)
     workspace.root.mkdir(parents=True, exist_ok=True)
     sweep_partials(workspace.root)
     with TemporaryDirectory(
@@ -133,7 +114,47 @@ def pack(options: PackOptions) -> PackResult:
             made = _pack_split(staged.beton(name), splits[name], source, options, made_from, first)
             first = first or made
         _commit(staged, workspace)
+    _report_duplicates(workspace, splits)
     return _result(workspace, splits)
+
+
+def _preview(source: Source, options: PackOptions) -> PackResult:
+    """Return what a pack would do, without writing anything."""
+    must_be_divided = "val" not in source.splits and options.val_fraction is None
+    splits = source.splits
+    if not must_be_divided or source.default_val_fraction is not None:
+        splits = split_train_val(source, options.val_fraction, options.seed)
+    warnings = describe(source, splits)
+    for warning in warnings:
+        logger.warning("%s", warning)
+    counts = {
+        name: np.bincount(split.labels, minlength=len(source.class_names))
+        for name, split in splits.items()
+    }
+    preview = PackPreview(
+        samples={name: len(split.labels) for name, split in splits.items()},
+        class_names=tuple(source.class_names),
+        class_sizes={name: tuple(count.tolist()) for name, count in counts.items()},
+        left_out=tuple(source.left_out),
+        notes=tuple(source.notes),
+        warnings=tuple(warnings),
+    )
+    return PackResult(fingerprint=None, betons={}, skipped=0, preview=preview)
+
+
+def _report_duplicates(workspace: Workspace, splits: dict[str, Split]) -> None:
+    """Warn of images that are in both splits, or in one split with two labels."""
+    betons = {name: open_beton(workspace.beton(name)) for name in splits}
+    digests = {name: load_digests(beton.path)[:, DECODED] for name, beton in betons.items()}
+    labels = {name: beton.labels for name, beton in betons.items()}
+
+    def name_of(split: str, sample_id: int) -> str:
+        skipped = np.array([image["position"] for image in betons[split].manifest.skipped])
+        kept = np.setdiff1d(np.arange(len(splits[split].labels)), skipped)
+        return splits[split].name(int(kept[sample_id]))
+
+    for line in describe_duplicates(digests, labels, name_of):
+        logger.warning("%s", line)
 
 
 def _commit(staged: Workspace, workspace: Workspace) -> None:
@@ -200,16 +221,16 @@ def _pack_split(
     labels = np.zeros(count, dtype=np.int64)
     skipped: list[BadImage] = []
     ids = itertools.count()
-    probe = _probe(split, options.max_resolution)
-    write_mode = _choose_write_mode(probe, options) if train is None else train.write_mode
-    workload = _plan(split, probe, write_mode, options)
+    probe = probe_split(split, options)
+    write_mode = choose_write_mode(probe, options) if train is None else train.write_mode
+    workload = plan_workload(split, probe, write_mode, options)
     require_resources(workload.need, workload.workers, path.parent)
     logger.info("%s: %s images as %s", name, f"{count:,}", write_mode)
 
     def samples() -> Iterator[tuple[StoredImage, int, int]]:
         nonlocal sums
         with progress_bar(total=count, unit="image", description=f"pack {name}") as bar:
-            stored = _stored_images(split, workload)
+            stored = stored_images(split, workload)
             for image, label in zip(stored, split.labels.tolist(), strict=True):
                 bar.update()
                 if isinstance(image, BadImage):
@@ -305,43 +326,6 @@ def _report_skipped(
         logger.warning("%d classes have no image left, the first is %s", len(empty), empty[0])
 
 
-class _Probe(NamedTuple):
-    """Estimates from a few images at regular distances in a split."""
-
-    largest_side: int
-    """Maximum height or width in pixels after --max-resolution; 0 if no image was decoded."""
-    decoded_bytes: int
-    """Size of the largest image as RGB, in bytes."""
-    raw_bytes: int
-    """Mean size of an image as RGB, in bytes."""
-    file_bytes: int
-    """Mean size of an image's file, in bytes."""
-
-
-def _probe(split: Split, max_resolution: int | None) -> _Probe:
-    # The sizes of images often vary, so the sample covers the whole split.
-    sampled = np.unique(np.linspace(0, len(split.labels) - 1, 64).astype(np.int64))
-    task = _Task(split, "raw", max_resolution)
-    stored = {position: _store(task, position) for position in sampled.tolist()}
-    images = {at: image for at, image in stored.items() if isinstance(image, StoredImage)}
-    if not images:
-        return _Probe(0, 0, 0, 0)
-    sizes = [len(image.content) for image in images.values()]
-    files = [len(split.read(position)) for position in images]
-    return _Probe(
-        largest_side=max(max(image.height, image.width) for image in images.values()),
-        decoded_bytes=max(sizes),
-        raw_bytes=sum(sizes) // len(sizes),
-        file_bytes=sum(files) // len(files),
-    )
-
-
-def _choose_write_mode(probe: _Probe, options: PackOptions) -> Literal["raw", "jpg"]:
-    if options.write_mode != "auto":
-        return options.write_mode
-    return "raw" if probe.largest_side <= MAX_SMALL_IMAGE_SIZE else "jpg"
-
-
 def _choose_image_size(sides: npt.NDArray[np.int64]) -> int:
     """Return the images' own size if all are square, small and equally large; else 32 or 224."""
     largest = int(sides.max())
@@ -354,145 +338,10 @@ def _choose_policy(image_size: int) -> str:
     return "pad-crop(4, flip=True)" if image_size <= MAX_SMALL_IMAGE_SIZE else "rrc"
 
 
-class _Task(NamedTuple):
-    """The settings of a worker process, which do not change while it runs."""
-
-    split: Split
-    write_mode: Literal["raw", "jpg"]
-    max_resolution: int | None
-
-
-class _Workload(NamedTuple):
-    """The division of a split among workers, which does not affect the beton."""
-
-    task: _Task
-    workers: int
-    images_per_task: int
-    need: ResourceEstimate
-
-
-def _plan(
-    split: Split, probe: _Probe, write_mode: Literal["raw", "jpg"], options: PackOptions
-) -> _Workload:
-    count = len(split.labels)
-    stored_bytes = max(probe.raw_bytes if write_mode == "raw" else probe.file_bytes, 1)
-    cores = available_cores()
-    enough = count * (_IMAGE_COST_BYTES + probe.raw_bytes) // _WORTH_A_WORKER_BYTES
-    workers = options.num_workers or min(cores, max(1, enough))
-    images_per_task = min(
-        _MAX_IMAGES_PER_TASK,
-        max(1, _TASK_BYTES // stored_bytes),
-        -(-count // (_TASKS_PER_WORKER * workers)),
-    )
-    need = ResourceEstimate(
-        samples=count,
-        stored=stored_bytes,
-        decoded=probe.decoded_bytes,
-        split=len(pickle.dumps(split)),
-        queue=_TASKS_PER_WORKER * images_per_task * stored_bytes,
-    )
-    task = _Task(split, write_mode, options.max_resolution)
-    return _Workload(task, workers, images_per_task, need)
-
-
-def _stored_images(split: Split, workload: _Workload) -> Iterator[StoredImage | BadImage]:
-    """Yield every image of a split in order, decoded and encoded by worker processes.
-
-    With one worker, this process does the work itself.
-    """
-    count, step = len(split.labels), workload.images_per_task
-    if workload.workers == 1:
-        yield from (_store(workload.task, position) for position in range(count))
-        return
-    tasks = iter(range(0, count, step))
-    # Not fork: this process has threads (numpy's, FFCV's), and a fork would copy their locks.
-    context = multiprocessing.get_context("spawn")
-    others = set(multiprocessing.active_children())
-    with ProcessPoolExecutor(workload.workers, context, _start_worker, (workload.task,)) as pool:
-        # A short queue keeps the workers busy and limits memory.
-        pending: deque[Future[list[StoredImage | BadImage]]] = deque()
-        longest = _TASKS_PER_WORKER * workload.workers
-        try:
-            while True:
-                while len(pending) < longest and (first := next(tasks, None)) is not None:
-                    pending.append(_submit(pool, first, min(first + step, count)))
-                if not pending:
-                    return
-                yield from pending.popleft().result()
-        except BrokenProcessPool as error:
-            # The pool ends the workers that it had when it broke, but waits for any started since.
-            for worker in set(multiprocessing.active_children()) - others:
-                worker.kill()
-            raise DatasetError(
-                "a pack worker was killed or could not start; memory may have run out, or the "
-                "script that calls pack runs it at import. Use fewer with --num-workers, or "
-                "smaller images with --max-resolution; in a script, call pack below "
-                'if __name__ == "__main__":'
-            ) from error
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
-def _submit(
-    pool: ProcessPoolExecutor, first: int, end: int
-) -> Future[list[StoredImage | BadImage]]:
-    try:
-        return pool.submit(_store_some, first, end)
-    except OSError as error:  # submit starts workers, which fails if the pool is breaking
-        raise BrokenProcessPool(str(error)) from error
-
-
-_worker_task: _Task
-
-
-def _start_worker(task: _Task) -> None:
-    global _worker_task  # noqa: PLW0603  (a worker process has only one task)
-    _worker_task = task
-    parent = multiprocessing.parent_process()
-    assert parent is not None  # noqa: S101  (every worker has one)
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-
-
-def _end_with(parent: BaseProcess) -> None:
-    """End this worker when the packing process has ended; otherwise it would wait forever."""
-    parent.join()
-    os._exit(1)
-
-
-def _store_some(first: int, end: int) -> list[StoredImage | BadImage]:
-    return [_store(_worker_task, position) for position in range(first, end)]
-
-
-def _store(task: _Task, position: int) -> StoredImage | BadImage:
-    """Return the stored form of an image, or why it cannot be decoded.
-
-    Raises:
-        DatasetError: if its file cannot be read. That does not mean that the image is bad: a disk
-            or a network may fail for a while.
-    """
-    split = task.split
-    try:
-        content = split.read(position)
-    except DatasetError as error:
-        return BadImage(position, split.name(position), str(error))
-    except Exception as error:  # raised by the file system, or by the format of a table
-        raise DatasetError(
-            f"{split.name(position)} cannot be read: {error}. Check its disk and permissions"
-        ) from error
-    try:
-        return store_image(content, write_mode=task.write_mode, max_resolution=task.max_resolution)
-    except MemoryError:
-        raise
-    except Exception as error:  # noqa: BLE001  (Pillow's plugins raise almost anything)
-        reason = " ".join(str(error).split()) or type(error).__name__
-        return BadImage(position, split.name(position), reason)
-
-
 def _result(workspace: Workspace, splits: dict[str, Split]) -> PackResult:
     betons = {split: open_beton(workspace.beton(split)) for split in splits}
     return PackResult(
         fingerprint=betons["train"].manifest.fingerprint,
-        train=betons["train"],
-        val=betons.get("val"),
+        betons=betons,
         skipped=sum(len(beton.manifest.skipped) for beton in betons.values()),
     )

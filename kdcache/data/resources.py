@@ -38,10 +38,13 @@ class ResourceEstimate(NamedTuple):
     """Size of the list of images, of which each worker holds a copy."""
     queue: int
     """Size of the finished images that wait to be written, per worker."""
+    reader: int = 0
+    """Size of what a worker holds to read images, such as a batch of Parquet rows."""
 
     def memory(self, workers: int) -> int:
         """Return the bytes of memory that a pack with this number of workers takes."""
         worker = WORKER_BYTES + DECODING_FACTOR * self.decoded + self.split + self.queue
+        worker += self.reader
         return self.samples * SAMPLE_BYTES + self.split + workers * worker
 
 

@@ -7,24 +7,17 @@ worker processes, so a source must be picklable.
 from __future__ import annotations
 
 import hashlib
-import re
+import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from kdcache.errors import ConfigError, DatasetError
+from kdcache.errors import ConfigError
 from kdcache.rng import generator
-
-EVALUATION_NAMES = ("val", "valid", "validation", "dev", "eval", "test")
-"""Names of an evaluation split, in order of preference."""
-
-_SPLIT_IN_NAME = re.compile(rf"(?<![a-z0-9])(train|{'|'.join(EVALUATION_NAMES)})(?![a-z])")
-
-Found = TypeVar("Found")
 
 
 class Split(Protocol):
@@ -42,6 +35,27 @@ class Split(Protocol):
 
 
 @dataclass(frozen=True)
+class LeftOut:
+    """Files or splits of a source that are not packed, with the reason."""
+
+    why: str
+    """The reason, such as "not images"."""
+    names: tuple[str, ...]
+    """Every file or split."""
+    remedy: str = ""
+    """What to do if they are meant."""
+
+
+def merge_left_out(entries: Iterable[LeftOut]) -> list[LeftOut]:
+    """Return one entry for each reason; entries without names are dropped."""
+    merged: dict[tuple[str, str], tuple[str, ...]] = {}
+    for entry in entries:
+        key = (entry.why, entry.remedy)
+        merged[key] = merged.get(key, ()) + entry.names
+    return [LeftOut(why, names, remedy) for (why, remedy), names in merged.items() if names]
+
+
+@dataclass(frozen=True)
 class Source:
     """A data set before packing."""
 
@@ -49,16 +63,18 @@ class Source:
     """`train`, and `val` if the source has it. A source that is only an evaluation split has only
     `val`."""
     class_names: list[str]
+    """Names of the classes in label order. Empty if the source has only numbers; `open_source`
+    names the classes by number then."""
     identity: dict[str, Any]
     """JSON content that identifies the source; it changes when the source changes."""
     default_val_fraction: float | None = None
     """Default fraction that becomes `val` if the source has no such split."""
     default_policy: str | None = None
     """View policy that suits this source, if the image size is not enough to choose one."""
-    ignored_files: list[str] = field(default_factory=list)
-    """Files of the source that are not images and are ignored."""
-    ignored_splits: list[str] = field(default_factory=list)
-    """Names of further evaluation splits, which are ignored."""
+    left_out: list[LeftOut] = field(default_factory=list)
+    """What is not packed, one entry for each reason."""
+    notes: list[str] = field(default_factory=list)
+    """How the source was understood, where its names leave a doubt. One sentence each."""
 
     @property
     def where(self) -> str:
@@ -67,94 +83,15 @@ class Source:
         return where
 
 
-def choose_splits(found: Mapping[str, Found]) -> tuple[dict[str, Found], list[str]]:
-    """Choose `train` and `val` from the splits that were found.
-
-    Returns:
-        `train` and `val`, in this order, as far as they were found; and the names of further
-        evaluation splits.
-    """
-    evaluations = [name for name in EVALUATION_NAMES if name in found]
-    chosen = {"train": found["train"]} if "train" in found else {}
-    if evaluations:
-        chosen["val"] = found[evaluations[0]]
-    return chosen, evaluations[1:]
-
-
-def split_name(parts: Iterable[str]) -> str:
-    """Return the split in the first name that contains one; `train` if none does.
-
-    Args:
-        parts: parts of a path: the file's name, then its folders, innermost first.
-    """
-    for part in parts:
-        if match := _SPLIT_IN_NAME.search(part.lower()):
-            return match[1]
-    return "train"
-
-
-def group_by_split(files: Iterable[Path], root: Path) -> dict[str, list[Path]]:
-    """Group files by the split that their path below `root` names; keep their order."""
-    found: dict[str, list[Path]] = {}
-    for path in files:
-        parts = (path.name, *reversed(path.relative_to(root).parts[:-1]))
-        found.setdefault(split_name(parts), []).append(path)
-    return found
-
-
 def files_digest(files: Mapping[str, Iterable[Path]]) -> str:
     """Return a hex sha256 over the name, size and modification time of every file."""
     content = hashlib.sha256()
     for split, paths in files.items():
         for path in paths:
             stat = path.stat()
-            content.update(f"{split}/{path.name}:{stat.st_size}:{stat.st_mtime_ns}\n".encode())
+            name = os.fsencode(f"{split}/{path.name}")
+            content.update(name + f":{stat.st_size}:{stat.st_mtime_ns}\n".encode())
     return content.hexdigest()
-
-
-def add_val_split(source: Source, other: Source) -> Source:
-    """Return `source` with the only split of another source as its evaluation split.
-
-    Classes are matched by name, and by number if the other source has no names.
-
-    Raises:
-        ConfigError: if `source` has an evaluation split already, or the other has two splits.
-        DatasetError: if the other has a class that `source` does not have.
-    """
-    if "val" in source.splits:
-        raise ConfigError(
-            parameter="val_source",
-            value=other.where,
-            problem=f"{source.where} has an evaluation split already",
-            remedy="Leave the option out",
-        )
-    if len(other.splits) > 1:
-        raise ConfigError(
-            parameter="val_source",
-            value=other.where,
-            problem="it has a training split too, expected a source with one split",
-            remedy="Name the folder or the files of its evaluation split",
-        )
-    (split,) = other.splits.values()
-    numbers = [str(label) for label in range(len(other.class_names))]
-    numbered = other.class_names == numbers and len(numbers) <= len(source.class_names)
-    label_by_name = {name: label for label, name in enumerate(source.class_names)}
-    if not numbered and (unknown := [n for n in other.class_names if n not in label_by_name]):
-        raise DatasetError(
-            f"{other.where} has the class {unknown[0]}, expected one of the "
-            f"{len(source.class_names):,} classes of {source.where}"
-        )
-    if not numbered:
-        here = np.array([label_by_name[name] for name in other.class_names], dtype=np.int64)
-        split = RelabelledSplit(split, here[split.labels])
-    content = f"{source.identity['content']} {other.identity['content']}"
-    return replace(
-        source,
-        splits=source.splits | {"val": split},
-        identity=source.identity
-        | {"content": hashlib.sha256(content.encode()).hexdigest(), "val_source": other.where},
-        ignored_files=source.ignored_files + other.ignored_files,
-    )
 
 
 @dataclass(frozen=True)
@@ -194,6 +131,21 @@ class PickedSplit:
         return self.base.name(int(self.positions[position]))
 
 
+def reader_bytes(split: Split, image_bytes: int) -> int:
+    """Return the memory that a process holds to read images of a split, in bytes.
+
+    A split that holds more than one image has a method of this name.
+
+    Args:
+        split: any split.
+        image_bytes: mean size of an image's file, in bytes.
+    """
+    while isinstance(split, (RelabelledSplit, PickedSplit)):
+        split = split.base
+    of_split = getattr(split, "reader_bytes", None)
+    return 0 if of_split is None else int(of_split(image_bytes))
+
+
 def split_off_validation(source: Source, fraction: float, seed: int) -> dict[str, Split]:
     """Divide a single split, class by class, into `train` and `val`.
 
@@ -207,8 +159,9 @@ def split_off_validation(source: Source, fraction: float, seed: int) -> dict[str
     if fraction == 0:
         return {"train": train}
     held_out = np.zeros(len(train.labels), dtype=bool)
-    for label in range(len(source.class_names)):
-        members = np.flatnonzero(train.labels == label)
+    by_class = np.argsort(train.labels, kind="stable")
+    found, starts = np.unique(train.labels[by_class], return_index=True)
+    for label, members in zip(found.tolist(), np.split(by_class, starts[1:]), strict=True):
         count = min(int(np.floor(fraction * len(members) + 0.5)), max(len(members) - 1, 0))
         held_out[generator(seed, "val-split", label).permutation(members)[:count]] = True
     if not held_out.any():

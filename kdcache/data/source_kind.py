@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
+from kdcache.data.file_content import IMAGE_SUFFIXES
 from kdcache.data.source import Source
+from kdcache.data.walk import Tree
 
 
 @dataclass(frozen=True)
@@ -24,15 +25,26 @@ class Argument:
         return Path(self.text)
 
     @cached_property
-    def suffixes(self) -> set[str]:
-        """The suffix of a file, or those of all files below a folder."""
-        if not self.path.is_dir():
-            return {self.path.suffix.lower()}
-        return {
-            os.path.splitext(name)[1].lower()  # noqa: PTH122
-            for _, _, names in os.walk(self.path)
-            for name in names
+    def endings(self) -> set[str]:
+        """The last two suffixes, such as ".tar.gz", of the visible files below a folder."""
+        return {"".join(Path(name).suffixes[-2:]).lower() for _, name in self._files}
+
+    @cached_property
+    def holds_class_folders(self) -> bool:
+        """True if images lie in several folders below a folder."""
+        folders = {
+            folder for folder, name in self._files if Path(name).suffix.lower() in IMAGE_SUFFIXES
         }
+        return len(folders) > 1
+
+    @cached_property
+    def _files(self) -> list[tuple[str, str]]:
+        """The visible files below a folder, as folder and name."""
+        if not self.path.is_dir():
+            return []
+        return [
+            (path.rpartition("/")[0], path.rpartition("/")[2]) for path in Tree(self.path).files()
+        ]
 
 
 class SourceKind(NamedTuple):

@@ -6,7 +6,9 @@ import importlib
 from collections.abc import Iterator
 from dataclasses import replace
 
-from kdcache.data.source import Source, add_val_split
+from kdcache.data.classes import add_val_split, number_classes
+from kdcache.data.file_content import describe_content, read_head
+from kdcache.data.source import Source
 from kdcache.data.source_kind import Argument, SourceKind
 from kdcache.errors import ConfigError, DatasetError
 from kdcache.registry import is_user_code, load_user_code, user_code_digest
@@ -23,7 +25,12 @@ SOURCES = (
 
 
 def open_source(
-    source: str, *, val_source: str | None = None, label_key: str | None = None
+    source: str,
+    *,
+    val_source: str | None = None,
+    label_key: str | None = None,
+    classes: int | None = None,
+    compact_labels: bool = False,
 ) -> Source:
     """Open a source by its name, path or pattern.
 
@@ -32,6 +39,8 @@ def open_source(
             returns a `Source`.
         val_source: value of --val-source: a source whose only split is the evaluation split.
         label_key: name of the column, or of the field of .json, that holds the label.
+        classes: value of --classes: the number of classes of a source that does not name them.
+        compact_labels: value of --compact-labels: renumber the classes that have images.
 
     Raises:
         ConfigError: if there is no such source, or an option does not apply to it.
@@ -45,7 +54,7 @@ def open_source(
             f"{source} holds only an evaluation split, expected training images too. Name them as "
             f"SOURCE and this as --val-source, or rename the split to train on it"
         )
-    return opened
+    return number_classes(opened, classes=classes, compact_labels=compact_labels)
 
 
 def _open(source: str, label_key: str | None) -> Source:
@@ -75,7 +84,9 @@ def _why_not(given: Argument) -> str:
     known = ", ".join(dict.fromkeys(descriptions)) + ", or module:name"
     if not given.path.exists():
         return f"SOURCE is {given.text}, expected {known}. {given.path.resolve()} does not exist"
-    return f"SOURCE is {given.text}, expected {known}. Unpack other archives"
+    found = describe_content(read_head(given.path)) if given.path.is_file() else None
+    about = f"It {found}" if found else "Unpack other archives"
+    return f"SOURCE is {given.text}, expected {known}. {about}"
 
 
 def _open_users(place: str) -> Source:

@@ -6,7 +6,6 @@ An image is a struct of `bytes` and `path`, as Hugging Face's datasets store it.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -56,9 +55,13 @@ def choose_columns(where: Path | str, schema: Any, label_key: str | None) -> Col
         )
     label = label_key or ("label" if "label" in integers else None)
     if image is None or label is None:
+        found = ", ".join(f"{n} ({_type_name(schema.field(n).type)})" for n in names)
+        problem = "" if image else "no image"
+        if label is None:
+            problem += (" and " if problem else "") + _label_problem(schema)
         remedy = f". Choose one: --label-key {integers[0]}" if image and integers else ""
         raise DatasetError(
-            f"{where} has the columns {', '.join(names)}, expected an image (struct of bytes and "
+            f"{where} has the columns {found}: {problem}. Expected an image (struct of bytes and "
             f"path; named `image` if there are several) and `label` (integer){remedy}"
         )
     policy = (schema.metadata or {}).get(VIEW_POLICY)
@@ -75,8 +78,19 @@ def validate_labels(where: Path | str, column: Any) -> npt.NDArray[np.int64]:
     Raises:
         DatasetError: if one is missing or below 0.
     """
+    import pyarrow.compute as pc
+
     if column.null_count:
-        raise DatasetError(f"{where} has {column.null_count} rows without a label, expected none")
+        first = pc.index(column.is_null(), True).as_py()
+        raise DatasetError(
+            f"{where} has {column.null_count} rows without a label, the first is row {first}, "
+            "expected none"
+        )
+    if len(column) and pc.max(column).as_py() > np.iinfo(np.int64).max:
+        raise DatasetError(
+            f"{where} has the label {pc.max(column).as_py()}, expected labels up to "
+            f"{np.iinfo(np.int64).max}"
+        )
     labels: npt.NDArray[np.int64] = column.to_numpy().astype(np.int64)
     if len(labels) and labels.min() < 0:
         raise DatasetError(
@@ -86,22 +100,18 @@ def validate_labels(where: Path | str, column: Any) -> npt.NDArray[np.int64]:
     return labels
 
 
-def resolve_class_names(
-    where: Path | str, labels: Sequence[npt.NDArray[np.int64]], stated: list[str] | None
-) -> list[str]:
-    """Return the class names: the stated ones, else the numbers up to the largest label.
+def _type_name(kind: Any) -> str:
+    import pyarrow as pa
 
-    Raises:
-        DatasetError: if a label has no name.
-    """
-    top = max(int(of_split.max()) for of_split in labels)
-    class_names = stated or [str(label) for label in range(top + 1)]
-    if top >= len(class_names):
-        raise DatasetError(
-            f"{where} has the label {top}, expected labels below {len(class_names)}, the number of "
-            "its class names"
-        )
-    return class_names
+    return "struct" if pa.types.is_struct(kind) else str(kind)
+
+
+def _label_problem(schema: Any) -> str:
+    """Say why a table has no labels: its column has another type, or there is none."""
+    if "label" not in schema.names:
+        return "no `label`"
+    kind = _type_name(schema.field("label").type)
+    return f"the labels are of type {kind}, not integers. Number the classes first"
 
 
 def _is_image(kind: Any) -> bool:
@@ -114,10 +124,14 @@ def _is_image(kind: Any) -> bool:
 
 
 def _class_names(schema: Any, label: str) -> list[str] | None:
-    """Return class names from Hugging Face's feature metadata, or from a `class_names` key."""
+    """Return class names from Hugging Face's feature metadata, or from a `class_names` key.
+
+    The key holds a JSON list, or names separated by commas.
+    """
     metadata = schema.metadata or {}
     if b"class_names" in metadata:
-        return str(metadata[b"class_names"].decode()).split(",")
+        text = metadata[b"class_names"].decode()
+        return [str(name) for name in (json.loads(text) if text[:1] == "[" else text.split(","))]
     if b"huggingface" in metadata:
         features = json.loads(metadata[b"huggingface"]).get("info", {}).get("features", {})
         names = features.get(label, {}).get("names")

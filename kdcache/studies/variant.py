@@ -10,6 +10,7 @@ python -m kdcache.studies.variant SOURCE FOLDER LABEL_NOISE TUNE_FRACTION.
 
 from __future__ import annotations
 
+import json
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -88,7 +89,7 @@ def _write(path: Path, split: Split, source: Source) -> None:
     import pyarrow.parquet as pq
 
     image = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-    metadata = {b"class_names": ",".join(source.class_names).encode()}
+    metadata = {b"class_names": json.dumps(source.class_names).encode()}
     if source.default_policy is not None:
         metadata[VIEW_POLICY] = source.default_policy.encode()
     schema = pa.schema([("image", image), ("label", pa.int64())], metadata=metadata)

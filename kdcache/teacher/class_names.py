@@ -10,8 +10,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from functools import cache
-from pathlib import Path
 
+from kdcache.data.classes import are_numbers
 from kdcache.errors import TeacherError
 from kdcache.progress import logger
 from kdcache.teacher.published import ClassNames, PublishedWeights
@@ -57,6 +57,8 @@ def require_same_classes(names: Sequence[str], teacher: PublishedWeights) -> boo
     known = imagenet_names() if teacher.is_imagenet else teacher.class_names
     if known is None:
         return _log_incomparable(teacher, "its classes have no names")
+    if are_numbers(names):
+        return _log_incomparable(teacher, f"numbers such as {names[0]!r} say nothing of an order")
     published = [{_plain(name) for name in of_class} for of_class in known]
     if teacher.is_imagenet and all(map(_is_id, names)) and not any(map(_is_id, known[0])):
         return _require_sorted_ids(names, teacher)
@@ -75,29 +77,47 @@ def require_same_classes(names: Sequence[str], teacher: PublishedWeights) -> boo
     return True
 
 
-def require_same_names(names: Sequence[str], stated: Sequence[str], path: Path) -> None:
-    """Check that a weights file that names its classes has the data's, in the same order.
+def require_same_names(where: str, theirs: Sequence[str] | None, ours: Sequence[str]) -> bool:
+    """Compare the class names that a file of weights states with those of the data, in order.
+
+    Names that are numbers are never evidence that two lists agree, only that they do not.
 
     Args:
-        names: (C,) class names of the data.
-        stated: (C,) class names of the file.
-        path: the file, for messages.
+        where: path of the file, for messages.
+        theirs: its class names; None if it states none.
+        ours: class names of the data, as many.
+
+    Returns:
+        True if the names agree; False if they cannot be compared, of which a warning tells.
 
     Raises:
         TeacherError: if a class differs; names the first.
     """
-    for label, (ours, theirs) in enumerate(zip(names, stated, strict=True)):
-        if _plain(ours) != _plain(theirs):
-            is_order = {_plain(name) for name in names} == {_plain(name) for name in stated}
-            problem = (
-                "the classes stand in another order" if is_order else "these are other classes"
-            )
-            raise TeacherError(
-                f"class {label} of the packed data is {ours!r}, expected {theirs!r} as in {path}: "
-                f"{problem}. Pack the data that it was trained on, train it again with kdcache "
-                "train-teacher, or let module:callable return the model with its outputs in the "
-                "data's order"
-            )
+    why = None
+    if theirs is None:
+        why = "it states no class names"
+    elif [_plain(name) for name in theirs] == [_plain(name) for name in ours]:
+        why = "both name their classes by numbers" if are_numbers(ours) else None
+    elif are_numbers(theirs) != are_numbers(ours):
+        why = f"it calls class 0 {theirs[0]!r}, and the data {ours[0]!r}"
+    else:
+        pairs = enumerate(zip(theirs, ours, strict=True))
+        label, (their, our) = next(
+            (n, pair) for n, pair in pairs if _plain(pair[0]) != _plain(pair[1])
+        )
+        is_order = set(map(_plain, theirs)) == set(map(_plain, ours))
+        order = "their order differs" if is_order else "the classes differ"
+        raise TeacherError(
+            f"class {label} of the packed data is {our!r}, but {their!r} in {where}: {order}. Pack "
+            "the data with the same classes, or train a teacher: kdcache train-teacher"
+        )
+    if why is not None:
+        logger.warning(
+            "the classes of the data and of %s are compared by number only: %s. Check their order",
+            where,
+            why,
+        )
+    return why is None
 
 
 def _is_id(name: str) -> bool:

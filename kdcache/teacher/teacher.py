@@ -128,15 +128,13 @@ def _from_file(
             f"{path} has {about.classes} classes, expected {data.classes} as in the packed data. "
             f"Run: kdcache train-teacher --model {arch}"
         )
-    if about.class_names is not None:
-        if len(about.class_names) != data.classes:
-            raise TeacherError(
-                f"{path} names {len(about.class_names)} classes, expected {data.classes} as in the "
-                f"packed data. Run: kdcache train-teacher --model {arch}"
-            )
-        require_same_names(data.class_names, about.class_names, path)
-    elif about.data_fingerprint != data.data_fingerprint:
-        logger.info("%s names no classes: only their number is compared with the data's", path)
+    if about.class_names is not None and len(about.class_names) != data.classes:
+        raise TeacherError(
+            f"{path} names {len(about.class_names)} classes, expected {data.classes} as in the "
+            f"packed data. Run: kdcache train-teacher --model {arch}"
+        )
+    if about.data_fingerprint != data.data_fingerprint:
+        require_same_names(str(path), about.class_names, data.class_names)
     normalisation = _normalisation(str(path), source, settings, data)
     tensors, _ = load_weights(path)
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}

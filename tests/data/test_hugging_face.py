@@ -67,7 +67,9 @@ def test_evaluation_splits_beside_the_one_that_is_taken_are_told(tmp_path):
     datasets.DatasetDict(data).save_to_disk(tmp_path / "saved")
     source = open_source(str(tmp_path / "saved"))
     assert reds(source.splits["val"]) == [10, 11]
-    assert source.ignored_splits == ["test"]
+    (left_out,) = source.left_out
+    assert left_out.names == ("test",)
+    assert "2 images" in left_out.why
 
 
 def test_a_data_set_of_one_row_is_read(tmp_path):
@@ -138,7 +140,7 @@ def test_the_column_of_labels_may_be_chosen(tmp_path):
         ["0", "1"],
         [1, 0, 1, 0, 1, 0],
     )
-    with pytest.raises(DatasetError, match=r"columns img, .*label_key"):
+    with pytest.raises(DatasetError, match=r"columns img \(struct\), .*label_key"):
         open_source(source)
 
 

@@ -112,6 +112,9 @@ def test_the_manifest_tells_what_the_beton_holds(tiny_workspace, tiny_folder):
         "seed": 0,
         "write_mode": "auto",
         "max_resolution": None,
+        "max_image_pixels": None,
+        "classes": None,
+        "compact_labels": None,
     }
     assert int(fingerprint, 16) > 0
     assert len(fingerprint) == 64

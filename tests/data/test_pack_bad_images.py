@@ -171,7 +171,8 @@ def test_more_evaluation_splits_than_one_are_told(tmp_path, caplog):
     for split in ("train", "val", "test"):
         write_grey(tmp_path / "images" / split / "a" / "0.png", 1)
     packed(tmp_path / "images", tmp_path / "w", val_fraction=None)
-    assert "several evaluation splits; ignored: test" in caplog.text
+    assert "1 file is left out (in test, a further evaluation split)" in caplog.text
+    assert "1 of 1 images of val are in train too" in caplog.text
 
 
 def test_an_image_too_large_for_the_format_tells_the_remedy(tmp_path):

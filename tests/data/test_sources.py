@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import json
 import os
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -86,7 +87,8 @@ def test_validation_wins_over_test(tmp_path, names, winner):
         write_pngs(tmp_path / name / "ant", value)
     source = open_source(str(tmp_path))
     assert contents(source.splits["val"]) == [(2 + names.index(winner), 0)]
-    assert sorted(source.ignored_splits) == sorted(set(names) - {winner})
+    ignored = {Path(name).parents[1].name for one in source.left_out for name in one.names}
+    assert ignored == set(names) - {winner}
 
 
 def test_an_image_folder_is_read_as_torchvision_reads_it(tmp_path):
@@ -107,7 +109,9 @@ def test_other_files_are_left_out_and_told(tmp_path):
     (tmp_path / "list.txt").write_text("ant/001.png")
     source = open_source(str(tmp_path))
     assert contents(source.splits["train"]) == [(1, 0), (2, 0)]
-    assert source.ignored_files == [str(tmp_path / "ant" / "README.txt")]
+    (left_out,) = source.left_out
+    assert left_out.why == "not images"
+    assert set(left_out.names) == {str(tmp_path / "list.txt"), str(tmp_path / "ant/README.txt")}
 
 
 def test_a_folder_may_be_called_what_looks_like_a_pattern(tmp_path):
@@ -155,7 +159,7 @@ def test_hidden_folders_are_no_classes(tmp_path):
 def test_evaluation_folders_without_a_training_one_are_refused(tmp_path):
     write_pngs(tmp_path / "val" / "ant", 1)
     write_pngs(tmp_path / "test" / "ant", 1)
-    with pytest.raises(DatasetError, match=f"{tmp_path} holds val, test and no train"):
+    with pytest.raises(DatasetError, match=f"{tmp_path} holds test, val and no train"):
         open_source(str(tmp_path))
 
 
@@ -165,7 +169,7 @@ def test_beside_other_classes_the_name_of_a_split_is_a_class(tmp_path):
     source = open_source(str(tmp_path))
     assert source.class_names == ["ant", "test", "val"]
     assert contents(source.splits["train"]) == [(0, 0), (1, 1), (2, 2)]
-    assert source.ignored_splits == []
+    assert source.left_out == []
 
 
 def test_a_flat_evaluation_folder_is_told_from_an_empty_one(tmp_path):
@@ -256,8 +260,8 @@ def test_names_may_stand_in_a_key_of_their_own(tmp_path):
 
 
 def test_labels_without_names_are_named_by_their_number(tmp_path):
-    path = write_parquet(tmp_path / "a.parquet", [(1, 0), (2, 3)])
-    assert open_source(str(path)).class_names == ["0", "1", "2", "3"]
+    path = write_parquet(tmp_path / "a.parquet", [(1, 0), (2, 1), (3, 2)])
+    assert open_source(str(path)).class_names == ["0", "1", "2"]
 
 
 def test_the_case_of_a_suffix_does_not_count(tmp_path):
@@ -265,7 +269,7 @@ def test_the_case_of_a_suffix_does_not_count(tmp_path):
     write_parquet(tmp_path / "train-1.PARQUET", [(2, 1)])
     assert contents(open_source(str(tmp_path)).splits["train"]) == [(1, 0), (2, 1)]
     (tmp_path / "train-0.parquet").unlink()
-    assert contents(open_source(str(tmp_path)).splits["train"]) == [(2, 1)]
+    assert contents(open_source(str(tmp_path), classes=2).splits["train"]) == [(2, 1)]
 
 
 def test_shards_of_a_split_are_read_in_the_order_of_their_names(tmp_path):
@@ -367,7 +371,7 @@ def test_the_column_of_labels_may_be_chosen_and_that_of_images_have_any_name(tmp
         source = open_source(str(path), label_key=key)
         expected = list(zip((1, 2), labels, strict=True))
         assert (source.class_names, contents(source.splits["train"])) == (names[key], expected)
-    with pytest.raises(DatasetError, match=r"columns img, .*Choose one: label_key fine_label"):
+    with pytest.raises(DatasetError, match=r"columns img \(struct\), .*: label_key fine_label"):
         open_source(str(path))
     with pytest.raises(ConfigError, match=r"label_key=img: .* fine_label, coarse_label"):
         open_source(str(path), label_key="img")

@@ -140,13 +140,14 @@ def test_braces_give_the_order_and_names_do_elsewhere(tmp_path):
 def test_a_shard_may_be_called_what_looks_like_a_pattern(tmp_path):
     write_greys(tmp_path / "a[1].tar", 5)
     write_greys(tmp_path / "a1.tar", 8)
-    assert contents(open_source(str(tmp_path / "a[1].tar")).splits["train"]) == [(5, 1)]
+    source = open_source(str(tmp_path / "a[1].tar"), classes=2)
+    assert contents(source.splits["train"]) == [(5, 1)]
 
 
 def test_the_case_of_a_suffix_does_not_count(tmp_path):
     path = write_greys(tmp_path / "a.TAR", 5)
     for source in (path, tmp_path):
-        assert contents(open_source(str(source)).splits["train"]) == [(5, 1)]
+        assert contents(open_source(str(source), classes=2).splits["train"]) == [(5, 1)]
 
 
 def test_a_label_stands_in_cls_or_in_json(tmp_path):
@@ -222,7 +223,12 @@ def test_what_is_no_sample_is_left_out_and_told(tmp_path):
     )
     source = open_source(str(path))
     assert contents(source.splits["train"]) == [(5, 0)]
-    assert source.ignored_files == [f"{path}, ._0.png", f"{path}, 0", f"{path}, README.md"]
+    assert {one.why: one.names for one in source.left_out} == {
+        "hidden": (f"{path}, ._0.png",),
+        "without a key or an extension": (f"{path}, 0",),
+        "further parts of a sample": (f"{path}, 0.depth.png",),
+        "without an image or a label": (f"{path}, README.md",),
+    }
 
 
 class Bomb:
@@ -294,7 +300,9 @@ def test_a_shard_that_is_cut_off_is_refused_wherever_the_cut_is(tmp_path):
         end = max(member.offset_data + 512 for member in archive)
     for cut in (0, 100, 512, 1000, end - 512, end - 100, end):
         path.write_bytes(whole[:cut])
-        with pytest.raises(DatasetError, match=r"a\.tar (ends inside|is damaged|is not readable)"):
+        with pytest.raises(
+            DatasetError, match=r"a\.tar (ends inside|is damaged|is not readable|is empty)"
+        ):
             open_source(str(path))
     damaged = bytearray(whole)
     with tarfile.open(fileobj=io.BytesIO(whole)) as archive:

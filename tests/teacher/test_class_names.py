@@ -10,7 +10,7 @@ import pytest
 from torch import nn
 
 from kdcache.errors import TeacherError
-from kdcache.teacher.class_names import imagenet_names, require_same_classes
+from kdcache.teacher.class_names import imagenet_names, require_same_classes, require_same_names
 from kdcache.teacher.published import PublishedWeights
 from kdcache.teacher.timm_weights import find_timm
 from kdcache.teacher.torchvision_weights import find_torchvision
@@ -112,11 +112,13 @@ def test_without_timm_words_are_compared_all_the_same():
 @pytest.mark.parametrize(
     ("names", "theirs", "why"),
     [
-        (list("0123"), ["cat", "dog", "cow", "pig"], "knows 0 of the data's 4 names, such as '0'"),
+        (list("0123"), ["cat", "dog", "cow", "pig"], "numbers such as '0' say nothing"),
+        (list("0123"), list("0123"), "numbers such as '0' say nothing"),
+        (["ant", "bee", "fly", "eel"], ["cat", "dog", "cow", "pig"], "knows 0 of the data's 4"),
         (["cat", "x", "y", "z"], ["cat", "dog", "cow", "pig"], "knows 1 of the data's 4 names"),
         (["cat", "dog", "cow", "pig"], None, "its classes have no names"),
     ],
-    ids=["numbers", "a chance match", "nameless"],
+    ids=["numbers", "equal numbers", "other names", "a chance match", "nameless"],
 )
 def test_names_that_cannot_be_compared_are_said_in_one_line(names, theirs, why, caplog):
     with caplog.at_level(logging.INFO):
@@ -129,3 +131,42 @@ def test_names_that_cannot_be_compared_are_said_in_one_line(names, theirs, why, 
 def test_half_of_the_names_make_the_two_comparable():
     with pytest.raises(TeacherError, match=r"class 2 of the packed data is 'x', expected 'cow'"):
         require_same_classes(["cat", "dog", "x", "y"], published(["cat", "dog", "cow", "pig"]))
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours", "why"),
+    [
+        (None, ["cat", "dog"], "it states no class names"),
+        (["0", "1"], ["0", "1"], "by numbers"),
+        (["0", "1"], ["cat", "dog"], "calls class 0 '0', and the data 'cat'"),
+        (["cat", "dog"], ["7", "8"], "calls class 0 'cat', and the data '7'"),
+    ],
+    ids=str,
+)
+def test_a_file_whose_names_say_nothing_is_warned_of(theirs, ours, why, caplog):
+    assert not require_same_names("t.safetensors", theirs, ours)
+    assert why in caplog.text
+    assert "Check their order" in caplog.text
+
+
+def test_a_file_with_the_same_names_is_silent(caplog):
+    assert require_same_names("t.safetensors", ["cat", "dog"], ["cat", "dog"])
+    assert not caplog.text
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours", "message"),
+    [
+        (
+            ["cat", "dog", "cow"],
+            ["cat", "cow", "dog"],
+            "class 1 .* 'cow', but 'dog'.*order differs",
+        ),
+        (["cat", "dog"], ["cat", "wolf"], "class 1 .* 'wolf', but 'dog'.*the classes differ"),
+        (["0", "1", "10", "2"], ["0", "1", "2", "10"], "class 2 .* '2', but '10'.*order differs"),
+    ],
+    ids=["order", "renamed", "numbers as text"],
+)
+def test_a_file_with_other_names_is_refused(theirs, ours, message):
+    with pytest.raises(TeacherError, match=message):
+        require_same_names("t.safetensors", theirs, ours)
