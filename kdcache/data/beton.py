@@ -19,6 +19,14 @@ from kdcache.data.digests import (
     load_digests,
     view_keys,
 )
+from kdcache.data.policy import (
+    DEFAULT_DECODE,
+    DEFAULT_DEFINITION,
+    DecodeMode,
+    Filter,
+    PixelDefinition,
+    Policy,
+)
 from kdcache.errors import DatasetError
 
 
@@ -70,6 +78,51 @@ class Beton:
                 f"expected ids of its {len(self):,} samples"
             )
         return found.astype(np.int64)
+
+    def pixels(
+        self,
+        sample_ids: npt.ArrayLike,
+        view: int = 0,
+        policy: Policy | str | None = None,
+        size: int | None = None,
+        *,
+        seed: int = 0,
+        clean_filter: Filter = "bilinear",
+        definition: PixelDefinition = DEFAULT_DEFINITION,
+        decode: DecodeMode = DEFAULT_DECODE,
+    ) -> npt.NDArray[np.uint8]:
+        """Return the pixels that the reader gives to teacher and student.
+
+        Args:
+            sample_ids: (n,) in any order.
+            view: view number; 0 is the clean view.
+            policy: a policy, or the text of one. Default: the data set's.
+            size: S, height and width in pixels. Default: the data set's.
+            seed: of the views.
+            clean_filter: filter that resizes the clean view; the policy has that of the others.
+            definition: pixel definition, `pillow` or `planes`.
+            decode: `full`, or `scaled`.
+
+        Returns:
+            (n, S, S, 3) uint8, RGB.
+
+        Raises:
+            DatasetError: if an id is not in this beton, or an image cannot be decoded.
+            ConfigError: if a value is outside its range.
+        """
+        from kdcache.reader.batches import view_pixels  # loads torch and the decoder
+
+        return view_pixels(
+            self,
+            policy or self.manifest.policy,
+            seed,
+            view,
+            sample_ids,
+            image_size=size,
+            clean_filter=clean_filter,
+            definition=definition,
+            decode=decode,
+        )
 
     def digests(self) -> npt.NDArray[np.uint8]:
         """Return the digests of the images, (N, 3, 16); see `kdcache.data.digests`."""

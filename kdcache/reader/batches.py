@@ -24,7 +24,15 @@ from torch import Tensor
 from kdcache.cores import available_cores
 from kdcache.data.beton import Beton, open_beton
 from kdcache.data.beton_manifest import pack_again
-from kdcache.data.policy import CENTER_CROP_RATIO, Policy
+from kdcache.data.policy import (
+    CENTER_CROP_RATIO,
+    DEFAULT_DECODE,
+    DEFAULT_DEFINITION,
+    DecodeMode,
+    Filter,
+    PixelDefinition,
+    Policy,
+)
 from kdcache.data.views import Views
 from kdcache.errors import ConfigError, DatasetError
 from kdcache.memory import default_budget_bytes
@@ -228,6 +236,9 @@ def view_pixels(
     *,
     image_size: int | None = None,
     center_crop_ratio: float = CENTER_CROP_RATIO,
+    clean_filter: Filter = "bilinear",
+    definition: PixelDefinition = DEFAULT_DEFINITION,
+    decode: DecodeMode = DEFAULT_DECODE,
     num_workers: int | None = None,
 ) -> npt.NDArray[np.uint8]:
     """Return the pixels that teacher and student see.
@@ -240,6 +251,9 @@ def view_pixels(
         sample_ids: (n,) in any order.
         image_size: height and width in pixels. Default: the manifest's.
         center_crop_ratio: side of the clean view's centre square, as a fraction of the short side.
+        clean_filter: filter that resizes the clean view; the policy has that of the others.
+        definition: pixel definition, `pillow` or `planes`.
+        decode: `full`, or `scaled`.
         num_workers: number of threads. Default: all that this process may use.
 
     Returns:
@@ -247,7 +261,15 @@ def view_pixels(
     """
     opened = beton if isinstance(beton, Beton) else open_beton(beton)
     policy = Policy.parse(policy) if isinstance(policy, str) else policy
-    views = Views(policy, seed, image_size or opened.manifest.image_size, center_crop_ratio)
+    views = Views(
+        policy,
+        seed,
+        image_size or opened.manifest.image_size,
+        center_crop_ratio,
+        clean_filter,
+        definition,
+        decode,
+    )
     positions = opened.positions(sample_ids)
     if not len(positions):
         return np.empty((0, views.image_size, views.image_size, 3), dtype=np.uint8)
