@@ -17,6 +17,7 @@ OPTIONS = {
     "pack": {
         *("--source", "--subset", "--write-mode", "--max-resolution", "--val-fraction", "--seed"),
         *("--val-source", "--label-key", "--on-bad-image", "--num-workers", "--overwrite"),
+        *("--classes", "--compact-labels", "--max-image-pixels", "--dry-run"),
     },
     "train-teacher": {
         *("--model", "--seed", "--num-workers", "--overwrite", "--name", "--save-epochs"),

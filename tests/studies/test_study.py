@@ -176,7 +176,7 @@ def test_no_file_of_a_tuning_student_contains_the_test_set(tmp_path):
     source = digits()
     whole = split_train_val(source, None, 0)
     write_variant("digits", tmp_path, label_noise=0.25, tune_fraction=0.1)
-    found = parquet(tmp_path)
+    found = parquet(str(tmp_path))
     assert found.default_policy == source.default_policy
     images = {
         name: [split.read(position) for position in range(len(split.labels))]
