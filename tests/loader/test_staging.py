@@ -144,7 +144,7 @@ def test_damage_found_in_the_background_is_raised_where_the_rows_are_taken(store
     damaged = Path(shutil.copytree(store_path, tmp_path / "damaged.zarr"))
     chunk = damaged / "views/2/rows/c/0/0"
     content = bytearray(chunk.read_bytes())
-    content[600] ^= 1
+    content[515] ^= 1
     chunk.write_bytes(content)
     stage = RowPrefetcher(LogitStore.open(damaged))
     stage.prefetch(1, 2, IDS)

@@ -8,6 +8,7 @@ import zarr
 from kdcache.store.codecs.dense import Dense
 from kdcache.store.codecs.topk import TopK
 from kdcache.store.format.accounting import METADATA_BYTES, rows_bytes, store_bytes
+from kdcache.store.format.shard_file import OVERHEAD_BYTES
 from tests.store.codecs import drawn_logits, encoded, make_codec
 
 GIB = 2**30
@@ -67,8 +68,8 @@ def test_a_store_takes_the_bytes_that_were_predicted(tiny_store):
     chunks = [file for file in tiny_store.path.rglob("*") if "c" in file.parts and file.is_file()]
     arrays = {file.parts[: file.parts.index("c")] for file in chunks}
     found = sum(file.stat().st_size for file in chunks)
-    # The probe of the pixels, the same for every store, and checksums of arrays in one chunk.
-    found -= tiny_store.pixel_probe.nbytes + 3 * 4
+    # The probe of the pixels, the same for every store, and what surrounds arrays in one shard.
+    found -= tiny_store.pixel_probe.nbytes + 3 * OVERHEAD_BYTES
     assert predicted == found + len(arrays) * METADATA_BYTES
 
 

@@ -268,11 +268,8 @@ def test_coarse_coefficients_are_within_half_a_coarse_step(coarse):
     np.testing.assert_allclose(decoded_BC, tail_BC, atol=1e-4)
 
 
-def test_settings_of_the_first_version_mean_one_byte_per_coefficient():
+def test_a_codec_comes_back_from_its_settings():
     codec = LowRank.fit(drawn_logits(300, 50), k=4, r=20, fine=20)
-    settings = {word: value for word, value in codec.settings.items() if word != "fine"}
-    found = codec_from(settings, codec.arrays)
-    assert (str(found), found.row_bytes) == ("lowrank(k=4, r=20, fine=20)", codec.row_bytes)
     assert codec_from(codec.settings, codec.arrays) == codec
 
 

@@ -20,7 +20,12 @@ MANY = 8
 def answers(number: int) -> TeacherOutputs:
     shard = Shard(0, number, np.arange(2))
     return TeacherOutputs(
-        shard, torch.zeros(2, 3), torch.zeros(2, dtype=torch.int64), None, lambda: None
+        shard=shard,
+        logits=torch.zeros(2, 3),
+        labels=torch.zeros(2, dtype=torch.int64),
+        view_keys=np.arange(2, dtype=np.uint64),
+        features=None,
+        wait=lambda: None,
     )
 
 

@@ -16,6 +16,7 @@ from kdcache.selection.subset import Subset
 from kdcache.store.logit_store import LogitStore
 from kdcache.store.upkeep import export as module
 from kdcache.store.upkeep.export import export
+from tests.data.packed_names import names_of
 from tests.store.builds import NUM_SAMPLES, build, flip
 
 KEPT = np.array([2, 3, 5, 60, 71], dtype=np.int64)
@@ -123,3 +124,16 @@ def test_the_last_store_is_exported_where_none_is_named(workspace, tmp_path):
     build(workspace, views=0)
     result = export(ExportOptions(tmp_path / "view.npz", workspace=workspace)).to_json()
     assert result["rows"] == NUM_SAMPLES
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "npz"])
+def test_an_export_names_each_image(workspace, tmp_path, suffix):
+    build(workspace, views=1)
+    out = tmp_path / f"view.{suffix}"
+    export(ExportOptions(out, workspace=workspace, view=1))
+    names = names_of(workspace / "train.beton")
+    if suffix == "npz":
+        with np.load(out) as arrays:
+            assert arrays["file"].tolist() == names
+    else:
+        assert pq.read_table(out)["file"].to_pylist() == names

@@ -151,7 +151,7 @@ def _damaged(location: Location) -> list[Damage]:
     unfinished = [view for view in views if not is_complete(group, view)]
     if unfinished or not views:
         logger.warning(
-            "%s is not finished: %d of %d views are complete. What there is was checked; run "
+            "%s is unfinished: it holds %d of %d views. What there is was checked; run "
             "kdcache build-logits again with the same arguments",
             location,
             len(views) - len(unfinished),

@@ -13,7 +13,7 @@ LABEL_BYTES = ID_BYTES = 8
 ARRAYS_OF_ONE_CHUNK = 3
 """Number of one-chunk arrays: labels, sample ids and pixel probe."""
 
-METADATA_BYTES = 1_700
+METADATA_BYTES = 1_200
 """Approximate bytes of the zarr.json of an array."""
 
 

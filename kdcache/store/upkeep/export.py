@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -116,12 +117,15 @@ def _write_npz(
     ids: npt.NDArray[np.int64],
     columns: dict[str, npt.NDArray[Any]],
 ) -> None:
-    with path.open("wb") as file:
-        np.savez(
-            file,
-            sample_id=ids,
-            label=store.labels[ids],
-            logits=store.logits(ids, view),
-            manifest=_manifest_json(store, view),
-            **columns,  # type: ignore[arg-type]
-        )
+    arrays = {
+        "sample_id": ids,
+        "label": store.labels[ids],
+        "logits": store.logits(ids, view),
+        "manifest": np.array(_manifest_json(store, view)),
+        **columns,
+    }
+    # Not np.savez, which takes no array named `file`.
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, values in arrays.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+                np.lib.format.write_array(file, values, allow_pickle=False)
