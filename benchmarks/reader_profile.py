@@ -65,6 +65,7 @@ def ms_of_another(python: str, options: argparse.Namespace, folder: Path) -> Cal
     """Return a function that reads with the kdcache of another interpreter, in a new process."""
     command = [python, "-c", OTHER, options.source, str(folder)]
     command += [str(options.image_size), str(options.batch_size)]
+    command += [str(options.max_resolution or 0), str(options.classes or 0)]
 
     def once() -> float:
         finished = subprocess.run(command, check=True, capture_output=True, text=True)
@@ -85,7 +86,10 @@ from kdcache.reader.batches import PixelReader
 from kdcache.reader.order import batch_bounds
 
 source, folder, size, batch = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
-pack(PackOptions(source, workspace=folder, val_fraction=0, write_mode="jpg"))
+max_resolution, classes = (int(number) or None for number in sys.argv[5:])
+given = {"max_resolution": max_resolution, "classes": classes}
+given = {name: given[name] for name in given if name in PackOptions.__dataclass_fields__}
+pack(PackOptions(source, workspace=folder, val_fraction=0, write_mode="jpg", **given))
 views = Views(Policy.parse("rrc"), 0, size)
 reader = PixelReader(folder / "train.beton", views, batch_size=batch, num_workers=1)
 count = len(reader.beton)
@@ -171,6 +175,7 @@ def main() -> None:
     parser.add_argument("source", help="photos, as for kdcache pack")
     parser.add_argument("--image-size", type=int, default=224)
     parser.add_argument("--max-resolution", type=int, help="pack smaller images")
+    parser.add_argument("--classes", type=int, help="as for kdcache pack")
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--before", help="a Python interpreter with another version of kdcache")
@@ -186,6 +191,7 @@ def main() -> None:
                 val_fraction=0,
                 write_mode="jpg",
                 max_resolution=options.max_resolution,
+                classes=options.classes,
             )
         )
         beton = open_beton(folder / "train.beton")

@@ -29,7 +29,8 @@ def photos(tmp_path_factory):
     """A beton of 200 photos, and their pixels as Pillow decodes the original files."""
     workspace = tmp_path_factory.mktemp("photos")
     source = real_data("imagenet-photos")
-    pack(PackOptions(str(source), workspace=workspace, val_fraction=0, write_mode="jpg"))
+    options = {"val_fraction": 0, "write_mode": "jpg", "classes": 1000}
+    pack(PackOptions(str(source), workspace=workspace, **options))
     beton = open_beton(workspace / "train.beton")
     (table,) = source.glob("*.parquet")
     files = pq.read_table(table)["image"].to_pylist()
