@@ -117,7 +117,7 @@ def _write_npz(
     ids: npt.NDArray[np.int64],
     columns: dict[str, npt.NDArray[Any]],
 ) -> None:
-    arrays = {
+    arrays: dict[str, npt.NDArray[Any]] = {
         "sample_id": ids,
         "label": store.labels[ids],
         "logits": store.logits(ids, view),
