@@ -288,8 +288,8 @@ def _log_input(
     logger.info("teacher %s: %s, mean %s, std %s%s", spec, size, *channels, is_of)
     if normalisation.is_assumed:
         logger.warning(
-            "%s does not state its mean and std: the data's are used, mean %s, std %s. State "
-            "those that it was trained with by --teacher-mean and --teacher-std (R,G,B, or "
+            "WARNING: %s does not state its mean and std: the data's are used, mean %s, std %s. "
+            "State those that it was trained with by --teacher-mean and --teacher-std (R,G,B, or "
             "imagenet, data or none)",
             spec,
             *channels,

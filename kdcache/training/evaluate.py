@@ -154,8 +154,8 @@ def _normalisation(
     )
     if found.is_assumed:
         logger.warning(
-            "%s does not state the mean and std that it was trained with: the data's are used. "
-            "State others with --mean and --std",
+            "WARNING: %s does not state the mean and std that it was trained with: the data's are "
+            "used. State others with --mean and --std",
             path,
         )
     return found

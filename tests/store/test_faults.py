@@ -144,6 +144,11 @@ def shards_to_do(path: Path, options: dict[str, Any]) -> int:
     return left
 
 
+def without_warnings(text: str) -> list[str]:
+    """Return the lines on stderr without those about the teacher, which knows nothing."""
+    return [line for line in text.splitlines() if not line.startswith("WARNING: ")]
+
+
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_a_build_that_was_killed_is_finished_to_the_same_bytes(
     deaths, name, tmp_path, tiny_workspace, tiny_store
@@ -151,7 +156,7 @@ def test_a_build_that_was_killed_is_finished_to_the_same_bytes(
     scenario, left = SCENARIOS[name], deaths[name]
     expected = [{"point": point, "ended by": signal.SIGKILL} for point in scenario.points]
     assert left.ends == expected, left.said
-    assert left.said == ""
+    assert without_warnings(left.said) == []
     with pytest.raises(CacheIncompleteError):
         LogitStore.open(left.path)
     (leftover,) = left.workspace.rglob("*.partial")  # those of the deaths before were swept
@@ -214,8 +219,9 @@ def test_a_full_disk_is_named_and_the_build_goes_on_when_there_is_space(
     command += ["--store", str(path)]
     assert main(command) == 1
     said = capsys.readouterr()
-    assert (said.out, said.err.count("\n")) == ("", 1)
-    assert re.search(rf"^kdcache: .*No space left on device.*{path}/", said.err), said.err
+    assert said.out == ""
+    (line,) = without_warnings(said.err)
+    assert re.fullmatch(rf"kdcache: .*No space left on device.*{path}/.*", line)
     with pytest.raises(CacheIncompleteError):
         LogitStore.open(path)
     kept = shards_to_do(path, {"views": 3})
