@@ -17,6 +17,7 @@ ROOT = Path(kdcache.__file__).parent
 PYPROJECT = Path(__file__).parents[1] / "pyproject.toml"
 STAGES = [
     "errors",
+    "arguments",
     "results",
     "calls",
     "registry",

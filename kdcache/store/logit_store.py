@@ -10,7 +10,13 @@ import numpy as np
 import numpy.typing as npt
 import zarr
 
-from kdcache.errors import CacheCorruptError, CacheIncompleteError, CacheMismatchError
+from kdcache.arguments import require_int
+from kdcache.errors import (
+    CacheCorruptError,
+    CacheIncompleteError,
+    CacheMismatchError,
+    ConfigError,
+)
 from kdcache.store.codecs.codec import Codec
 from kdcache.store.format.codec_file import clean_codec, read_decision
 from kdcache.store.format.layout import (
@@ -189,9 +195,11 @@ class LogitStore:
             (n, width) of the codec's dtype. Each shard is read once, in any order of ids.
 
         Raises:
+            ConfigError: if ids or view are no integers.
             CacheMismatchError: if the store has no such row.
             CacheCorruptError: if a shard's bytes differ from their checksum.
         """
+        view = require_int("view", view)
         positions = self._positions(np.asarray(sample_ids), view)
         return read_rows(self.group, rows_name(view), positions, out=out)
 
@@ -203,10 +211,12 @@ class LogitStore:
             view: in [0, V].
 
         Raises:
+            ConfigError: if ids or view are no integers.
             CacheMismatchError: if the store has no such row.
             CacheCorruptError: if a shard's bytes differ from their checksum.
         """
-        decoded: npt.NDArray[np.float32] = self.codec_of(view).decode(self.rows(sample_ids, view))
+        rows = self.rows(sample_ids, view)
+        decoded: npt.NDArray[np.float32] = self.codec_of(view).decode(rows)
         return decoded
 
     def _positions(self, ids: npt.NDArray[np.generic], view: int) -> npt.NDArray[np.int64]:
@@ -216,8 +226,10 @@ class LogitStore:
                 f"For more, run kdcache build-logits with --views {view}"
             )
         if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer):
-            raise ValueError(
-                f"sample_ids are {ids.dtype} of shape {ids.shape}, expected a 1-D array of integers"
+            raise ConfigError(
+                f"sample_ids are {ids.dtype} of shape {ids.shape}, expected (n,) integers",
+                parameter="sample_ids",
+                value=ids,
             )
         rows = np.arange(self.manifest.samples) if view == 0 else self.sample_ids
         found = np.minimum(np.searchsorted(rows, ids), len(rows) - 1)
