@@ -40,6 +40,7 @@ STAGES = [
     "cores",
     "memory",
     "compiled",
+    "selection.provenance",
     "selection.report",
     "selection.subset",  # a file of sample ids, which pack and build-logits read too
     "data",

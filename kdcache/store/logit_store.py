@@ -18,6 +18,7 @@ from kdcache.errors import (
     ConfigError,
 )
 from kdcache.store.codecs.codec import Codec
+from kdcache.store.codecs.fidelity import CodecFigures
 from kdcache.store.format.codec_file import clean_codec, read_decision
 from kdcache.store.format.layout import (
     FEATURES,
@@ -79,8 +80,7 @@ class LogitStore:
         path: location: a Path, or the URL of an object store.
         manifest: identity and build conditions.
         codec: codec of the augmented views; of view 0 if there are no others.
-        codec_table: measurements of the candidate codecs, see
-            `kdcache.store.codecs.choice.Choice`.
+        codec_table: measurements of the candidate codecs, smallest first.
         labels: (N,) int64 by sample id.
         sample_ids: (M,) sorted int64, the rows of the augmented views.
         pixel_probe: (n, 16) digests of `kdcache.reader.probe`, (0, 16) if there is none.
@@ -107,7 +107,7 @@ class LogitStore:
         self.scores: Mapping[str, npt.NDArray[Any]] = PerSampleArrays(group, "scores")
         self.stats: Mapping[str, npt.NDArray[Any]] = PerSampleArrays(group, "stats")
         self.codec = clean_codec(manifest)
-        self.codec_table: Sequence[Mapping[str, Any]] = ()
+        self.codec_table: Sequence[CodecFigures] = ()
         if self.num_views:
             decision = read_decision(group, manifest)
             if decision is None:
