@@ -238,6 +238,34 @@ def test_a_sequence_may_be_a_list_and_a_single_path_stands_for_one(tmp_path):
             kd.merge(parts, out=tmp_path / "b.zarr")
 
 
+@pytest.mark.parametrize(
+    "use",
+    [
+        kd.open_beton,
+        kd.LogitStore.open,
+        kd.Subset.load,
+        lambda path: kd.merge(path, out=path / "out"),
+        lambda path: kd.verify(path.parent, store=path),
+        lambda path: kd.evaluate(path.parent, path),
+        lambda path: kd.train(path.parent, store=path),
+    ],
+    ids=["open_beton", "LogitStore", "Subset", "merge", "verify", "evaluate", "train"],
+)
+def test_a_missing_file_is_an_error_of_the_library(tmp_path, use):
+    with pytest.raises(kd.errors.KDCacheError, match=re.escape(str(tmp_path))):
+        use(tmp_path / "gone")
+
+
+def test_paths_of_results_stay_valid_in_another_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    data = kd.pack("digits", workspace="ws")
+    shown = kd.show("ws/train.beton")
+    assert (data.train.path, shown.path) == (tmp_path / "ws" / "train.beton",) * 2
+    monkeypatch.chdir("/")
+    with kd.DistillLoader(data.train, None, [1, 2]) as loader:
+        assert len(list(loader)) == 1
+
+
 def test_repr_of_an_error_holds_its_message():
     error = ConfigError(parameter="keep", value=1.5, rule="a number in (0, 1]")
     assert repr(error) == "ConfigError('keep=1.5: expected a number in (0, 1]')"

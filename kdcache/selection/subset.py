@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from kdcache.errors import CacheCorruptError, CacheMismatchError, ConfigError
+from kdcache.errors import CacheCorruptError, CacheMismatchError, ConfigError, MissingFileError
 from kdcache.files import read_npz
 from kdcache.seals import require_whole, seal_state, write_sealed_npz
 from kdcache.selection.provenance import Provenance
@@ -77,7 +77,7 @@ class Subset:
         """Read a subset file and check its data; a file that records no fingerprint passes.
 
         Raises:
-            FileNotFoundError: if the file does not exist.
+            MissingFileError: if the file does not exist.
             CacheCorruptError: if it is not a subset file.
             CacheMismatchError: if it was selected from other data.
         """
@@ -95,11 +95,16 @@ class Subset:
         """Read a subset file. Pickled content is refused, never loaded.
 
         Raises:
-            FileNotFoundError: if the file does not exist.
+            MissingFileError: if the file does not exist.
             CacheCorruptError: if it is not a subset file.
         """
         path = Path(path)
-        content = path.read_bytes()
+        try:
+            content = path.read_bytes()
+        except FileNotFoundError:
+            raise MissingFileError(
+                f"{path} does not exist, expected a subset file. Run: kdcache select"
+            ) from None
         try:
             arrays = read_npz(content)
             sample_ids, provenance = arrays["sample_ids"], _provenance(arrays)

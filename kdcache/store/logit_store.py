@@ -16,6 +16,7 @@ from kdcache.errors import (
     CacheIncompleteError,
     CacheMismatchError,
     ConfigError,
+    MissingFileError,
 )
 from kdcache.store.codecs.codec import Codec
 from kdcache.store.codecs.fidelity import CodecFigures
@@ -122,16 +123,18 @@ class LogitStore:
             path: a folder, or a URL such as s3://BUCKET/NAME.zarr.
 
         Raises:
-            FileNotFoundError: if it does not exist.
+            MissingFileError: if it does not exist.
             CacheIncompleteError: if its build has not finished.
             CacheCorruptError: if a shard was lost or belongs elsewhere, or labels are damaged.
             CacheMismatchError: if another version of kdcache wrote it.
         """
         location = parse_location(path)
+        if isinstance(location, Path):
+            location = location.absolute()  # it stays valid if the process changes its folder
         if not exists(location):
             if isinstance(location, Path) and location.is_dir():
                 raise CacheCorruptError(f"{path} is not a Zarr group, expected a logit store")
-            raise FileNotFoundError(
+            raise MissingFileError(
                 f"{path} does not exist, expected a logit store. Run: kdcache build-logits"
             )
         group, manifest = open_group(open_zarr_store(location, read_only=True), path=str(path))

@@ -8,7 +8,7 @@ from typing import Any
 
 import zarr
 
-from kdcache.errors import CacheMismatchError, ConfigError
+from kdcache.errors import CacheMismatchError, ConfigError, MissingFileError
 from kdcache.options import MergeOptions, as_names
 from kdcache.progress import logger
 from kdcache.results import Result
@@ -50,7 +50,7 @@ def merge(options: MergeOptions) -> MergeResult:
     """Copy every key of the parts into a new store. A key of two parts must have equal bytes.
 
     Raises:
-        FileNotFoundError: if a part does not exist.
+        MissingFileError: if a part does not exist.
         CacheMismatchError: if the parts differ in inputs or build conditions, or hold different
             bytes under one key.
         ConfigError: if `out` exists and `overwrite` is not set, or `out` is one of the parts.
@@ -112,7 +112,7 @@ def merge(options: MergeOptions) -> MergeResult:
         views=max(missing, default=0),
         complete=sum(not shards for shards in missing.values()),
         missing_shards=lacking,
-        path=out,
+        path=out.absolute() if isinstance(out, Path) else out,
     )
 
 
@@ -122,5 +122,5 @@ def _resolved(location: Location) -> Location:
 
 def _open(location: Location) -> tuple[zarr.Group, Any]:
     if not exists(location):
-        raise FileNotFoundError(f"{location} does not exist, expected a logit store")
+        raise MissingFileError(f"{location} does not exist, expected a logit store")
     return open_group(open_zarr_store(location, read_only=True), path=str(location))
