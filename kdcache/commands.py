@@ -132,14 +132,22 @@ def _convert_workspace(_: Any, tokens: Sequence[Token]) -> Path:
 
 
 def _as_parsed(hint: Any) -> Any:
-    """Return a type without the text that a call from Python may give instead of it."""
-    if get_origin(hint) is Annotated:
-        inner, *about = get_args(hint)
+    """Return the one type that a command line gives, where a call from Python may give several.
+
+    A path stays a text, because it may be a name or a URL. What may be given several times is a
+    tuple.
+    """
+    origin, kinds = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        inner, *about = kinds
         return Annotated[(_as_parsed(inner), *about)]
-    kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else ()
-    if Path in kinds or tuple[str, ...] in kinds:
-        return Union[tuple(kind for kind in kinds if kind not in (str, list[str]))]  # noqa: UP007  (a tuple)
-    return hint
+    if origin is Sequence:
+        return tuple[(_as_parsed(kinds[0]), ...)]  # type: ignore[misc]
+    if origin not in (Union, UnionType):
+        return hint
+    if sequences := [kind for kind in kinds if get_origin(kind) is Sequence]:
+        return _as_parsed(sequences[0])
+    return Union[tuple(kind for kind in kinds if kind is not Path)]  # noqa: UP007  (a tuple)
 
 
 app = App(

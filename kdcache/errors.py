@@ -5,6 +5,7 @@ KDCacheError
   DatasetError                     the images or the beton are not usable   exit status 1
   TeacherError                     the teacher is missing or does not fit   exit status 1
   WeightsError                     a file of weights is not usable          exit status 1
+  MissingFileError(FileNotFoundError)  a file is not where it should be     exit status 1
   CacheMismatchError(ValueError)   a file was made from other inputs        exit status 1
   CacheIncompleteError             a build has not finished                 exit status 1
   CacheCorruptError                stored bytes are missing or damaged      exit status 1
@@ -163,6 +164,10 @@ class TeacherError(KDCacheError):
 
 class WeightsError(KDCacheError):
     """A file of weights is damaged, or does not fit the model."""
+
+
+class MissingFileError(KDCacheError, FileNotFoundError):
+    """A file of kdcache is not where it should be."""
 
 
 class CacheMismatchError(KDCacheError, ValueError):

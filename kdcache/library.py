@@ -15,7 +15,7 @@ from dataclasses import fields
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar, get_args, get_type_hints
+from typing import Any, ParamSpec, TypeVar, get_type_hints
 
 from typeguard import CollectionCheckStrategy, TypeCheckError, check_type
 
@@ -58,7 +58,12 @@ def public(
     if place != command_place:
         raises = "\n".join(filter(None, (raises, _outcome(command_place)[1])))
     function.__doc__ = _documentation(options, returns, raises)
-    function.__signature__ = _shown_signature(options, returns)  # type: ignore[attr-defined]
+    signature = _shown_signature(options, returns)
+    function.__signature__ = signature  # type: ignore[attr-defined]
+    shown = signature.parameters.values()
+    function.__annotations__ = {one.name: one.annotation for one in shown}
+    # An expression, which typing.get_type_hints evaluates: the type may load heavy libraries.
+    function.__annotations__["return"] = f"_load({place.partition(':')[0] + ':' + returns!r})"
     return function
 
 
@@ -86,7 +91,7 @@ def _load(place: str) -> Callable[[CommonOptions], Any]:
 
 
 def _checked(options: type[CommonOptions], given: dict[str, Any]) -> dict[str, Any]:
-    """Return the arguments, with paths for texts; check their types, as the command line does.
+    """Return the arguments as the command line gives them, and check their types.
 
     Raises:
         ConfigError: if a value has another type, or is none of the allowed words.
@@ -98,13 +103,12 @@ def _checked(options: type[CommonOptions], given: dict[str, Any]) -> dict[str, A
 def _checked_value(name: str, value: Any, hint: Any) -> Any:
     if name == "workspace" and value == "":
         raise ConfigError(parameter=name, value=value, rule="the path of a folder")
-    if isinstance(value, str) and Path in (hint, *get_args(hint)):
+    if name == "workspace" and isinstance(value, str):
         value = Path(value)
-    elif isinstance(value, Path) and Path not in (hint, *get_args(hint)):
-        value = str(value)  # an option that takes a name, a URL or a path
-    elif isinstance(value, (list, tuple)) and "[str" in str(hint):
-        texts = [str(item) if isinstance(item, Path) else item for item in value]
-        value = texts if hint == list[str] else tuple(texts)
+    elif isinstance(value, Path) and name != "workspace":
+        value = str(value)  # it may as well be a name or a URL
+    elif isinstance(value, (list, tuple)):
+        value = tuple(str(item) if isinstance(item, Path) else item for item in value)
     if isinstance(value, numbers.Number) and hasattr(value, "item"):
         value = value.item()  # a number of numpy
     # bool is an int for Python, but nobody means epochs=True.
@@ -115,8 +119,24 @@ def _checked_value(name: str, value: Any, hint: Any) -> Any:
         fits = False
     if not fits:
         rule = f"{_type_name(hint)}, not {type(value).__name__}"
-        raise ConfigError(parameter=name, value=value, rule=rule)
+        raise ConfigError(parameter=name, value=value, rule=rule, remedy=_how_to_pass(value, hint))
     return value
+
+
+def _how_to_pass(value: object, hint: Any) -> str | None:
+    """Return what to pass instead of an object of this library or a function, if it is one."""
+    if "str" not in _type_name(hint):
+        return None
+    if callable(value):
+        return "Pass it as module:name"
+    if not type(value).__module__.startswith("kdcache."):
+        return None
+    path = getattr(value, "path", None) or getattr(getattr(value, "report", None), "path", None)
+    if path is not None:
+        return f"Pass its path, {path}"
+    if hasattr(value, "save"):
+        return "Save it, and pass the path of its file"
+    return f"Pass its text, {value}" if hasattr(value, "parse") else None
 
 
 def _type_name(hint: Any) -> str:

@@ -79,9 +79,9 @@ def _require_non_negative(config: object, *names: str) -> None:
         _require(name, getattr(config, name), lambda value: value >= 0, "a number of at least 0")
 
 
-def as_names(value: tuple[str, ...] | list[str] | str) -> tuple[str, ...]:
-    """Return the names of an option that may be given several times; Python may give one text."""
-    return (value,) if isinstance(value, str) else tuple(value)
+def as_names(value: Sequence[Path | str] | Path | str) -> tuple[str, ...]:
+    """Return the texts of an option that may be given several times; Python may give one alone."""
+    return (str(value),) if isinstance(value, (str, Path)) else tuple(map(str, value))
 
 
 def as_values(value: str | None) -> tuple[str, ...]:
@@ -99,7 +99,7 @@ def _require_words(config: object, name: str, words: object) -> None:
 
 
 def _as_tuples(config: object, *names: str) -> None:
-    """Replace a text by a tuple of one."""
+    """Replace a single name or path by a tuple of one."""
     for name in names:
         object.__setattr__(config, name, as_names(getattr(config, name)))
 
@@ -162,7 +162,7 @@ class StatusOptions(_WorkspaceFirst):
 class ShowOptions(CommonOptions):
     """Describe a beton, teacher, store, subset or run."""
 
-    path: str = field(kw_only=False)
+    path: Path | str = field(kw_only=False)
     """Path of a beton, teacher, store, subset or run, or URL of a store."""
 
 
@@ -175,11 +175,13 @@ class DoctorOptions(_WorkspaceFirst):
 class RunOptions(CommonOptions):
     """Run the steps of a pipeline whose inputs or options have changed."""
 
-    pipeline: Annotated[str, Parameter(name=("--pipeline", "--recipe"))] = field(kw_only=False)
+    pipeline: Annotated[Path | str, Parameter(name=("--pipeline", "--recipe"))] = field(
+        kw_only=False
+    )
     """Name of a bundled pipeline (digits, cifar10, cifar100, tiny-imagenet, imagenet or
     imagenet-mdslr), or the path of a TOML file."""
 
-    source: str | None = None
+    source: Path | str | None = None
     """Images to pack, instead of the pipeline's own source."""
 
     dry_run: Annotated[bool, _FLAG] = False
@@ -190,11 +192,11 @@ class RunOptions(CommonOptions):
 class PackOptions(CommonOptions):
     """Pack images into betons (FFCV's packed files), with sample ids and a manifest."""
 
-    source: str | None = field(default=None, kw_only=False)
+    source: Path | str | None = field(default=None, kw_only=False)
     """An image folder; image Parquet (a file, or a folder of shards); WebDataset shards (a folder,
     or a pattern such as 'shards-{000..012}.tar'); hf:ORG/NAME; cifar10, cifar100 or digits."""
 
-    val_source: str | None = None
+    val_source: Path | str | None = None
     """Source of the evaluation split, if SOURCE does not contain it."""
 
     label_key: str | None = None
@@ -207,7 +209,7 @@ class PackOptions(CommonOptions):
     compact_labels: Annotated[bool, _FLAG] = False
     """Renumber the classes that have images from 0. Each keeps its name, or its former number."""
 
-    subset: str | None = None
+    subset: Path | str | None = None
     """Pack the samples of this subset (a name or path) from the workspace's training beton instead
     of a SOURCE, so that training reads no other samples. Ids and pixels stay the same."""
 
@@ -338,7 +340,7 @@ class _LoopOptions(_WorkspaceFirst):
     """Fraction of all steps in which the learning rate rises first, in [0, 1). Default: 0.15
     (one-cycle) or 0."""
 
-    milestones: Annotated[tuple[float, ...], Parameter(negative="")] = ()
+    milestones: Annotated[Sequence[float], _EACH] = ()
     """For --schedule step: fraction of all steps after which the learning rate falls, above
     --warmup and below 1. Repeat it for several. Default: 0.5 and 0.75."""
 
@@ -366,6 +368,7 @@ class _LoopOptions(_WorkspaceFirst):
 
     def __post_init__(self) -> None:
         """Check every range, and refuse options that have no effect."""
+        object.__setattr__(self, "milestones", tuple(self.milestones))
         _require_positive(self, "epochs", "steps", "lr", "accumulate", "clip_norm", "eval_every")
         _require_non_negative(self, "weight_decay")
         if self.epochs is not None and self.steps is not None:
@@ -450,29 +453,29 @@ class TrainTeacherOptions(_ViewOptions, _LoopOptions):
 class BuildLogitsOptions(_ViewOptions):
     """Run the teacher once over all data and store its logits and scores."""
 
-    teacher: Annotated[tuple[str, ...] | list[str] | str, _EACH] = ()
+    teacher: Annotated[Sequence[Path | str] | Path | str, _EACH] = ()
     """A path, a name in the workspace's teachers/, a model of torchvision for its published weights
     (resnet50, or resnet50.IMAGENET1K_V1), timm:NAME, or module:callable. Repeat it for an ensemble.
     Default: the only file in teachers/."""
 
-    arch: Annotated[tuple[str, ...] | list[str] | str, _EACH] = ()
+    arch: Annotated[Sequence[str] | str, _EACH] = ()
     """Model of a teacher given by path, if the file does not name it: a classifier of torchvision,
     timm:NAME, or resnet8/20/32/56, wrn-16-2, wrn-40-2 or vgg8 (CIFAR families)."""
 
-    teacher_mean: Annotated[tuple[str, ...] | list[str] | str, _EACH] = ()
+    teacher_mean: Annotated[Sequence[str] | str, _EACH] = ()
     """Mean of the images that the teacher was trained on: R,G,B in [0, 1], or imagenet, data (the
     data set's) or none (pixels in [0, 1]). Default: what its file or publisher states, else data.
     For an ensemble, repeat it for each teacher that does not state its own."""
 
-    teacher_std: Annotated[tuple[str, ...] | list[str] | str, _EACH] = ()
+    teacher_std: Annotated[Sequence[str] | str, _EACH] = ()
     """Standard deviation, as for --teacher-mean; a name that is given for one holds for both."""
 
-    stem: Annotated[tuple[str, ...] | list[str] | str, _EACH] = ()
+    stem: Annotated[Sequence[str] | str, _EACH] = ()
     """Stem of a teacher given by path, if neither its metadata nor its tensors tell it
     (mobilenet_v2, shufflenet_v2): small keeps the size of small images, standard is torchvision's.
     """
 
-    teacher_output: Annotated[tuple[str, ...] | list[str] | str, _EACH] = ()
+    teacher_output: Annotated[Sequence[str] | str, _EACH] = ()
     """What the teacher returns: logits, or probabilities, whose logarithm is taken. Repeat it for
     each teacher of an ensemble. Default: logits."""
 
@@ -486,7 +489,7 @@ class BuildLogitsOptions(_ViewOptions):
     views: int = 8
     """Augmented views per image, in addition to the clean view."""
 
-    subset: str | None = None
+    subset: Path | str | None = None
     """Name or path of a subset whose samples get augmented views. The clean view always covers all
     data; it is taken from an existing store of this teacher if there is one."""
 
@@ -498,7 +501,7 @@ class BuildLogitsOptions(_ViewOptions):
     lowrank(k=10, r=64), sampled(draws=50, temperature=1), float32 (exact), module:name(...), or
     auto: the smallest that keeps the distillation gradient at temperatures 1 to 4."""
 
-    store: str | None = None
+    store: Path | str | None = None
     """Path or URL (s3://, gs://) of the store, instead of stores/TEACHER.zarr in the workspace."""
 
     part: str | None = None
@@ -519,10 +522,11 @@ class BuildLogitsOptions(_ViewOptions):
         _require_words(self, "stem", Stem)
         _require_words(self, "teacher_output", TeacherOutput)
         parse_normalisations(as_names(self.teacher_mean), as_names(self.teacher_std))
-        _require_unset(self, ["ensemble"], "several --teacher", unless=len(self.teacher) > 1)
-        if self.features and len(self.teacher) > 1:
+        count = len(as_names(self.teacher))
+        _require_unset(self, ["ensemble"], "several --teacher", unless=count > 1)
+        if self.features and count > 1:
             raise ConfigError(
-                f"--features is given with {len(self.teacher)} teachers, expected one: an ensemble "
+                f"--features is given with {count} teachers, expected one: an ensemble "
                 "has no penultimate activations of its own. Leave it out",
                 parameter="features",
                 value=True,
@@ -533,24 +537,24 @@ class BuildLogitsOptions(_ViewOptions):
 class VerifyOptions(_WorkspaceFirst):
     """Read every byte of a workspace's betons, stores and other files, and report damage."""
 
-    store: str | None = None
+    store: Path | str | None = None
     """Path or URL of the only store to check. Default: all stores of the workspace, or with
     --teacher or --repair the last one built."""
 
     repair: Annotated[bool, _FLAG] = False
     """Rebuild damaged shards of the store with its teacher."""
 
-    teacher: Annotated[tuple[str, ...] | list[str] | str, _EACH] = ()
+    teacher: Annotated[Sequence[Path | str] | Path | str, _EACH] = ()
     """Run this teacher again on random rows, and compare. Repeat it for an ensemble, in the order
     of build-logits."""
 
-    arch: Annotated[tuple[str, ...] | list[str] | str, _EACH] = ()
+    arch: Annotated[Sequence[str] | str, _EACH] = ()
     """Model of a teacher given by path, if the file does not name it."""
 
-    stem: Annotated[tuple[str, ...] | list[str] | str, _EACH] = ()
+    stem: Annotated[Sequence[str] | str, _EACH] = ()
     """Stem of the teacher, as for build-logits."""
 
-    teacher_output: Annotated[tuple[str, ...] | list[str] | str, _EACH] = ()
+    teacher_output: Annotated[Sequence[str] | str, _EACH] = ()
     """What the teacher returns, as for build-logits."""
 
     allow_mixed: Annotated[bool, _FLAG] = False
@@ -586,10 +590,10 @@ class VerifyOptions(_WorkspaceFirst):
 class MergeOptions(CommonOptions):
     """Merge the parts of one store, which several calls of build-logits built."""
 
-    parts: Annotated[list[str], Parameter(negative="")] = field(kw_only=False)
+    parts: Annotated[Sequence[Path | str] | Path | str, _EACH] = field(kw_only=False)
     """Paths or URLs of stores built from the same data, teacher and options."""
 
-    out: str
+    out: Path | str
     """Path or URL of the store to write."""
 
     overwrite: Annotated[bool, _FLAG] = False
@@ -597,7 +601,9 @@ class MergeOptions(CommonOptions):
 
     def __post_init__(self) -> None:
         """Check every range."""
-        _require("parts", len(self.parts), lambda count: count >= 1, "at least one store")
+        _as_tuples(self, "parts")
+        if not self.parts:
+            raise ConfigError(parameter="parts", value="()", rule="at least one store")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -607,7 +613,7 @@ class ExportOptions(CommonOptions):
     out: Path | str = field(kw_only=False)
     """File to write: NAME.parquet or NAME.npz."""
 
-    store: str | None = None
+    store: Path | str | None = None
     """Path or URL of the store. Default: the last one built."""
 
     view: int = 0
@@ -728,16 +734,16 @@ class SelectOptions(PruningOptions, _WorkspaceFirst):
     """mdslr: medium or random with the numbers per class of MDSLR's published code, by the
     cross-entropy of an augmented view."""
 
-    teacher: str | None = None
+    teacher: Path | str | None = None
     """Name of the store to read. Default: the last one built."""
 
-    store: str | None = None
+    store: Path | str | None = None
     """Path or URL of the store, instead of --teacher."""
 
-    average_with: Annotated[tuple[str, ...] | list[str] | str, _EACH] = ()
+    average_with: Annotated[Sequence[Path | str] | Path | str, _EACH] = ()
     """Average in the scores of another teacher's store. Repeat it for several."""
 
-    compare: str | None = None
+    compare: Path | str | None = None
     """Report the overlap with another subset (a name or path), per class."""
 
     export: Path | str | None = None
@@ -787,10 +793,10 @@ class ScoreOptions(CommonOptions):
     ] = field(kw_only=False)
     """Score that the store was built without, of `kdcache.scores.registry`, or module:name."""
 
-    teacher: str | None = None
+    teacher: Path | str | None = None
     """Name of the store to read. Default: the last one built."""
 
-    store: str | None = None
+    store: Path | str | None = None
     """Path of the store, instead of --teacher."""
 
     overwrite: Annotated[bool, _FLAG] = False
@@ -805,13 +811,13 @@ class ScoreOptions(CommonOptions):
 class TrainOptions(_LoopOptions):
     """Train a student on a subset with the teacher's cached logits."""
 
-    subset: str | None = None
+    subset: Path | str | None = None
     """Name or path of a subset, or `full` for all data. Default: the last one selected."""
 
-    teacher: str | None = None
+    teacher: Path | str | None = None
     """Name of the store to learn from. Default: the last one built."""
 
-    store: str | None = None
+    store: Path | str | None = None
     """Path or URL of the store, instead of --teacher."""
 
     model: str | None = None
@@ -858,7 +864,7 @@ class TrainOptions(_LoopOptions):
     kd: bool = True
     """--no-kd: train on labels only, as a baseline."""
 
-    live_teacher: str | None = None
+    live_teacher: Path | str | None = None
     """Run this teacher in each step instead of reading a store, as a baseline: a path, a name in
     the workspace's teachers/, or module:callable."""
 
@@ -943,7 +949,7 @@ class TrainOptions(_LoopOptions):
 class EvaluateOptions(_WorkspaceFirst):
     """Measure accuracy, likelihood and calibration of a trained model."""
 
-    weights: str | None = field(default=None, kw_only=False)
+    weights: Path | str | None = field(default=None, kw_only=False)
     """Folder or name of a run, or a safetensors file. Default: the last finished run."""
 
     which: Weights = "last"
@@ -991,10 +997,10 @@ class EvaluateOptions(_WorkspaceFirst):
 class StudyOptions(CommonOptions):
     """Train a grid of students, resumable at any point, or print a table of the results."""
 
-    grid: str = field(kw_only=False)
+    grid: Path | str = field(kw_only=False)
     """Path of a TOML file with teachers and blocks of settings, or the bundled study digits."""
 
-    source: Annotated[tuple[str, ...] | list[str] | str, _EACH] = ()
+    source: Annotated[Sequence[str] | str, _EACH] = ()
     """NAME=SOURCE: images to pack for the grid's data set NAME. Default: NAME. Repeat it for
     several."""
 
@@ -1002,7 +1008,7 @@ class StudyOptions(CommonOptions):
     """Parquet file with one row per student; students in it are not trained again. Default:
     studies/GRID.parquet in the workspace."""
 
-    block: Annotated[tuple[str, ...] | list[str] | str, _EACH] = ()
+    block: Annotated[Sequence[str] | str, _EACH] = ()
     """Name of a block to run or show. Repeat it for several. Default: all."""
 
     jobs: int = 1
@@ -1031,7 +1037,7 @@ class StudyOptions(CommonOptions):
     """ROWS COLUMNS: print a table of accuracies over these settings instead. Join several by
     commas, such as method,kd."""
 
-    where: Annotated[tuple[str, ...] | list[str] | str, _EACH] = ()
+    where: Annotated[Sequence[str] | str, _EACH] = ()
     """SETTING=VALUE: show only these students. Repeat it for several."""
 
     plot: Path | str | None = None

@@ -115,7 +115,9 @@ class Workspace:
             )
         return (names[0],)
 
-    def require_store(self, teacher: str | None, store: str | None = None) -> Path | str:
+    def require_store(
+        self, teacher: Path | str | None, store: Path | str | None = None
+    ) -> Path | str:
         """Return a store by path or URL, the store of a teacher, or the last one built.
 
         Raises:
@@ -129,8 +131,8 @@ class Workspace:
                     parameter="teacher",
                     value=teacher,
                 )
-            return store if "://" in store else Path(store)
-        path = self.recall("store") if teacher is None else self.store(teacher_name(teacher))
+            return str(store) if "://" in str(store) else Path(store)
+        path = self.recall("store") if teacher is None else self.store(teacher_name(str(teacher)))
         if isinstance(path, str):
             return path
         if path is None or not path.exists():
@@ -143,13 +145,13 @@ class Workspace:
             )
         return path
 
-    def require_subset(self, subset: str | None) -> Path | None:
+    def require_subset(self, subset: Path | str | None) -> Path | None:
         """Return the path of a subset, or None for `full`.
 
         Raises:
             ConfigError: if nothing is selected, or the named subset does not exist.
         """
-        if subset == "full":
+        if str(subset) == "full":
             return None
         if subset is None:
             last = self.recall("subset")
@@ -162,7 +164,7 @@ class Workspace:
                 )
             return path
         given = Path(subset)
-        path = given if given.suffix == ".npz" else self.subset(subset)
+        path = given if given.suffix == ".npz" else self.subset(str(subset))
         if not path.exists():
             raise ConfigError(
                 parameter="subset",

@@ -17,6 +17,7 @@ ROOT = Path(kdcache.__file__).parent
 PYPROJECT = Path(__file__).parents[1] / "pyproject.toml"
 STAGES = [
     "errors",
+    "arguments",
     "results",
     "calls",
     "registry",
@@ -39,6 +40,7 @@ STAGES = [
     "cores",
     "memory",
     "compiled",
+    "selection.provenance",
     "selection.report",
     "selection.subset",  # a file of sample ids, which pack and build-logits read too
     "data",

@@ -8,30 +8,17 @@ References:
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from kdcache.compute.figures import Quality
 from kdcache.reader.batches import PixelReader
 from kdcache.reader.order import batch_bounds
 
 CALIBRATION_BINS = 15
-
-
-class Quality(NamedTuple):
-    """Quality of a model on a set of images."""
-
-    top1: float
-    """Top-1 accuracy, in percent."""
-    top5: float
-    """Top-5 accuracy, in percent; 100 if there are at most five classes."""
-    nll: float
-    """Mean -log p of the label, in nats."""
-    ece: float
-    """Expected calibration error: mean gap of confidence and accuracy over bins, in [0, 1]."""
 
 
 class QualityMeter:

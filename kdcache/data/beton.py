@@ -27,7 +27,7 @@ from kdcache.data.policy import (
     PixelDefinition,
     Policy,
 )
-from kdcache.errors import DatasetError
+from kdcache.errors import DatasetError, MissingFileError
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -145,13 +145,13 @@ def open_beton(path: Path | str) -> Beton:
     there. This function does not read the images.
 
     Raises:
-        FileNotFoundError: if there is no such file.
+        MissingFileError: if there is no such file.
         DatasetError: if the file is not a finished beton of kdcache.
     """
     path = Path(path)
     manifest = BetonManifest.load(path) if path.exists() else None
     if manifest is None:
-        raise FileNotFoundError(f"{path} is missing, expected a beton made by kdcache pack")
+        raise MissingFileError(f"{path} is missing, expected a beton made by kdcache pack")
     remedy = pack_again(path, manifest)
     size = path.stat().st_size
     if size != manifest.beton_bytes:
@@ -188,7 +188,7 @@ def open_beton(path: Path | str) -> Beton:
             f"expected {manifest.fingerprint[:12]} as in its manifest. {remedy}"
         )
     return Beton(
-        path=path,
+        path=path.absolute(),  # it stays valid if the process changes its folder
         manifest=manifest,
         labels=labels,
         sample_ids=sample_ids,

@@ -70,14 +70,17 @@ def pack(options: PackOptions) -> PackResult:
     """
     workspace = Workspace(Path(options.workspace))
     if options.subset is not None:
-        packed = open_beton(pack_subset(workspace, options.subset, overwrite=options.overwrite))
+        packed = open_beton(
+            pack_subset(workspace, str(options.subset), overwrite=options.overwrite)
+        )
         return PackResult(
             fingerprint=packed.manifest.fingerprint, betons={"train": packed}, skipped=0
         )
     assert options.source is not None  # noqa: S101  (the options require it)
+    val_source = None if options.val_source is None else str(options.val_source)
     source = open_source(
-        options.source,
-        val_source=options.val_source,
+        str(options.source),
+        val_source=val_source,
         label_key=options.label_key,
         classes=options.classes,
         compact_labels=options.compact_labels,

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from kdcache.arguments import require_positive
 from kdcache.compute.normalize import Normalise
 from kdcache.errors import ConfigError
 from kdcache.loader.staging import Rows
@@ -17,8 +18,7 @@ from kdcache.loader.staging import Rows
 class Batch(NamedTuple):
     """The data of one training step, all on one device.
 
-    On a CPU, `images` is a view of a buffer that the loader refills when the next batch is
-    requested: clone what you keep longer.
+    A batch may be kept. The loader fills a buffer again only when no tensor uses it any more.
 
     `move_data_to_device` of Lightning and `send_to_device` of accelerate move the whole batch. They
     call `to`.
@@ -58,23 +58,33 @@ class Batch(NamedTuple):
                 draws at one temperature.
 
         Raises:
-            ConfigError: if the loader has no teacher, or the store cannot serve the temperature.
+            ConfigError: if the loader has no teacher, the temperature is not a finite number above
+                0, or the store cannot serve it.
         """
+        if temperature is not None:
+            temperature = require_positive("temperature", temperature)
         if self.rows is None:
             raise ConfigError(
                 "batch.rows is None, expected a teacher's rows. Open the DistillLoader with a store"
             )
         return self.rows.logits(temperature)
 
-    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Batch:
+    def to(self, device: torch.device | str | int, *, non_blocking: bool = False) -> Batch:
         """Return the batch on a device. Tensors that are already there are not copied.
 
         Args:
-            device: the target.
+            device: the target; tensors keep their types.
             non_blocking: do not wait for the copy, as in `Tensor.to`. It has no effect on a batch
-                on the CPU, because the loader could refill the images' buffer before the copy ends.
+                on the CPU, because the loader could refill the images' buffer before the copy ends,
+                if the batch is dropped meanwhile.
         """
         overlaps = non_blocking and self.images.device.type != "cpu"
+        if not isinstance(device, (torch.device, str, int)):
+            raise ConfigError(
+                f"device is {device}, expected a device of torch, such as cpu, cuda or cuda:1",
+                parameter="device",
+                value=device,
+            )
         moved = self.map_tensors(lambda tensor: tensor.to(device, non_blocking=overlaps))
         # Copy the module: `Module.to` works in place, and the loader shares this module.
         return moved._replace(normalize=copy.deepcopy(self.normalize).to(device))

@@ -19,8 +19,7 @@ def prefetch_to_cuda(batches: Iterator[Batch], device: torch.device) -> Iterator
     """Yield batches on a CUDA device; a batch's copy starts before the previous batch is yielded.
 
     Args:
-        batches: batches on the host; the images' buffer may be refilled when the next batch is
-            requested.
+        batches: batches on the host.
         device: a CUDA device. Work on a batch in its current stream waits for the copy.
     """
     stream = torch.cuda.Stream(device)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Generator, Iterator
+import weakref
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
 from types import TracebackType
@@ -14,13 +15,24 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from kdcache.arguments import require_int
 from kdcache.compute.normalize import Normalise
-from kdcache.data.beton import Beton, open_beton
-from kdcache.data.views import Views, default_views
+from kdcache.data.beton import Beton
+from kdcache.data.policy import Policy
+from kdcache.data.views import Views
 from kdcache.errors import CacheMismatchError, ConfigError
 from kdcache.identity import differences
+from kdcache.loader.arguments import (
+    as_beton,
+    as_device,
+    as_order,
+    as_store,
+    as_views,
+    wrong_type,
+)
 from kdcache.loader.batch import Batch
 from kdcache.loader.cuda_prefetch import prefetch_to_cuda
+from kdcache.loader.iteration import Iteration
 from kdcache.loader.staging import RowPrefetcher, Rows
 from kdcache.options import Order
 from kdcache.reader.batches import PixelReader
@@ -59,8 +71,8 @@ class DistillLoader:
     Args:
         beton: path of the packed training images, or an opened beton.
         store: a store, its path, or None to train without a teacher.
-        subset: a Subset, or sample ids in any order. Default: all rows of the store, or all samples
-            of a packed subset.
+        subset: a Subset, the path of its file, or sample ids in any order. Default: all rows of
+            the store, or all samples of a packed subset.
         batch_size: maximum number of samples in a batch; batch sizes differ by at most one.
         seed: seed of the order; views have the store's own seed.
         device: device of the batches.
@@ -71,20 +83,21 @@ class DistillLoader:
         memory_budget_bytes: memory for buffers and prefetched rows. Default: half of what this
             process may take. Larger rows go to a memory-mapped temporary file; larger buffers raise
             ConfigError.
-        views: policy, seed and image size if there is no store. Default: the manifest's.
+        views: policy, seed and image size if there is no store; a Policy, or the text of one, has
+            seed 0 and the manifest's image size. Default: the manifest's.
         num_views: V. Default: all views of the store; without a store a fresh view in each epoch.
         epochs: number of epochs, if known; the loader then prefetches no rows after the last one.
 
     Raises:
         CacheMismatchError: if the store was built from other data, or lacks rows.
-        ConfigError: if an argument is out of its range.
+        ConfigError: if an argument has another type, or is out of its range.
     """
 
     def __init__(
         self,
         beton: Beton | Path | str,
         store: LogitStore | Path | str | None,
-        subset: Subset | npt.ArrayLike | None = None,
+        subset: Subset | Path | str | npt.ArrayLike | None = None,
         batch_size: int = 128,
         seed: int = 0,
         device: torch.device | str = "cpu",
@@ -94,35 +107,40 @@ class DistillLoader:
         num_workers: int | None = None,
         order: Order = "random",
         memory_budget_bytes: int | None = None,
-        views: Views | None = None,
+        views: Views | Policy | str | None = None,
         num_views: int | None = None,
         epochs: int | None = None,
     ) -> None:
-        self.beton = beton if isinstance(beton, Beton) else open_beton(beton)
-        self.store = LogitStore.open(store) if isinstance(store, (str, Path)) else store
-        self.batch_size = batch_size
-        self.seed = seed
-        self.device = torch.device(device)
-        self.rank = rank
-        self.world_size = world_size
-        self.order = order
-        self.epochs = epochs
-        self.num_views = num_views
+        self.beton = as_beton(beton)
+        self.store = as_store(store)
+        self.batch_size = require_int("batch_size", batch_size, minimum=1)
+        self.seed = require_int("seed", seed, minimum=0)
+        self.device = as_device(device)
+        self.world_size = require_int("world_size", world_size, minimum=1)
+        self.rank = require_int("rank", rank, minimum=0, maximum=self.world_size - 1)
+        self.order = as_order(order)
+        self.epochs = None if epochs is None else require_int("epochs", epochs, minimum=1)
+        self.num_views = (
+            None if num_views is None else require_int("num_views", num_views, minimum=0)
+        )
+        if memory_budget_bytes is not None:
+            memory_budget_bytes = require_int("memory_budget_bytes", memory_budget_bytes, minimum=1)
         if self.store is None:
-            self.views = views or default_views(self.beton.manifest)
+            self.views = as_views(views, self.beton)
             self._prefetcher = None
         else:
             if views is not None:
                 raise ConfigError(
                     "views are given with a store, expected none: the store defines them",
                     parameter="views",
+                    value=views,
                 )
-            if num_views is None:
+            if self.num_views is None:
                 self.num_views = self.store.num_views
-            elif num_views > self.store.num_views:
+            elif self.num_views > self.store.num_views:
                 raise ConfigError(
                     parameter="num_views",
-                    value=num_views,
+                    value=self.num_views,
                     rule=f"at most {self.store.num_views}, the views of {self.store.path}",
                     remedy=f"For more, run kdcache build-logits with --views {num_views}",
                 )
@@ -133,6 +151,8 @@ class DistillLoader:
         data = self.beton.manifest
         self._normalize = Normalise(data.mean, data.std).to(self.device)
         self._is_closed = False
+        self._iteration: weakref.ref[Iteration] | None = None
+        """The iteration that reads now, or read last."""
         self._epoch = 0
         self._delivered = 0
         """Batches of the current epoch that the loop has received."""
@@ -141,15 +161,24 @@ class DistillLoader:
         if not len(self._order(0)):
             raise ConfigError(
                 parameter="world_size",
-                value=world_size,
+                value=self.world_size,
                 rule=f"at most {len(self.sample_ids)}, the samples of the subset",
             )
         self._reader = PixelReader(
             self.beton,
             self.views,
-            batch_size=batch_size,
+            batch_size=self.batch_size,
             num_workers=num_workers,
             memory_budget_bytes=memory_budget_bytes,
+        )
+
+    def __repr__(self) -> str:
+        """Return the data, the teacher and the numbers."""
+        store = None if self.store is None else str(self.store.path)
+        return (
+            f"{type(self).__name__}({str(self.beton.path)!r}, {store!r}, "
+            f"samples={len(self.sample_ids)}, batch_size={self.batch_size}, "
+            f"device={str(self.device)!r})"
         )
 
     def __enter__(self) -> Self:
@@ -185,9 +214,9 @@ class DistillLoader:
         epoch starts with its first batch.
 
         Raises:
-            ConfigError: if the epoch is negative, or not below `epochs`.
+            ConfigError: if the epoch is no integer, is negative, or is not below `epochs`.
         """
-        self._require_epoch(epoch)
+        epoch = self._require_epoch(epoch)
         if epoch != self._epoch:
             self._epoch, self._delivered, self._first = epoch, 0, 0
 
@@ -195,13 +224,15 @@ class DistillLoader:
         """Yield the batches of the epoch that `set_epoch` chose.
 
         The first iteration after `load_state_dict` starts after the delivered batches, every other
-        one with the first batch. If the loop ends early, the threads that serve it stop.
+        one with the first batch. If the loop ends early, the threads that serve it stop. A loader
+        serves one iteration at a time: a new one ends the one before it, which then raises
+        ConfigError when it is asked for another batch.
         """
         first, self._first = self._first, 0
         self._delivered = first  # here, not in the generator, which starts with the first batch
-        return self._counted(first)
+        return Iteration(self._start, self._counted(first))
 
-    def _counted(self, first: int) -> Iterator[Batch]:
+    def _counted(self, first: int) -> Generator[Batch]:
         with closing(self._batches(self._epoch, first)) as batches:
             for batch in batches:
                 # Before the yield, because this batch counts as delivered in the body of the loop.
@@ -211,13 +242,13 @@ class DistillLoader:
     def epoch(self, epoch: int) -> Iterator[Batch]:
         """Yield all batches of an epoch, counted from 0; `state_dict` does not count them.
 
-        If the loop ends early, or the iterator is deleted, the threads that serve it stop.
+        If the loop ends early, or the iterator is deleted, the threads that serve it stop. Like a
+        loop over the loader itself, it ends the iteration before it.
 
         Raises:
-            ConfigError: if the epoch is negative, or not below `epochs`.
+            ConfigError: if the epoch is no integer, is negative, or is not below `epochs`.
         """
-        self._require_epoch(epoch)
-        return self._batches(epoch, 0)
+        return Iteration(self._start, self._batches(self._require_epoch(epoch), 0))
 
     def state_dict(self) -> LoaderState:
         """Return the position in the epoch: plain values, which JSON and torch.save can hold.
@@ -239,21 +270,20 @@ class DistillLoader:
         Raises:
             CacheMismatchError: if a loader of other samples, seed, batch size, order, ranks or
                 views made the state; names what differs.
-            ConfigError: if its epoch or its number of batches is out of range.
+            ConfigError: if it is not the state of a loader, or its epoch or its number of batches
+                is out of range.
         """
+        _require_state(state)
         if differ := differences(state["order_identity"], self._order_identity()):
             raise CacheMismatchError(
                 f"the loader's state belongs to another order of samples: {differ}. Make the "
                 "DistillLoader with the same arguments, or start the epoch again with set_epoch"
             )
-        self._require_epoch(state["epoch"])
-        delivered = state["delivered_batches"]
-        if not 0 <= delivered <= len(self):
-            raise ConfigError(
-                f"delivered_batches of the loader's state is {delivered}, expected a number in "
-                f"[0, {len(self)}]"
-            )
-        self._epoch, self._delivered, self._first = state["epoch"], delivered, delivered
+        epoch = self._require_epoch(state["epoch"])
+        delivered = require_int(
+            "delivered_batches", state["delivered_batches"], minimum=0, maximum=len(self)
+        )
+        self._epoch, self._delivered, self._first = epoch, delivered, delivered
 
     def close(self) -> None:
         """Stop reading rows in the background. A closed loader yields no more batches."""
@@ -261,10 +291,16 @@ class DistillLoader:
         if self._prefetcher is not None:
             self._prefetcher.close()
 
-    def _require_epoch(self, epoch: int) -> None:
-        if epoch < 0 or (self.epochs is not None and epoch >= self.epochs):
-            rule = "of at least 0" if self.epochs is None else f"in [0, {self.epochs})"
-            raise ConfigError(parameter="epoch", value=epoch, rule=f"a number {rule}")
+    def _require_epoch(self, epoch: int) -> int:
+        last = None if self.epochs is None else self.epochs - 1
+        return require_int("epoch", epoch, minimum=0, maximum=last)
+
+    def _start(self, iteration: Iteration) -> None:
+        """End the iteration before this one: buffers and decoder serve one at a time."""
+        before = None if self._iteration is None else self._iteration()
+        if before is not None:
+            before.supersede()
+        self._iteration = weakref.ref(iteration)
 
     def _order_identity(self) -> dict[str, str | int | None]:
         """Return everything that decides which samples and view a batch of an epoch holds."""
@@ -336,7 +372,11 @@ class DistillLoader:
         codec = self.store.codec_of(self.num_views or 0)  # all augmented views have one codec
         return Rows(rows[start:end], codec)
 
-    def _validate_subset(self, subset: Subset | npt.ArrayLike | None) -> npt.NDArray[np.int64]:
+    def _validate_subset(
+        self, subset: Subset | Path | str | npt.ArrayLike | None
+    ) -> npt.NDArray[np.int64]:
+        if isinstance(subset, (str, Path)):
+            subset = Subset.load_of(subset, self.beton.manifest.data_fingerprint)
         if subset is None:
             if self.store is not None and not self.beton.manifest.is_subset:
                 return self.store.sample_ids
@@ -345,13 +385,17 @@ class DistillLoader:
         if given.ndim != 1 or not len(given) or not np.issubdtype(given.dtype, np.integer):
             raise ConfigError(
                 f"subset is {given.dtype} of shape {given.shape}, expected one row of integer "
-                "sample ids"
+                "sample ids",
+                parameter="subset",
+                value=subset,
             )
         ids = np.unique(given).astype(np.int64)
         if len(ids) != len(given):
             raise ConfigError(
                 f"subset has {len(given):,} sample ids of which only {len(ids):,} are different, "
-                "expected no id twice"
+                "expected no id twice",
+                parameter="subset",
+                value=subset,
             )
         self.beton.positions(ids)
         if self.store is not None:
@@ -363,6 +407,19 @@ class DistillLoader:
                     "--subset and the name of this subset, or without --subset for all data"
                 )
         return ids
+
+
+def _require_state(state: object) -> None:
+    if not isinstance(state, Mapping):
+        raise wrong_type("state", state, "what state_dict returned")
+    missing = [name for name in LoaderState.__required_keys__ if name not in state]
+    if missing:
+        raise ConfigError(
+            f"the loader's state has no {', '.join(sorted(missing))}, expected what state_dict "
+            "returned",
+            parameter="state",
+            value=state,
+        )
 
 
 def require_same_data(beton: Beton, store: LogitStore) -> None:

@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from kdcache.errors import WeightsError
+from kdcache.errors import MissingFileError, WeightsError
 from kdcache.files import replace_atomically
 from kdcache.models.description import parse_metadata
 from kdcache.models.family import Shape
@@ -56,7 +56,7 @@ def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read tensors and their description; it is empty if another program wrote the file.
 
     Raises:
-        FileNotFoundError: if there is no such file.
+        MissingFileError: if there is no such file.
         WeightsError: if it is not safetensors, is truncated, or differs from its seal.
     """
     with _opened(path) as file:
@@ -75,7 +75,7 @@ def read_weights_description(path: Path) -> dict[str, Any]:
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
     if not path.exists():
-        raise FileNotFoundError(f"{path} does not exist, expected a safetensors file")
+        raise MissingFileError(f"{path} does not exist, expected a safetensors file")
     try:
         with safe_open(path, framework="pt") as file:
             yield file

@@ -7,15 +7,24 @@ large files. `kdcache verify` reads the data themselves.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from kdcache.errors import CacheCorruptError, ConfigError, DatasetError, WeightsError
 from kdcache.models.description import WeightsDescription, parse_metadata
 from kdcache.options import ShowOptions
-from kdcache.results import JSON, Result
+from kdcache.overview.facts import (
+    BetonFacts,
+    Facts,
+    FirstImages,
+    RunFacts,
+    StoreFacts,
+    SubsetFacts,
+    TeacherFacts,
+)
+from kdcache.results import JSON, Result, as_json
 from kdcache.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -35,8 +44,8 @@ class Card:
     path: str
     summary: str
     """The description in one line."""
-    facts: Mapping[str, Any]
-    """JSON content, in the order in which it is shown."""
+    facts: Facts
+    """In the order in which they are shown."""
     data_fingerprint: str | None
     """Fingerprint of the full training data that it was made from; None if it is not recorded."""
     unfinished: str | None = None
@@ -48,15 +57,17 @@ class ShowResult(Result):
     """The description of a beton, teacher, store, subset or run."""
 
     kind: Literal["beton", "teacher", "store", "subset", "run"]
-    path: str
-    facts: Mapping[str, JSON]
-    """The content of its manifest, and what was counted."""
+    path: Path | str
+    """Path, or URL of a store."""
+    facts: Facts
+    """The content of its manifest, and what was counted; its type depends on `kind`."""
     unfinished: str | None
     """What is missing and how to continue; None if it is complete."""
 
     def to_json(self) -> dict[str, JSON]:
         """Return the facts as keys of the object."""
-        content: dict[str, JSON] = {"kind": self.kind, "path": self.path, **self.facts}
+        content: dict[str, JSON] = {"kind": self.kind, "path": str(self.path)}
+        content |= {name: as_json(value) for name, value in self.facts.items()}
         return content if self.unfinished is None else content | {"unfinished": self.unfinished}
 
 
@@ -68,11 +79,13 @@ def show(options: ShowOptions) -> ShowResult:
         CacheCorruptError: if a manifest is damaged.
     """
     card = card_of(options.path)
-    facts = dict(card.facts) | _first_images(card, Workspace(Path(options.workspace)))
-    return ShowResult(kind=card.kind, path=card.path, facts=facts, unfinished=card.unfinished)
+    path = card.path if "://" in card.path else Path(card.path).resolve()
+    images = _first_images(card, Workspace(Path(options.workspace)))
+    facts = cast("Facts", {**card.facts, **images})
+    return ShowResult(kind=card.kind, path=path, facts=facts, unfinished=card.unfinished)
 
 
-def _first_images(card: Card, workspace: Workspace) -> dict[str, Any]:
+def _first_images(card: Card, workspace: Workspace) -> FirstImages:
     """Return the first images of a beton or subset by sample id, with their names in the source.
 
     They show at a glance where the images come from, and in which order.
@@ -143,7 +156,7 @@ def beton_card(path: Path) -> Card:
             f"{pack_again(path, about)}"
         )
     images = f"{about.samples:,} images of {about.classes:,} classes"
-    facts = {
+    facts: BetonFacts = {
         "samples": about.samples,
         "classes": about.classes,
         "image_size": about.image_size,
@@ -166,13 +179,13 @@ def teacher_card(path: Path) -> Card:
 
     try:
         with safe_open(path, framework="numpy") as file:
-            about = parse_metadata(file.metadata(), path)
+            about: Any = parse_metadata(file.metadata(), path)
             shapes = [file.get_slice(name).get_shape() for name in file.keys()]  # noqa: SIM118
     except SafetensorError as error:
         raise WeightsError(
             f"{path} is not readable as safetensors ({error}). Train or copy it again"
         ) from error
-    facts = dict(about) | {"tensors": len(shapes), "bytes": path.stat().st_size}
+    facts: TeacherFacts = about | {"tensors": len(shapes), "bytes": path.stat().st_size}
     described = WeightsDescription.parse(about, path)
     model = described.arch or "model not recorded"
     summary = model if described.top1 is None else f"{model}, top-1 {described.top1:.2f} %"
@@ -189,7 +202,7 @@ def store_card(location: Location) -> Card:
     views = existing_views(group)
     missing = [view for view in views if not is_complete(group, view)]
     decision = read_decision(group, about)
-    facts = {
+    facts: StoreFacts = {
         "teacher": about.teacher,
         "teacher_arch": about.teacher_arch,
         "teacher_digest": about.teacher_digest,
@@ -233,7 +246,7 @@ def subset_card(path: Path) -> Card:
 
     subset = Subset.load(path)
     about = subset.provenance
-    facts = {"kept": len(subset), **about}
+    facts = cast("SubsetFacts", {"kept": len(subset), **about})
     how = f", {about['method']}" if "method" in about else ""
     summary = f"{len(subset):,} samples{how}"
     return Card("subset", str(path), summary, facts, about.get("data_fingerprint"))
@@ -248,7 +261,7 @@ def run_card(path: Path) -> Card:
     lines = _metrics(path)
     top1 = [line["top1"] for line in lines if line.get("top1") is not None]
     done, epochs = (lines[-1]["epoch"] if lines else 0), config["epochs"]
-    facts = {
+    facts: RunFacts = {
         "epochs_done": done,
         "top1_last": top1[-1] if top1 else None,
         "top1_best": max(top1, default=None),

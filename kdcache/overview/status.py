@@ -94,8 +94,8 @@ def find_items(workspace: Workspace) -> Iterator[StatusItem]:
                 continue
             if path == workspace.beton("train"):
                 data = card.data_fingerprint
-            if card.kind == "teacher" and "digest" in card.facts:
-                teachers[path.stem] = card.facts["digest"]
+            if card.kind == "teacher" and isinstance(digest := _fact(card, "digest"), str):
+                teachers[path.stem] = digest
             # The evaluation split has other data, and does not record the training data.
             is_split = pattern == "*.beton"
             wrong = _unfinished(card) or (None if is_split else _stale(card, data, teachers))
@@ -122,6 +122,11 @@ def _unfinished(card: Card) -> str | None:
     return None if card.unfinished is None else f"unfinished: {card.unfinished}"
 
 
+def _fact(card: Card, name: str) -> object:
+    """Return a fact of a card of any kind, or None if it has no such fact."""
+    return dict(card.facts).get(name)
+
+
 def _stale(card: Card, data: str | None, teachers: dict[str, str]) -> str | None:
     """Return why a card's data or teacher do not match the workspace's, or None."""
     found = card.data_fingerprint
@@ -130,9 +135,9 @@ def _stale(card: Card, data: str | None, teachers: dict[str, str]) -> str | None
             f"stale: made from data with the fingerprint {found[:12]}, expected that of "
             f"train.beton, {data[:12]}"
         )
-    teacher, then = card.facts.get("teacher"), card.facts.get("teacher_digest")
-    now = teachers.get(teacher) if teacher else None
-    if now is not None and then is not None and now != then:
+    teacher, then = _fact(card, "teacher"), _fact(card, "teacher_digest")
+    now = teachers.get(teacher) if isinstance(teacher, str) else None
+    if now is not None and isinstance(then, str) and now != then:
         return (
             f"stale: teachers/{teacher}.safetensors was trained again since then (its sha256 was "
             f"{then[:12]} and is now {now[:12]})"

@@ -42,9 +42,13 @@ def run(options: RunOptions) -> PipelineResult:
         KDCacheError: if another process runs the pipeline in this workspace, or a step fails; the
             steps that have finished stay up to date.
     """
-    path = find_pipeline(options.pipeline)
+    path = find_pipeline(str(options.pipeline))
     workspace = Workspace(Path(options.workspace))
-    steps = read_pipeline(path, workspace=workspace.root, source=options.source)
+    steps = read_pipeline(
+        path,
+        workspace=workspace.root,
+        source=None if options.source is None else str(options.source),
+    )
     folder = workspace.root / "recipes"
     lock = file_lock(folder / f".{path.stem}.lock", purpose="run of a pipeline")
     with nullcontext() if options.dry_run else lock:

@@ -44,7 +44,7 @@ def inputs_of(options: CommonOptions, workspace: Workspace) -> dict[str, Any]:
     paths: list[Path | str] = []
     if isinstance(options, PackOptions):
         if options.source is not None:
-            sources = [s for s in (options.source, options.val_source) if s is not None]
+            sources = [str(s) for s in (options.source, options.val_source) if s is not None]
             return {source: signature_of_images(source) for source in sources}
         paths += _subset(options.subset, workspace)
     paths += [workspace.beton("train"), workspace.beton("val")]
@@ -57,11 +57,12 @@ def inputs_of(options: CommonOptions, workspace: Workspace) -> dict[str, Any]:
         paths += _subset(options.subset or "full", workspace)
     if isinstance(options, SelectOptions):
         paths += _store(options.teacher, options.store, workspace)
-        paths += [options.scores] if options.scores else []
+        paths += [Path(options.scores)] if options.scores else []
     if isinstance(options, TrainOptions):
         paths += _store(options.teacher, options.store, workspace)
         paths += _subset(options.subset, workspace)
-        paths += _teacher(options.live_teacher, workspace) if options.live_teacher else []
+        live = options.live_teacher
+        paths += [] if live is None else _teacher(str(live), workspace)
     return {str(path): _content(path) for path in paths}
 
 
@@ -146,14 +147,16 @@ def _teacher(name: str, workspace: Workspace) -> list[Path]:
     return [path for path in (Path(name), workspace.teacher(name)) if path.is_file()][:1]
 
 
-def _store(teacher: str | None, store: str | None, workspace: Workspace) -> list[Path | str]:
+def _store(
+    teacher: Path | str | None, store: Path | str | None, workspace: Workspace
+) -> list[Path | str]:
     try:
         return [workspace.require_store(teacher, store)]
     except KDCacheError:
         return []
 
 
-def _subset(name: str | None, workspace: Workspace) -> list[Path]:
+def _subset(name: Path | str | None, workspace: Workspace) -> list[Path]:
     try:
         path = workspace.require_subset(name)
     except KDCacheError:

@@ -21,6 +21,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from kdcache.arguments import require_int
 from kdcache.cores import available_cores
 from kdcache.data.beton import Beton, open_beton
 from kdcache.data.beton_manifest import pack_again
@@ -36,15 +37,15 @@ from kdcache.data.policy import (
 from kdcache.data.views import Views
 from kdcache.errors import ConfigError, DatasetError
 from kdcache.memory import default_budget_bytes
+from kdcache.reader.buffers import Buffer, BufferPool
 from kdcache.reader.decode import ViewDecoder
+
+_HELD_BATCHES = 1
+"""Number of batches that the caller of a usual loop holds when it requests the next one."""
 
 
 class PixelBatch(NamedTuple):
-    """One batch of one view, on the CPU.
-
-    `images` is a view of a buffer that is refilled when the next batch is requested: clone what you
-    keep longer.
-    """
+    """One batch of one view, on the CPU."""
 
     images: Tensor
     """(B, 3, S, S) uint8, channels last: final pixels."""
@@ -81,34 +82,34 @@ class PixelReader:
         views_per_sample: int = 1,
         memory_budget_bytes: int | None = None,
     ) -> None:
-        if batch_size < 1:
-            raise ConfigError(parameter="batch_size", value=batch_size, rule="a number above 0")
         self.beton = beton if isinstance(beton, Beton) else open_beton(beton)
         self.views = views
-        self.batch_size = batch_size
+        self.batch_size = require_int("batch_size", batch_size, minimum=1)
         self.num_workers = clamp_workers(num_workers)
         self.views_per_sample = views_per_sample
         self._decoder = ViewDecoder(
             views,
             self.beton,
             views_per_sample=views_per_sample,
-            num_workers=min(self.num_workers, batch_size),
+            num_workers=min(self.num_workers, self.batch_size),
         )
-        self._slots = batches_ahead + 1
+        self._in_flight = batches_ahead + 1
+        """Number of buffers that are free, being filled, or wait for the caller."""
         given = memory_budget_bytes
         self._require_memory(default_budget_bytes() if given is None else given)
         size = views.image_size
-        shape = (self._slots, batch_size, views_per_sample, size, size, 3)
-        # A copy from pinned memory overlaps with the GPU's work.
-        buffers = torch.empty(shape, dtype=torch.uint8, pin_memory=torch.cuda.is_available())
-        self._buffers: npt.NDArray[np.uint8] = buffers.numpy()
+        shape = (self.batch_size, views_per_sample, size, size, 3)
+        self._buffers = BufferPool(shape, self._in_flight + _HELD_BATCHES)
         self._in_use = threading.Lock()
 
     @property
     def memory_bytes(self) -> int:
-        """Memory of all buffers: batches, and one scratch image for each thread."""
+        """Memory of all buffers: batches, and one scratch image for each thread.
+
+        Batches that the caller keeps beyond the last one come on top.
+        """
         pixels = 3 * self.views.image_size**2 * self.views_per_sample * self.batch_size
-        return self._slots * pixels + self._decoder.scratch_bytes
+        return (self._in_flight + _HELD_BATCHES) * pixels + self._decoder.scratch_bytes
 
     def _require_memory(self, budget_bytes: int) -> None:
         if self.memory_bytes > budget_bytes:
@@ -164,10 +165,10 @@ class PixelReader:
         self, batches: Sequence[npt.NDArray[np.int64]], views: Sequence[int]
     ) -> Iterator[list[PixelBatch]]:
         self._decoder.set_views(views)
-        free: queue.SimpleQueue[int | None] = queue.SimpleQueue()
+        free: queue.SimpleQueue[Buffer | None] = queue.SimpleQueue()
         ready: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        for slot in range(self._slots):
-            free.put(slot)
+        for _ in range(self._in_flight):
+            free.put(self._buffers.take())
         thread = threading.Thread(
             target=self._produce, args=(batches, free, ready), name="kdcache-reader", daemon=True
         )
@@ -175,36 +176,45 @@ class PixelReader:
         _running[thread] = free
         try:
             for positions in batches:
-                slot = _next_slot(ready, thread)
+                buffer = _next_buffer(ready, thread)
                 self._raise_undecoded(positions)
-                images = torch.from_numpy(self._buffers[slot][: len(positions)])
+                images = self._buffers.lend(buffer, len(positions))
                 labels = torch.from_numpy(self.beton.labels[positions])
                 sample_ids = torch.from_numpy(self.beton.sample_ids[positions])
                 yield [
                     PixelBatch(images[:, index].permute(0, 3, 1, 2), labels, sample_ids)
                     for index in range(len(views))
                 ]
-                free.put(slot)
+                # The caller may keep the batch, so another buffer takes the place of this one.
+                free.put(self._buffers.take())
         finally:
             _running.pop(thread, None)
             _stop(thread, free)
+            self._take_back(free)
+            self._take_back(ready)
 
     def _produce(
         self,
         batches: Sequence[npt.NDArray[np.int64]],
-        free: queue.SimpleQueue[int | None],
+        free: queue.SimpleQueue[Buffer | None],
         ready: queue.SimpleQueue[Any],
     ) -> None:
         """Decode all batches; runs in its own thread and ends with the epoch."""
         try:
             for positions in batches:
-                slot = free.get()
-                if slot is None:
+                buffer = free.get()
+                if buffer is None:
                     return
-                self._decoder.decode(positions, self._buffers[slot])
-                ready.put(slot)
+                self._decoder.decode(positions, buffer)
+                ready.put(buffer)
         except BaseException as error:  # noqa: BLE001  (it is raised again in the consumer)
             ready.put(error)
+
+    def _take_back(self, buffers: queue.SimpleQueue[Any]) -> None:
+        """Return the buffers of a loop that has ended to the pool."""
+        while not buffers.empty():
+            if isinstance(buffer := buffers.get(), np.ndarray):
+                self._buffers.give_back(buffer)
 
     def _check(self, positions: npt.NDArray[np.int64]) -> None:
         if not 0 < len(positions) <= self.batch_size:
@@ -281,9 +291,15 @@ def view_pixels(
 
 
 def clamp_workers(num_workers: int | None) -> int:
-    """Return the number of threads, limited to what numba may use here; all of them for None."""
+    """Return the number of threads, limited to what numba may use here; all of them for None.
+
+    Raises:
+        ConfigError: if the number is below 1.
+    """
     available = min(available_cores(), numba.config.NUMBA_NUM_THREADS)
-    return available if num_workers is None else max(1, min(num_workers, available))
+    if num_workers is None:
+        return available
+    return min(require_int("num_workers", num_workers, minimum=1), available)
 
 
 def workers_per_rank() -> int:
@@ -292,11 +308,11 @@ def workers_per_rank() -> int:
     return max(1, clamp_workers(None) // processes)
 
 
-_running: dict[threading.Thread, queue.SimpleQueue[int | None]] = {}
-"""The threads that decode now, each with its queue of free slots."""
+_running: dict[threading.Thread, queue.SimpleQueue[Buffer | None]] = {}
+"""The threads that decode now, each with its queue of free buffers."""
 
 
-def _stop(thread: threading.Thread, free: queue.SimpleQueue[int | None]) -> None:
+def _stop(thread: threading.Thread, free: queue.SimpleQueue[Buffer | None]) -> None:
     """End a thread after the batch that it decodes."""
     free.put(None)
     thread.join()
@@ -313,8 +329,12 @@ def _stop_all() -> None:
         _stop(*_running.popitem())
 
 
-def _next_slot(ready: queue.SimpleQueue[Any], thread: threading.Thread) -> int:
-    """Return the next filled slot; raise the thread's exception, or RuntimeError if it has died."""
+def _next_buffer(ready: queue.SimpleQueue[Any], thread: threading.Thread) -> Buffer:
+    """Return the next filled buffer.
+
+    Raises:
+        BaseException: the thread's exception, or RuntimeError if it has died without one.
+    """
     while True:
         try:
             item = ready.get(timeout=5.0)
@@ -324,4 +344,5 @@ def _next_slot(ready: queue.SimpleQueue[Any], thread: threading.Thread) -> int:
             continue
         if isinstance(item, BaseException):
             raise item
-        return int(item)
+        buffer: Buffer = item
+        return buffer

@@ -11,10 +11,11 @@ import numpy.typing as npt
 from kdcache.data.sample_names import sample_names
 from kdcache.errors import CacheMismatchError, ConfigError
 from kdcache.files import sha256_of
-from kdcache.options import SelectOptions
+from kdcache.options import SelectOptions, as_names
 from kdcache.registry import is_user_code, user_code_digest
 from kdcache.scores.registry import SCORES
 from kdcache.selection.mdslr import augmented_cross_entropy
+from kdcache.selection.provenance import Provenance
 from kdcache.selection.score_files import read_scores
 from kdcache.selection.stored_scores import compute_scores, load_scores
 from kdcache.store.logit_store import LogitStore
@@ -45,9 +46,7 @@ def find_scores(
     return _score(store, options.score)
 
 
-def scores_identity(
-    options: SelectOptions, workspace: Workspace, store: LogitStore
-) -> dict[str, Any]:
+def scores_identity(options: SelectOptions, workspace: Workspace, store: LogitStore) -> Provenance:
     """Return what identifies the scores, beside the store and the score's name, as JSON content."""
     if options.parity == "mdslr":
         return {"parity": "mdslr"}
@@ -59,7 +58,7 @@ def scores_identity(
     if options.average_with:
         others = _others(options, workspace, store)
         digests = [other.manifest.teacher_digest for other in others]
-        return {"averaged_with": digests} | _score_identity(store, options.score)
+        return {"averaged_with": digests, **_score_identity(store, options.score)}
     return _score_identity(store, options.score)
 
 
@@ -78,7 +77,7 @@ def average(stores: list[LogitStore], score: str) -> npt.NDArray[np.float32]:
 
 
 def _others(options: SelectOptions, workspace: Workspace, store: LogitStore) -> list[LogitStore]:
-    names = options.average_with
+    names = as_names(options.average_with)
     others = [LogitStore.open(workspace.require_store(name)) for name in names]
     for other in others:
         found, wanted = other.manifest.data_fingerprint, store.manifest.data_fingerprint
@@ -115,7 +114,7 @@ def _score(store: LogitStore, name: str) -> npt.NDArray[Any]:
     )
 
 
-def _score_identity(store: LogitStore, name: str) -> dict[str, Any]:
+def _score_identity(store: LogitStore, name: str) -> Provenance:
     """Return what identifies a score that the store does not hold, as JSON content."""
     if name in store.scores:
         return {}

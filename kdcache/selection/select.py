@@ -13,13 +13,14 @@ from kdcache.data.sample_names import sample_names, sample_names_if_packed
 from kdcache.errors import CacheMismatchError, ConfigError
 from kdcache.files import replace_atomically
 from kdcache.identity import differences
-from kdcache.options import SelectOptions
+from kdcache.options import SelectOptions, as_names
 from kdcache.progress import logger
 from kdcache.registry import user_code_digest
 from kdcache.selection.compare import Comparison, compare
 from kdcache.selection.context import SampleData
 from kdcache.selection.mdslr import mdslr_quotas
 from kdcache.selection.methods import METHODS
+from kdcache.selection.provenance import Provenance
 from kdcache.selection.pruning import require_finite, select_ids, select_per_group
 from kdcache.selection.report import SelectReport
 from kdcache.selection.score_files import write_scores
@@ -52,7 +53,8 @@ def select_subset(options: SelectOptions) -> Subset:
     workspace = Workspace(Path(options.workspace))
     store = LogitStore.open(workspace.require_store(options.teacher, options.store))
     manifest = store.manifest
-    provenance = {
+    method_options: Any = _method_options(options)
+    provenance: Provenance = {
         "method": options.method,
         "keep": options.keep,
         "score": options.score if options.scores is None else None,
@@ -62,11 +64,11 @@ def select_subset(options: SelectOptions) -> Subset:
         "data_fingerprint": manifest.data_fingerprint,
         "teacher": manifest.teacher,
         "teacher_digest": manifest.teacher_digest,
-        **_method_options(options),
+        **method_options,
         **_method_identity(options),
         **scores_identity(options, workspace, store),
     }
-    other = None if options.compare is None else _load_other(workspace, options.compare, store)
+    other = None if options.compare is None else _load_other(workspace, str(options.compare), store)
     kept_names = None  # loaded before anything is written, because they may be missing
     if options.kept_files is not None:
         kept_names = sample_names(workspace, manifest.data_fingerprint)
@@ -122,7 +124,8 @@ def subset_name(options: SelectOptions) -> str:
         parts.append(options.score.rpartition(":")[2])
     if options.balance != defaults.balance:
         parts.append(options.balance)
-    parts += options.average_with and ["with", *map(teacher_name, options.average_with)]
+    if others := as_names(options.average_with):
+        parts += ["with", *map(teacher_name, others)]
     parts += [
         f"{name.replace('_per_class', '')}{value:g}"
         for name, value in _method_options(options).items()
@@ -189,7 +192,7 @@ def _method_options(options: SelectOptions) -> dict[str, float]:
     return {name: value for name, value in given.items() if value != getattr(SelectOptions, name)}
 
 
-def _method_identity(options: SelectOptions) -> dict[str, str]:
+def _method_identity(options: SelectOptions) -> Provenance:
     """Return the digest of a user's method, which changes with its code."""
     if options.method in METHODS:
         return {}
@@ -213,9 +216,11 @@ def _choose(
     )
 
 
-def _reuse(path: Path, provenance: dict[str, Any]) -> Subset:
+def _reuse(path: Path, provenance: Provenance) -> Subset:
     subset = Subset.load(path)
-    if differ := differences(subset.provenance, dict.fromkeys(subset.provenance) | provenance):
+    if differ := differences(
+        subset.provenance, dict.fromkeys(subset.provenance) | dict(provenance)
+    ):
         raise CacheMismatchError(
             f"{path} was made with other settings: {differ}. "
             "Use --overwrite to replace it, or --out for another file"

@@ -10,8 +10,16 @@ import numpy as np
 import numpy.typing as npt
 import zarr
 
-from kdcache.errors import CacheCorruptError, CacheIncompleteError, CacheMismatchError
+from kdcache.arguments import require_int
+from kdcache.errors import (
+    CacheCorruptError,
+    CacheIncompleteError,
+    CacheMismatchError,
+    ConfigError,
+    MissingFileError,
+)
 from kdcache.store.codecs.codec import Codec
+from kdcache.store.codecs.fidelity import CodecFigures
 from kdcache.store.format.codec_file import clean_codec, read_decision
 from kdcache.store.format.layout import (
     FEATURES,
@@ -73,8 +81,7 @@ class LogitStore:
         path: location: a Path, or the URL of an object store.
         manifest: identity and build conditions.
         codec: codec of the augmented views; of view 0 if there are no others.
-        codec_table: measurements of the candidate codecs, see
-            `kdcache.store.codecs.choice.Choice`.
+        codec_table: measurements of the candidate codecs, smallest first.
         labels: (N,) int64 by sample id.
         sample_ids: (M,) sorted int64, the rows of the augmented views.
         pixel_probe: (n, 16) digests of `kdcache.reader.probe`, (0, 16) if there is none.
@@ -101,7 +108,7 @@ class LogitStore:
         self.scores: Mapping[str, npt.NDArray[Any]] = PerSampleArrays(group, "scores")
         self.stats: Mapping[str, npt.NDArray[Any]] = PerSampleArrays(group, "stats")
         self.codec = clean_codec(manifest)
-        self.codec_table: Sequence[Mapping[str, Any]] = ()
+        self.codec_table: Sequence[CodecFigures] = ()
         if self.num_views:
             decision = read_decision(group, manifest)
             if decision is None:
@@ -116,16 +123,18 @@ class LogitStore:
             path: a folder, or a URL such as s3://BUCKET/NAME.zarr.
 
         Raises:
-            FileNotFoundError: if it does not exist.
+            MissingFileError: if it does not exist.
             CacheIncompleteError: if its build has not finished.
             CacheCorruptError: if a shard was lost or belongs elsewhere, or labels are damaged.
             CacheMismatchError: if another version of kdcache wrote it.
         """
         location = parse_location(path)
+        if isinstance(location, Path):
+            location = location.absolute()  # it stays valid if the process changes its folder
         if not exists(location):
             if isinstance(location, Path) and location.is_dir():
                 raise CacheCorruptError(f"{path} is not a Zarr group, expected a logit store")
-            raise FileNotFoundError(
+            raise MissingFileError(
                 f"{path} does not exist, expected a logit store. Run: kdcache build-logits"
             )
         group, manifest = open_group(open_zarr_store(location, read_only=True), path=str(path))
@@ -189,9 +198,11 @@ class LogitStore:
             (n, width) of the codec's dtype. Each shard is read once, in any order of ids.
 
         Raises:
+            ConfigError: if ids or view are no integers.
             CacheMismatchError: if the store has no such row.
             CacheCorruptError: if a shard's bytes differ from their checksum.
         """
+        view = require_int("view", view)
         positions = self._positions(np.asarray(sample_ids), view)
         return read_rows(self.group, rows_name(view), positions, out=out)
 
@@ -203,10 +214,12 @@ class LogitStore:
             view: in [0, V].
 
         Raises:
+            ConfigError: if ids or view are no integers.
             CacheMismatchError: if the store has no such row.
             CacheCorruptError: if a shard's bytes differ from their checksum.
         """
-        decoded: npt.NDArray[np.float32] = self.codec_of(view).decode(self.rows(sample_ids, view))
+        rows = self.rows(sample_ids, view)
+        decoded: npt.NDArray[np.float32] = self.codec_of(view).decode(rows)
         return decoded
 
     def _positions(self, ids: npt.NDArray[np.generic], view: int) -> npt.NDArray[np.int64]:
@@ -216,8 +229,10 @@ class LogitStore:
                 f"For more, run kdcache build-logits with --views {view}"
             )
         if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer):
-            raise ValueError(
-                f"sample_ids are {ids.dtype} of shape {ids.shape}, expected a 1-D array of integers"
+            raise ConfigError(
+                f"sample_ids are {ids.dtype} of shape {ids.shape}, expected (n,) integers",
+                parameter="sample_ids",
+                value=ids,
             )
         rows = np.arange(self.manifest.samples) if view == 0 else self.sample_ids
         found = np.minimum(np.searchsorted(rows, ids), len(rows) - 1)

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from kdcache.compute.figures import Quality
 from kdcache.results import Result
-
-if TYPE_CHECKING:  # it loads torch
-    from kdcache.compute.quality import Quality
 
 
 @dataclass(frozen=True, kw_only=True)

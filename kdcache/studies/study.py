@@ -49,7 +49,7 @@ def study(options: StudyOptions) -> StudyResult:
         TrainingError: if the disk is full.
     """
     part = Part.parse(options.part, {})
-    grid = read_grid(find_grid(options.grid), tune_fraction=options.tune_fraction)
+    grid = read_grid(find_grid(str(options.grid)), tune_fraction=options.tune_fraction)
     chosen = grid.only(options.block)
     root = Path(options.workspace) / "studies"
     results = Results(Path(options.results) if options.results else root / f"{grid.name}.parquet")

@@ -7,9 +7,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from kdcache.compute.figures import Quality
 from kdcache.compute.normalize import Normalise
 from kdcache.compute.precision import autocast
-from kdcache.compute.quality import Quality, measure_quality
+from kdcache.compute.quality import measure_quality
 from kdcache.data.policy import CENTER_CROP_RATIO
 from kdcache.data.views import Views
 from kdcache.errors import CacheMismatchError

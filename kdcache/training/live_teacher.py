@@ -53,7 +53,7 @@ def open_live_teacher(
     if options.live_teacher is None:
         return None
     teacher = open_ensemble(
-        [options.live_teacher],
+        [str(options.live_teacher)],
         given=TeacherOptions.of(
             archs=as_values(options.arch),
             means=as_values(options.teacher_mean),

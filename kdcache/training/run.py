@@ -92,7 +92,7 @@ def loop_settings(
         weight_decay=WEIGHT_DECAY[options.optimizer] if decay is None else decay,
         schedule=options.schedule,
         warmup=options.warmup,
-        milestones=options.milestones,
+        milestones=tuple(options.milestones),
         gamma=options.gamma,
         epochs=epochs
         or default_epochs(steps_per_epoch, min_epochs=min_epochs, min_steps=min_steps),

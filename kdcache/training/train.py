@@ -118,7 +118,7 @@ def _train_one(options: TrainOptions) -> RunResult:
         "subset": subset_name,
         "samples": num_samples,
         "sample_ids_digest": None if subset is None else _digest(subset),
-        "live_teacher": options.live_teacher,
+        "live_teacher": None if options.live_teacher is None else str(options.live_teacher),
         "teacher_digest": teacher.digest if teacher else None,
         "store_digest": None,
         "codec": None,

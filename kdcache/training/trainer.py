@@ -16,9 +16,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from kdcache.compute.figures import Quality
 from kdcache.compute.normalize import Normalise
 from kdcache.compute.precision import autocast, matmul_precision
-from kdcache.compute.quality import Quality
 from kdcache.errors import ConfigError
 from kdcache.loader.batch import Batch
 from kdcache.loader.distill import DistillLoader

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 
 import numpy as np
@@ -148,8 +149,8 @@ def test_a_store_of_other_data_is_refused(store, tmp_path):
     ("arguments", "value"),
     [
         ({"batch_size": 0}, "batch_size=0"),
-        ({"rank": 2, "world_size": 2}, "rank is 2"),
-        ({"rank": -1, "world_size": 2}, "rank is -1"),
+        ({"rank": 2, "world_size": 2}, r"rank=2: expected an integer in"),
+        ({"rank": -1, "world_size": 2}, r"rank=-1: expected an integer in"),
         ({"rank": 2, "world_size": 3, "subset": [5, 6]}, "world_size=3"),
     ],
 )
@@ -171,7 +172,7 @@ def test_an_epoch_before_the_first_is_refused(beton, store):
 
 def test_an_epoch_beyond_the_last_is_refused(beton, store):
     loader = DistillLoader(beton, store, epochs=3)
-    with pytest.raises(ConfigError, match=r"epoch=3: expected a number in \[0, 3\)"):
+    with pytest.raises(ConfigError, match=r"epoch=3: expected an integer in \[0, 2]"):
         next(loader.epoch(3))
 
 
@@ -204,15 +205,94 @@ def test_a_view_seed_outside_its_range_is_refused(beton, seed):
 
 
 def test_a_negative_seed_is_refused(beton, store):
-    with pytest.raises(ConfigError, match="seed is -1"):
+    with pytest.raises(ConfigError, match=r"^seed=-1: expected an integer of at least 0$"):
         DistillLoader(beton, store, seed=-1)
 
 
-def test_two_loops_over_one_loader_are_refused(beton, store):
-    loader = DistillLoader(beton, store, batch_size=8, num_workers=1)
-    first = loader.epoch(0)
-    next(first)
-    with pytest.raises(ConfigError, match="already in use"):
-        next(loader.epoch(1))
-    first.close()
-    loader.close()
+INTEGERS = {
+    "batch_size": 1,
+    "seed": 0,
+    "num_workers": 1,
+    "epochs": 1,
+    "num_views": 0,
+    "memory_budget_bytes": 1,
+    "world_size": 1,
+    "rank": 0,
+}
+"""Argument -> its smallest value."""
+
+
+@pytest.mark.parametrize("name", INTEGERS)
+@pytest.mark.parametrize("value", [1.5, "1", True, [1], "too small"], ids=str)
+def test_an_argument_that_is_no_such_integer_is_named(beton, store, name, value):
+    given = INTEGERS[name] - 1 if value == "too small" else value
+    with pytest.raises(ConfigError, match=f"^{name}=.*: expected an integer") as raised:
+        DistillLoader(beton, store, **{name: given})
+    assert (raised.value.parameter, raised.value.value) == (name, given)
+
+
+def test_integers_of_numpy_are_integers(beton, store):
+    given = {name: np.int64(smallest) for name, smallest in INTEGERS.items()}
+    given |= {"memory_budget_bytes": np.int64(2**28), "num_views": np.uint8(2)}
+    with DistillLoader(beton, store, [3], **given) as loader:
+        loader.set_epoch(np.int64(0))
+        json.dumps(loader.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"beton": None}, "beton is NoneType, expected a Beton, or the path of one"),
+        ({"store": 3}, "store is int, expected a LogitStore, the path or URL of one, or None"),
+        ({"device": "gpu"}, "device=gpu: expected a device of torch, such as cpu, cuda or cuda:1"),
+        ({"device": 3}, "device is int, expected a device of torch"),
+        ({"order": "rand"}, "order=rand: expected one of random, block-random, sequential"),
+        ({"order": None}, "order=None: expected one of random"),
+        ({"store": None, "views": 3}, "views is int, expected Views, a Policy, or the text of"),
+        ({"subset": [1.5]}, "subset is float64 of shape"),
+    ],
+    ids=lambda value: None if isinstance(value, dict) else value[:20],
+)
+def test_an_argument_of_another_type_is_named(beton, store, arguments, message):
+    with pytest.raises(ConfigError, match=f"^{message}") as raised:
+        DistillLoader(**({"beton": beton, "store": store} | arguments))
+    assert raised.value.parameter == list(arguments)[-1]
+
+
+@pytest.mark.parametrize("policy", ["clean", Policy.parse("clean")], ids=["text", "Policy"])
+def test_views_may_be_a_policy(beton, policy):
+    with DistillLoader(beton, None, [9, 4], views=policy, num_workers=1) as loader:
+        (batch,) = loader
+    expected = view_pixels(beton, "clean", 0, 1, batch.sample_ids.numpy(), num_workers=1)
+    assert np.array_equal(batch.images.permute(0, 2, 3, 1).numpy(), expected)
+
+
+def test_a_subset_may_be_the_path_of_its_file(beton, store, tmp_path):
+    subset = Subset(np.array([4, 9]), {"data_fingerprint": beton.manifest.data_fingerprint})
+    subset.save(tmp_path / "two.npz")
+    for path in (tmp_path / "two.npz", str(tmp_path / "two.npz")):
+        with DistillLoader(beton, store, path) as loader:
+            assert loader.sample_ids.tolist() == [4, 9]
+    Subset(np.array([4, 9]), {"data_fingerprint": "f" * 64}).save(tmp_path / "other.npz")
+    with pytest.raises(CacheMismatchError, match="was selected from other data"):
+        DistillLoader(beton, store, tmp_path / "other.npz")
+
+
+def test_repr_tells_the_data_the_store_and_the_numbers(beton, store):
+    with DistillLoader(beton, store, [3, 4], batch_size=8) as loader:
+        assert repr(loader) == (
+            f"DistillLoader('{beton.path}', '{store.path}', samples=2, batch_size=8, device='cpu')"
+        )
+
+
+def test_a_new_loop_ends_the_one_before_which_says_so(beton, store):
+    with DistillLoader(beton, store, batch_size=8, num_workers=1) as loader:
+        first = iter(loader)
+        next(first)
+        assert len(list(loader)) == len(loader)
+        with pytest.raises(ConfigError, match="a later loop over this DistillLoader has ended"):
+            next(first)
+        # An iteration that has not started ends none.
+        loader.epoch(1)
+        second, third = loader.epoch(1), loader.epoch(2)
+        assert len(list(second)) == len(list(third)) == len(loader)

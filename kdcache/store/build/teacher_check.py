@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from kdcache.compute.quality import Quality, QualityMeter, measure_quality
+from kdcache.compute.figures import Quality
+from kdcache.compute.quality import QualityMeter, measure_quality
 from kdcache.errors import CacheMismatchError
 from kdcache.progress import logger
 from kdcache.reader.batches import PixelReader

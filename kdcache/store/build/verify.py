@@ -9,7 +9,13 @@ from pathlib import Path
 from kdcache.data.beton_manifest import manifest_path, names_path
 from kdcache.data.check import check_beton
 from kdcache.data.digests import digests_path
-from kdcache.errors import CacheCorruptError, ConfigError, DatasetError, KDCacheError
+from kdcache.errors import (
+    CacheCorruptError,
+    ConfigError,
+    DatasetError,
+    KDCacheError,
+    MissingFileError,
+)
 from kdcache.options import VerifyOptions
 from kdcache.progress import logger
 from kdcache.results import Result
@@ -125,7 +131,7 @@ def _named_store(options: VerifyOptions, workspace: Workspace) -> Location | Non
         return None
     location = parse_location(options.store) if options.store else workspace.require_store(None)
     if not exists(location) and not (isinstance(location, Path) and location.is_dir()):
-        raise FileNotFoundError(f"{location} does not exist, expected a logit store")
+        raise MissingFileError(f"{location} does not exist, expected a logit store")
     return location
 
 
@@ -140,7 +146,7 @@ def _stores(workspace: Workspace, errors: list[Exception]) -> list[Location]:
     if last is None:
         return found
     if isinstance(last, Path) and not last.is_dir():
-        errors.append(FileNotFoundError(f"{last} does not exist, expected a logit store"))
+        errors.append(MissingFileError(f"{last} does not exist, expected a logit store"))
         return found
     return [last, *(location for location in found if location != last)]
 

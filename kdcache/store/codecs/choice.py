@@ -8,7 +8,7 @@ them.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +16,7 @@ import numpy.typing as npt
 from kdcache.rng import generator
 from kdcache.store.codecs.codec import Codec
 from kdcache.store.codecs.dense import Dense
-from kdcache.store.codecs.fidelity import Fidelity, measure_fidelity
+from kdcache.store.codecs.fidelity import CodecFigures, Fidelity, measure_fidelity
 from kdcache.store.codecs.int8 import Int8
 from kdcache.store.codecs.kept_classes import DEFAULT_KEPT
 from kdcache.store.codecs.lowrank import LowRank
@@ -48,10 +48,8 @@ class Choice(NamedTuple):
     """A codec, and the measurements behind its choice."""
 
     codec: Codec
-    table: list[dict[str, Any]]
-    """One entry per measured codec, smallest first, as JSON content: `codec` (its text form),
-    `row_bytes`, `fidelity` (a list of `Fidelity` as dicts), `accepted_for` (temperatures) and
-    `chosen`."""
+    table: list[CodecFigures]
+    """One entry per measured codec, smallest first."""
 
 
 def choice_sample_ids(
@@ -97,11 +95,11 @@ def choose_codec(
     accepted = [set(REQUIRED_TEMPERATURES) <= set(accepted_for(found)) for found in measured]
     # The last candidate is `dense`, or the only one.
     chosen = accepted.index(True) if any(accepted) else len(candidates) - 1
-    table = [
+    table: list[CodecFigures] = [
         {
             "codec": str(codec),
             "row_bytes": codec.row_bytes,
-            "fidelity": [fidelity._asdict() for fidelity in found],
+            "fidelity": [fidelity.figures for fidelity in found],
             "accepted_for": accepted_for(found),
             "chosen": index == chosen,
         }
@@ -164,7 +162,7 @@ def accepted_for(measured: Sequence[Fidelity]) -> list[float]:
     return [fidelity.temperature for fidelity in measured if fidelity.is_accepted]
 
 
-def format_table(table: Sequence[dict[str, Any]]) -> str:
+def format_table(table: Sequence[CodecFigures]) -> str:
     """Format the table of a `Choice` as text, with angle / norm ratio at each temperature."""
     temperatures = sorted({found["temperature"] for row in table for found in row["fidelity"]})
     lines = [

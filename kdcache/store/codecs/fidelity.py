@@ -16,7 +16,7 @@ out over samples and views. A bias, such as that of a uniform tail, does not ave
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import NamedTuple, TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -50,10 +50,42 @@ class Fidelity(NamedTuple):
     """Mean KL(exact || decoded) of the teacher's probabilities, in nats."""
 
     @property
+    def figures(self) -> FidelityFigures:
+        """The fields as JSON content."""
+        return {
+            "temperature": self.temperature,
+            "angle_degrees": self.angle_degrees,
+            "norm_ratio": self.norm_ratio,
+            "kl": self.kl,
+        }
+
+    @property
     def is_accepted(self) -> bool:
         """True if angle and norm ratio are within the limits of `auto`."""
         low, high = NORM_RATIOS
         return self.angle_degrees <= MAX_ANGLE_DEGREES and low <= self.norm_ratio <= high
+
+
+class FidelityFigures(TypedDict):
+    """The fields of `Fidelity`, as JSON content."""
+
+    temperature: float
+    angle_degrees: float
+    norm_ratio: float
+    kl: float
+
+
+class CodecFigures(TypedDict):
+    """The measurements of one codec, as JSON content."""
+
+    codec: str
+    """Its text form."""
+    row_bytes: int
+    fidelity: list[FidelityFigures]
+    """At each of the measured temperatures."""
+    accepted_for: list[float]
+    """Temperatures at which `auto` accepts it."""
+    chosen: bool
 
 
 def measure_fidelity(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy.typing as npt
 import zarr
@@ -18,6 +18,7 @@ from kdcache.errors import CacheCorruptError, CacheIncompleteError, ConfigError
 from kdcache.seals import parse_sealed_npz, sealed_npz
 from kdcache.store.codecs.codec import Codec
 from kdcache.store.codecs.dense import Dense, Float32
+from kdcache.store.codecs.fidelity import CodecFigures
 from kdcache.store.codecs.registry import codec_class, codec_from
 from kdcache.store.format.layout import CODEC_KEY
 from kdcache.store.format.location import display_name, has_key, read_key, write_key
@@ -31,7 +32,7 @@ class Decision(NamedTuple):
     """A codec and the measurements that led to it."""
 
     codec: Codec
-    table: Sequence[dict[str, Any]]
+    table: Sequence[CodecFigures]
     """One row for each candidate; see `kdcache.store.codecs.choice.Choice`."""
 
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import zarr
 
-from kdcache.errors import CacheMismatchError, ConfigError
-from kdcache.options import MergeOptions
+from kdcache.errors import CacheMismatchError, ConfigError, MissingFileError
+from kdcache.options import MergeOptions, as_names
 from kdcache.progress import logger
 from kdcache.results import Result
 from kdcache.store.format.layout import (
@@ -50,23 +50,24 @@ def merge(options: MergeOptions) -> MergeResult:
     """Copy every key of the parts into a new store. A key of two parts must have equal bytes.
 
     Raises:
-        FileNotFoundError: if a part does not exist.
+        MissingFileError: if a part does not exist.
         CacheMismatchError: if the parts differ in inputs or build conditions, or hold different
             bytes under one key.
         ConfigError: if `out` exists and `overwrite` is not set, or `out` is one of the parts.
     """
+    parts = as_names(options.parts)
     out = parse_location(options.out)
-    sources = [_open(parse_location(part)) for part in options.parts]
+    sources = [_open(parse_location(part)) for part in parts]
     first = sources[0][1]
-    for part, (_, manifest) in zip(options.parts, sources, strict=True):
+    for part, (_, manifest) in zip(parts, sources, strict=True):
         require_equal(
             manifest,
             first,
             (*IDENTITY, *CONDITIONS),
             path=part,
-            remedy=f"Parts must be built with the same options and versions as {options.parts[0]}",
+            remedy=f"Parts must be built with the same options and versions as {parts[0]}",
         )
-    if _resolved(out) in [_resolved(parse_location(part)) for part in options.parts]:
+    if _resolved(out) in [_resolved(parse_location(part)) for part in parts]:
         raise ConfigError(
             parameter="out",
             value=out,
@@ -84,7 +85,7 @@ def merge(options: MergeOptions) -> MergeResult:
     markers = {f"views/{view}/complete" for group, _ in sources for view in existing_views(group)}
     written: set[str] = set()
     # Write a group's zarr.json before its members, and the manifest first.
-    for part, (group, _) in zip(options.parts, sources, strict=True):
+    for part, (group, _) in zip(parts, sources, strict=True):
         for key in sorted(list_keys(group.store), key=lambda key: (key.count("/"), key)):
             content = read_key(group.store, key) or b""
             if key in written:
@@ -107,11 +108,11 @@ def merge(options: MergeOptions) -> MergeResult:
     if lacking:
         logger.warning("%s lacks %d shards: run build-logits --store %s", out, lacking, out)
     return MergeResult(
-        parts=len(options.parts),
+        parts=len(parts),
         views=max(missing, default=0),
         complete=sum(not shards for shards in missing.values()),
         missing_shards=lacking,
-        path=out,
+        path=out.absolute() if isinstance(out, Path) else out,
     )
 
 
@@ -121,5 +122,5 @@ def _resolved(location: Location) -> Location:
 
 def _open(location: Location) -> tuple[zarr.Group, Any]:
     if not exists(location):
-        raise FileNotFoundError(f"{location} does not exist, expected a logit store")
+        raise MissingFileError(f"{location} does not exist, expected a logit store")
     return open_group(open_zarr_store(location, read_only=True), path=str(location))

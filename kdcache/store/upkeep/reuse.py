@@ -32,7 +32,7 @@ def find_clean_view(folder: Path, wanted: StoreManifest) -> LogitStore | None:
     for path in sorted(folder.glob("*.zarr")):
         try:
             store = LogitStore.open(path)
-        except (KDCacheError, FileNotFoundError) as error:
+        except KDCacheError as error:
             logger.info("the clean view of %s cannot be reused: %s", path, error)
             continue
         same_codec = store.manifest.clean_codec == wanted.clean_codec
