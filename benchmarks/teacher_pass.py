@@ -219,7 +219,8 @@ def drawn_answers(shard: Shard, classes: int) -> TeacherOutputs:
     generator = torch.Generator().manual_seed(0)
     logits = 3 * torch.randn(count, classes, generator=generator)
     labels = torch.zeros(count, dtype=torch.int64)
-    return TeacherOutputs(shard, logits, labels, None, lambda: None)
+    keys = shard.rows.astype(np.uint64)
+    return TeacherOutputs(shard, logits, labels, keys, None, lambda: None)
 
 
 def main() -> None:

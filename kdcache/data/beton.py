@@ -202,7 +202,7 @@ def open_beton(path: Path | str) -> Beton:
 def _load_digests(beton: Path, manifest: BetonManifest) -> npt.NDArray[np.uint8]:
     try:
         return load_digests(beton)
-    except (OSError, ValueError, EOFError) as error:
+    except Exception as error:  # numpy raises almost anything on a damaged header
         raise DatasetError(
             f"{digests_path(beton)} cannot be read ({error}), expected the digests of "
             f"{beton.name}'s images. {pack_again(beton, manifest)}"

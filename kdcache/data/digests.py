@@ -72,7 +72,7 @@ def load_digests(beton: Path) -> npt.NDArray[np.uint8]:
     """Return the digests of a beton's images, (N, 3, 16), mapped from the file.
 
     Raises:
-        OSError, ValueError, EOFError: if the file is missing or damaged.
+        Exception: if the file is missing or damaged; numpy raises almost anything.
     """
     digests: npt.NDArray[np.uint8] = np.load(digests_path(beton), mmap_mode="r", allow_pickle=False)
     if digests.dtype != np.uint8 or digests.shape[1:] != (3, DIGEST_BYTES):

@@ -435,7 +435,11 @@ def test_the_remedy_is_the_command_that_made_the_beton(tmp_path, beton):
     assert pack_again(tmp_path / "of mine.beton", manifest) == of_subset
 
 
-@pytest.mark.parametrize("content", [None, b"", b"not numpy's"], ids=["missing", "empty", "other"])
+@pytest.mark.parametrize(
+    "content",
+    [None, b"", b"not numpy's", b"\x93NUMPY\x01\x00\x08\x00{'a': 1\n"],
+    ids=["missing", "empty", "other", "header"],
+)
 def test_a_beton_without_readable_digests_is_refused(beton, content):
     digests_path(beton).unlink()
     if content is not None:
