@@ -21,6 +21,19 @@ from __future__ import annotations
 import re
 from os import PathLike
 
+__all__ = [
+    "CacheCorruptError",
+    "CacheIncompleteError",
+    "CacheMismatchError",
+    "ConfigError",
+    "DatasetError",
+    "KDCacheError",
+    "MissingFileError",
+    "TeacherError",
+    "TrainingError",
+    "WeightsError",
+]
+
 MAX_SHOWN = 200
 """Maximum length of an object in a message, in characters; texts and paths are never cut."""
 
@@ -184,3 +197,8 @@ class CacheCorruptError(KDCacheError):
 
 class TrainingError(KDCacheError):
     """Training cannot continue."""
+
+
+def __dir__() -> list[str]:
+    """Return the errors, for tab completion."""
+    return __all__

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import inspect
 import numbers
+import re
 import textwrap
 from collections.abc import Callable
 from dataclasses import fields
@@ -147,14 +148,21 @@ def _type_name(hint: Any) -> str:
 def _documentation(options: type[CommonOptions], returns: str, raises: str) -> str:
     """Return the docstring: what the command does, each argument, the result and the errors."""
     docs = field_docs(options)
-    lines = [in_python(inspect.cleandoc(options.__doc__ or "")), "", "Args:"]
+    lines = [_help_in_python(inspect.cleandoc(options.__doc__ or "")), "", "Args:"]
     for one in fields(options):
-        text = f"{one.name}: {in_python(docs[one.name])}"
+        text = f"{one.name}: {_help_in_python(docs[one.name])}"
         lines += textwrap.wrap(text, 92, initial_indent="    ", subsequent_indent="        ")
     lines += ["", "Returns:", f"    {returns}"]
     if raises:
         lines += ["", "Raises:", in_python(raises)]
     return "\n".join(lines)
+
+
+def _help_in_python(text: str) -> str:
+    """Return a help text with the arguments of a call from Python."""
+    text = text.replace("Repeat it for several", "Give a list for several")
+    text = re.sub(r"Repeat it for (an ensemble|each)", r"Give a list for \1", text)
+    return in_python(re.sub(r"(?<!=)\bSOURCE\b", "source", text))
 
 
 def _shown_signature(options: type[CommonOptions], returns: str) -> inspect.Signature:

@@ -35,7 +35,7 @@ def file_lock(
             fcntl.flock(file, kind if wait else kind | fcntl.LOCK_NB)
         except BlockingIOError as error:
             file.seek(0)
-            holder = file.read().strip() or "another process"
+            holder = file.read().strip() or "another process or thread"
             raise KDCacheError(
                 f"{path} is held by {holder}, expected one {purpose} at a time. "
                 "Wait for it to end, or end it."

@@ -53,3 +53,8 @@ def progress_bar(*, total: int, unit: str, description: str, initial: int = 0) -
         file=sys.stderr,
         dynamic_ncols=True,
     )
+
+
+def counted(count: int, noun: str) -> str:
+    """Return a count with its noun, such as `1 epoch` or `2 epochs`."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"

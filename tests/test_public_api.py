@@ -13,6 +13,7 @@ from typing import get_type_hints
 
 import numpy as np
 import pytest
+import torch
 
 import kdcache as kd
 from kdcache.cli import main
@@ -133,7 +134,17 @@ def test_the_workspace_of_the_environment_is_the_default(tmp_path, monkeypatch):
     assert data.train.path == tmp_path / "mine" / "train.beton"
 
 
+def test_registries_and_errors_are_offered_by_tab_completion():
+    for module, name in ((kd.losses, "LOSSES"), (kd.scores, "SCORES"), (kd.codecs, "CODECS")):
+        assert name in dir(module)
+        assert list(getattr(module, name))
+    assert "ConfigError" in dir(kd.errors)
+    assert all(issubclass(getattr(kd.errors, name), KDCacheError) for name in dir(kd.errors))
+
+
 def test_the_pipeline_from_python(tmp_path):
+    torch.manual_seed(5)
+    generator = torch.get_rng_state()
     data = kd.pack("digits", workspace=tmp_path)
     assert (len(data.train), len(data.val or [])) == (1438, 359)
     assert repr(data.train) == f"Beton('{tmp_path}/train.beton', samples=1438, classes=10)"
@@ -155,6 +166,8 @@ def test_the_pipeline_from_python(tmp_path):
     assert kd.evaluate(tmp_path).top1 == result.runs[-1].top1
     assert kd.verify(tmp_path).images == 1438 + 359
     assert kd.show(store.path).kind == "store"
+    kd.verify(tmp_path, teacher="resnet8")
+    assert torch.equal(torch.get_rng_state(), generator), "the caller's random numbers"
     with pytest.raises(ConfigError, match=f"not LogitStore. Pass its path, {store.path}$"):
         kd.train(tmp_path, store=store)
     with pytest.raises(ConfigError, match=f"not Subset. Pass its path, {subset.report.path}$"):

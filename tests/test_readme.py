@@ -39,7 +39,7 @@ def test_the_commands_and_the_example_run_as_written(tmp_path, monkeypatch):
         short = shorter.get(arguments[0], "").split()
         assert main([*arguments, *short]) == 0, line
     (example,) = blocks("python")
-    exec(compile(example, "README.md", "exec"), {"__name__": "readme"})  # noqa: S102
+    exec(compile(example, "README.md", "exec"), {"__name__": "__main__"})  # noqa: S102
 
 
 def test_every_command_stands_in_the_readme():

@@ -91,7 +91,20 @@ class Policy:
     """The filter that resizes the boxes. (That of the clean view belongs to the teacher.)"""
 
     def __post_init__(self) -> None:
-        """Check every range."""
+        """Check every range, and refuse options that the kind does not use."""
+        used = {"pad-crop": ("padding", "flip"), "rrc": ("scale", "ratio", "flip"), "clean": ()}
+        if self.kind not in used:
+            raise ConfigError(
+                parameter="kind", value=self.kind, rule=f"one of {', '.join(sorted(used))}"
+            )
+        for name in ("padding", "scale", "ratio", "flip"):
+            value = getattr(self, name)
+            if name not in used[self.kind] and value != getattr(type(self), name):
+                raise ConfigError(
+                    f"{name} of a policy is {value}, expected none with kind {self.kind}",
+                    parameter=name,
+                    value=value,
+                )
         if self.filter not in FILTERS:
             raise ConfigError(
                 f"filter of a policy is {self.filter!r}, expected {' or '.join(FILTERS)}"

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 
 from torch import nn
 
+from kdcache.arguments import require_int
 from kdcache.data.policy import MAX_SMALL_IMAGE_SIZE
 from kdcache.errors import ConfigError
 from kdcache.models.cifar_models import CIFAR_MODELS
@@ -43,9 +44,11 @@ def make_model(
             shrink the image. The default is `default_stem`.
 
     Raises:
-        ConfigError: if the name is unknown, the model cannot be made for this size, or it has only
-            one stem and `stem` is given.
+        ConfigError: if the name is unknown, a number is no integer above 0, the model cannot be
+            made for this size, or it has only one stem and `stem` is given.
     """
+    num_classes = require_int("num_classes", num_classes, minimum=1)
+    image_size = require_int("image_size", image_size, minimum=1)
     family = _family_of(name, parameter="model")
     if stem is None:
         stem = default_stem(name, image_size)

@@ -24,6 +24,7 @@ from kdcache.overview.facts import (
     SubsetFacts,
     TeacherFacts,
 )
+from kdcache.progress import counted
 from kdcache.results import JSON, Result, as_json
 from kdcache.workspace import Workspace
 
@@ -273,12 +274,12 @@ def run_card(path: Path) -> Card:
         command = f"train with the same arguments and --resume --out {path}"
         if "samples" not in config:
             command = "train-teacher again with the same arguments; it continues"
-        unfinished = f"{done} of {epochs} epochs are done. Run kdcache {command}"
+        unfinished = f"{done} of {counted(epochs, 'epoch')} done. Run kdcache {command}"
     accuracy = f", top-1 {top1[-1]:.2f} %" if top1 else ""
     kind = "" if config.get("kd", True) else ", no KD"
     on = f"{config['samples']:,} samples{kind}" if "samples" in config else "all data, a teacher"
     model = config.get("model", config.get("arch"))
-    summary = f"{model} on {on}, {done} of {epochs} epochs{accuracy}"
+    summary = f"{model} on {on}, {done} of {counted(epochs, 'epoch')}{accuracy}"
     return Card("run", str(path), summary, facts, config["data_fingerprint"], unfinished)
 
 

@@ -25,12 +25,14 @@ from kdcache.models.stems import stem_of_file
 from kdcache.models.weights import fill_model, load_weights
 from kdcache.options import EvaluateOptions, as_values
 from kdcache.progress import logger
+from kdcache.rng import keeps_torch_rng
 from kdcache.training.evaluator import Evaluator
 from kdcache.training.results import EvaluateResult
 from kdcache.training.run import default_precision
 from kdcache.workspace import Workspace
 
 
+@keeps_torch_rng
 def evaluate(options: EvaluateOptions) -> EvaluateResult:
     """Measure a model on the clean view of a split.
 

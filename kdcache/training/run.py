@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -20,22 +19,8 @@ from kdcache.training.evaluator import Evaluator
 from kdcache.training.freed_memory import keep_freed_memory
 from kdcache.training.metrics import require_tensorboard
 from kdcache.training.optim import MOMENTUM, WEIGHT_DECAY, default_epochs, default_lr
-from kdcache.training.trainer import Trainer, TrainSettings
+from kdcache.training.trainer import LoopResult, Trainer, TrainSettings
 from kdcache.workspace import Workspace
-
-
-class Trained(NamedTuple):
-    """The figures of one training; `RunResult` and the teacher's accuracy come from them."""
-
-    top1: float | None
-    top1_best: float | None
-    top5: float | None
-    top1_ema: float | None
-    teacher_forwards: int
-    student_forwards: int
-    steps: int
-    images_per_second: float
-    resumed_from_epoch: int
 
 
 def require_model(name: str | None) -> None:
@@ -116,7 +101,7 @@ def run_training(
     *,
     resume: bool,
     save_epochs: Sequence[int] = (),
-) -> Trained:
+) -> LoopResult:
     """Train a model on a loader's batches and evaluate it after each epoch.
 
     Args:
@@ -175,17 +160,6 @@ def run_training(
         save_epochs=save_epochs,
     )
     try:
-        result = trainer.run(resume=resume)
+        return trainer.run(resume=resume)
     finally:
         loader.close()
-    return Trained(
-        top1=result.last.top1 if result.last else None,
-        top1_best=result.top1_best,
-        top5=result.last.top5 if result.last else None,
-        top1_ema=result.ema.top1 if result.ema else None,
-        teacher_forwards=result.teacher_forwards,
-        student_forwards=result.student_forwards,
-        steps=result.steps,
-        images_per_second=round(result.images_per_second, 1),
-        resumed_from_epoch=result.resumed_from_epoch,
-    )

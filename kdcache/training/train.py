@@ -15,7 +15,8 @@ from kdcache.errors import CacheMismatchError
 from kdcache.loader.distill import DistillLoader
 from kdcache.loader.live import LiveLoader
 from kdcache.options import TrainOptions
-from kdcache.progress import logger
+from kdcache.progress import counted, logger
+from kdcache.rng import keeps_torch_rng
 from kdcache.selection.subset import Subset
 from kdcache.store.logit_store import LogitStore
 from kdcache.training.inputs import num_samples_before_pruning, open_data, open_store
@@ -34,6 +35,7 @@ MIN_EPOCHS, MIN_STEPS = 30, 1_000
 """Minimum of a student's default length."""
 
 
+@keeps_torch_rng
 def train(options: TrainOptions) -> TrainResult:
     """Train a student on a subset with the cached logits of a teacher, or one for each seed.
 
@@ -172,12 +174,12 @@ def _train_one(options: TrainOptions) -> RunResult:
     folder = run_folder(workspace, name, options)
     write_config(folder.path, config, device, resume=folder.holds_run)
     logger.info(
-        "student %s on %s of %s samples, batch %d, %d epochs, %s, lr %g, %s, %s -> %s",
+        "student %s on %s of %s samples, batch %d, %s, %s, lr %g, %s, %s -> %s",
         model_name,
         f"{num_samples:,}",
         f"{len(beton):,}",
         batch_size,
-        settings.epochs,
+        counted(settings.epochs, "epoch"),
         settings.optimizer,
         settings.lr,
         settings.loss if options.kd else settings.loss.labels_alone(),
@@ -196,7 +198,15 @@ def _train_one(options: TrainOptions) -> RunResult:
     )
     workspace.remember("run", folder.path)
     return RunResult(
-        **result._asdict(),
+        top1=result.last.top1 if result.last else None,
+        top1_best=result.top1_best,
+        top5=result.last.top5 if result.last else None,
+        top1_ema=result.ema.top1 if result.ema else None,
+        teacher_forwards=result.teacher_forwards,
+        student_forwards=result.student_forwards,
+        steps=result.steps,
+        images_per_second=round(result.images_per_second, 1),
+        resumed_from_epoch=result.resumed_from_epoch,
         samples=num_samples,
         seconds=round(time.perf_counter() - started, 3),
         path=folder.path.resolve(),

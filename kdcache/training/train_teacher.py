@@ -16,7 +16,8 @@ from kdcache.loader.distill import DistillLoader
 from kdcache.models.registry import default_stem, has_hidden_stem, make_model
 from kdcache.models.weights import fill_model, load_weights, save_weights
 from kdcache.options import TrainTeacherOptions
-from kdcache.progress import logger
+from kdcache.progress import counted, logger
+from kdcache.rng import keeps_torch_rng
 from kdcache.teacher.teacher import model_digest
 from kdcache.training.checkpoint import CHECKPOINT
 from kdcache.training.metrics import read_metrics
@@ -31,6 +32,7 @@ MIN_EPOCHS, MIN_STEPS = 10, 450
 """Minimum of a teacher's default length."""
 
 
+@keeps_torch_rng
 def train_teacher(options: TrainTeacherOptions) -> TrainTeacherResult:
     """Train a teacher on all data with labels only; with `ema`, keep its averaged weights.
 
@@ -106,11 +108,11 @@ def train_teacher(options: TrainTeacherOptions) -> TrainTeacherResult:
             stale.unlink()
     write_config(run_dir, about, device, resume=is_begun_here)
     logger.info(
-        "teacher %s on %s samples, batch %d, %d epochs, lr %g, %s",
+        "teacher %s on %s samples, batch %d, %s, lr %g, %s",
         options.model,
         f"{len(beton):,}",
         batch_size,
-        settings.epochs,
+        counted(settings.epochs, "epoch"),
         settings.lr,
         views.policy,
     )
@@ -123,7 +125,7 @@ def train_teacher(options: TrainTeacherOptions) -> TrainTeacherResult:
         num_workers=options.num_workers,
         views=views,
     )
-    figures = run_training(
+    result = run_training(
         options.model,
         loader,
         settings,
@@ -134,7 +136,8 @@ def train_teacher(options: TrainTeacherOptions) -> TrainTeacherResult:
         save_epochs=options.early_epochs,
     )
     kind, accuracy = ("ema", "top1_ema") if options.ema else ("last", "top1")
-    top1 = figures.top1_ema if options.ema else figures.top1
+    quality = result.ema if options.ema else result.last
+    top1 = quality.top1 if quality else None
     trained = run_dir / f"{kind}.safetensors"
     top1_of = {line["epoch"]: line[accuracy] for line in read_metrics(run_dir)}
     described = about | {"class_names": data.class_names}

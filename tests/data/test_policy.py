@@ -154,3 +154,21 @@ def test_nothing_in_a_policy_is_evaluated(form, tmp_path):
 def test_the_clean_policy_takes_no_changes():
     with pytest.raises(ConfigError, match=r"brightness=\(0\.5, 1\.0\)"):
         Policy("clean", brightness=(0.5, 1.0))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"kind": "crop"}, "kind=crop: expected one of clean, pad-crop, rrc"),
+        ({"kind": "rrc", "padding": 3}, "padding of a policy is 3, expected none with kind rrc"),
+        ({"kind": "pad-crop", "ratio": (1, 1)}, "ratio of a policy is .* with kind pad-crop"),
+        (
+            {"kind": "clean", "flip": True},
+            "flip of a policy is True, expected none with kind clean",
+        ),
+    ],
+    ids=["kind", "padding", "ratio", "flip"],
+)
+def test_an_option_that_the_kind_does_not_use_is_refused(options, message):
+    with pytest.raises(ConfigError, match=message):
+        Policy(**options)

@@ -320,3 +320,11 @@ def test_a_model_with_one_stem_takes_none(name):
 @pytest.mark.parametrize(("image_size", "stem"), [(64, "small"), (65, "standard")])
 def test_a_new_model_has_the_stem_of_its_image_size(image_size, stem):
     assert default_stem("mobilenet_v2", image_size) == stem
+
+
+@pytest.mark.parametrize("name", ["num_classes", "image_size"])
+@pytest.mark.parametrize("value", [0, -8, 1.5, "10", True], ids=repr)
+def test_a_size_that_is_no_integer_above_0_is_named(name, value):
+    sizes = {"num_classes": 10, "image_size": 32} | {name: value}
+    with pytest.raises(ConfigError, match=f"^{name}=.*: expected an integer of at least 1"):
+        make_model("resnet8", **sizes)

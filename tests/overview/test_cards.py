@@ -83,7 +83,7 @@ def test_the_card_of_a_run_has_its_progress(workspace):
     assert "unfinished" not in found
     first, _ = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
     (run / "metrics.jsonl").write_text(first)
-    assert card(run)["unfinished"].startswith("1 of 2 epochs are done")
+    assert card(run)["unfinished"].startswith("1 of 2 epochs done")
     assert f"--resume --out {run}" in card(run)["unfinished"]
     (run / "metrics.jsonl").write_text(first + first[:20])
     with pytest.raises(CacheCorruptError, match=r"metrics\.jsonl is damaged"):

@@ -52,6 +52,9 @@ class Grid(Codec):
     def _in_range(self, logits, /):
         return np.ones(len(logits), dtype=bool)
 
+class Unfinished(Codec):
+    pass
+
 def function(logits):
     return logits
 """
@@ -115,6 +118,7 @@ def test_a_store_is_built_read_verified_and_trained_from(
         ("{}:Grid(step=0)", "expected a number above 0"),
         ("{}:function", "expected a subclass of"),
         ("{}:absent", "absent"),
+        ("{}:Unfinished", "expected a codec that defines .*row_width.* too"),
     ],
 )
 def test_a_wrong_request_is_refused(module, text, message):

@@ -17,6 +17,7 @@ from kdcache.errors import CacheMismatchError, ConfigError
 from kdcache.locks import file_lock
 from kdcache.options import BuildLogitsOptions, as_names
 from kdcache.progress import logger
+from kdcache.rng import keeps_torch_rng
 from kdcache.store.build.cost import format_duration
 from kdcache.store.build.opening import open_existing, open_writer, store_location, store_lock
 from kdcache.store.build.plan import Part
@@ -49,6 +50,7 @@ def build_and_open(options: BuildLogitsOptions) -> LogitStore:
     return store
 
 
+@keeps_torch_rng
 def build_logits(options: BuildLogitsOptions) -> BuildReport:
     """Run the teacher over the clean view of all data, and V augmented views of all or a subset.
 

@@ -18,6 +18,7 @@ from kdcache.errors import TeacherError
 from kdcache.identity import differences
 from kdcache.locks import file_lock
 from kdcache.options import BuildLogitsOptions, VerifyOptions, as_names
+from kdcache.rng import keeps_torch_rng
 from kdcache.store.build.build import build_store
 from kdcache.store.build.opening import store_lock
 from kdcache.store.build.target import machine_conditions
@@ -35,6 +36,7 @@ from kdcache.teacher.sources import find_teacher
 from kdcache.workspace import Workspace
 
 
+@keeps_torch_rng
 def repair_store(
     location: Location, damaged: list[Damage], options: VerifyOptions, workspace: Workspace
 ) -> None:
@@ -80,6 +82,7 @@ def repair_store(
     build_store(build, workspace, beton, rows)
 
 
+@keeps_torch_rng
 def compare_with_teacher(
     location: Location, options: VerifyOptions, workspace: Workspace
 ) -> TeacherComparison:

@@ -46,6 +46,10 @@ def codec_class(name: str) -> type[Codec]:
                 "that module and leaves `name` out"
             ),
         )
+    if missing := sorted(getattr(found, "__abstractmethods__", ())):
+        raise ConfigError(
+            parameter="codec", value=name, rule=f"a codec that defines {', '.join(missing)} too"
+        )
     return found
 
 

@@ -133,7 +133,7 @@ class Loss:
             features = self._features.take() if self._features else None
             context = LossContext(temperature, progress, features)
             found = self._function(student_BC, teacher_BC, labels_B, context)
-            return require_loss(settings.method.import_path, found, len(student_BC))
+            return require_loss(settings.method.import_path, found, student_BC)
         log_teacher_BC = functional.log_softmax(teacher_BC / temperature, dim=1)
         if mix is not None:
             log_teacher_BC = mix.log_probabilities(log_teacher_BC)

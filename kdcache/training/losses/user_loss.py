@@ -90,17 +90,31 @@ class UserLoss(Method):
         raise NotImplementedError
 
 
-def require_loss(import_path: str, found: object, batch_size: int) -> Tensor:
+def require_loss(import_path: str, found: object, student_BC: Tensor) -> Tensor:
     """Check the value that a user's loss returned, and return it as float32.
 
+    Args:
+        import_path: `module:name` of the loss.
+        found: what it returned.
+        student_BC: (B, C) student logits that it was given.
+
     Raises:
-        ConfigError: if it is neither a scalar nor of shape (B,).
+        ConfigError: if it is neither a scalar nor of shape (B,), or has no gradient although the
+            logits have one.
     """
+    batch_size = len(student_BC)
     if not isinstance(found, Tensor) or tuple(found.shape) not in {(), (batch_size,)}:
         shown = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
         raise ConfigError(
             f"--loss {import_path} returned {shown}, expected a tensor of shape () or "
             f"({batch_size},): one number, or one per sample",
+            parameter="loss",
+            value=import_path,
+        )
+    if student_BC.requires_grad and not found.requires_grad:
+        raise ConfigError(
+            f"--loss {import_path} returned a tensor without a gradient, expected one that depends "
+            "on the student's logits. Do not detach them; for no loss, return 0 * student.sum()",
             parameter="loss",
             value=import_path,
         )

@@ -39,6 +39,9 @@ class Projected(nn.Module):
         assert not teacher.requires_grad
         return (self.head(context.features) - teacher).square().mean(dim=1)
 
+def detached(student, teacher, labels, context):
+    return (student.detach() - teacher).square().mean()
+
 def wrong_shape(student, teacher, labels, context):
     return student
 """
@@ -129,3 +132,9 @@ def test_the_config_of_a_run_has_the_digest_of_the_code(module, train):
 def test_a_loss_of_another_shape_is_refused(module, train, capsys):
     train("run", "--loss", f"{module}:wrong_shape", "--epochs", "1", status=2)
     assert "expected a tensor of shape () or (24,)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("alpha", ["0.5", "1"])
+def test_a_loss_without_a_gradient_is_refused(module, train, capsys, alpha):
+    train("run", "--loss", f"{module}:detached", "--alpha", alpha, "--epochs", "1", status=2)
+    assert "returned a tensor without a gradient" in capsys.readouterr().err
