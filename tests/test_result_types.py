@@ -11,7 +11,8 @@ import pytest
 import kdcache as kd
 from kdcache.commands import COMMANDS, DEFAULT_COMMAND, function_for
 from kdcache.data.beton_manifest import BetonManifest
-from kdcache.overview.facts import BetonFacts, StoreFacts, TeacherFacts
+from kdcache.data.pack_result import PackPreview, PackResult
+from kdcache.overview.facts import BetonFacts, StoreFacts, SubsetFacts, TeacherFacts
 from kdcache.results import Result
 from kdcache.store.codecs.fidelity import CodecFigures
 
@@ -23,6 +24,13 @@ OPEN = {
     (TeacherFacts, "loss"),
     # Package -> version.
     (StoreFacts, "versions"),
+    # Sample id -> image.
+    (BetonFacts, "first_images"),
+    (SubsetFacts, "first_images"),
+    # Split -> typed value.
+    (PackPreview, "samples"),
+    (PackPreview, "class_sizes"),
+    (PackResult, "betons"),
 }
 """Fields whose content other files define."""
 

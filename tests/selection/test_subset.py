@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from kdcache.commands import parse
-from kdcache.errors import CacheCorruptError
+from kdcache.errors import CacheCorruptError, ConfigError
 from kdcache.seals import write_sealed_npz
 from kdcache.selection.subset import Subset
 
@@ -61,9 +61,21 @@ def test_equal_subsets_are_written_as_equal_bytes(tmp_path):
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
+def test_values_of_numpy_in_the_provenance_become_json(tmp_path):
+    given = {"keep": np.float64(0.5), "seed": np.int64(3), "averaged_with": np.array([1, 2])}
+    Subset(ids(1), given).save(tmp_path / "s.npz")
+    found = Subset.load(tmp_path / "s.npz").provenance
+    assert found == {"keep": 0.5, "seed": 3, "averaged_with": [1, 2]}
+
+
+def test_a_list_is_no_array_of_ids():
+    with pytest.raises(ConfigError, match=r"sample_ids are list, expected an array"):
+        Subset([1, 2])
+
+
 def test_a_failed_save_keeps_the_existing_file(tmp_path):
     Subset(ids(1)).save(tmp_path / "s.npz")
-    with pytest.raises(TypeError, match="not JSON serializable"):
+    with pytest.raises(ConfigError, match="of type object, expected JSON content"):
         Subset(ids(2), {"keep": object()}).save(tmp_path / "s.npz")
     assert Subset.load(tmp_path / "s.npz").sample_ids.tolist() == [1]
     assert [file.name for file in tmp_path.iterdir()] == ["s.npz"]
@@ -151,4 +163,4 @@ def test_a_subset_without_a_seal_is_refused_with_the_command_that_makes_it_again
     words = shlex.split(error.value.in_shell().partition("Run: kdcache ")[2])
     options = parse(words).options
     assert {name: getattr(options, name) for name in about} == about
-    assert (options.out, options.overwrite, options.workspace) == (path, True, tmp_path / "w")
+    assert (Path(options.out), options.overwrite, options.workspace) == (path, True, tmp_path / "w")
