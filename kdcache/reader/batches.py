@@ -201,12 +201,13 @@ class PixelReader:
     ) -> None:
         """Decode all batches; runs in its own thread and ends with the epoch."""
         try:
-            for positions in batches:
-                buffer = free.get()
-                if buffer is None:
-                    return
-                self._decoder.decode(positions, buffer)
-                ready.put(buffer)
+            with self._decoder.new_pool() as pool:
+                for positions in batches:
+                    buffer = free.get()
+                    if buffer is None:
+                        return
+                    self._decoder.decode(positions, buffer, pool)
+                    ready.put(buffer)
         except BaseException as error:  # noqa: BLE001  (it is raised again in the consumer)
             ready.put(error)
 

@@ -46,7 +46,6 @@ class ViewDecoder:
     ) -> None:
         self._views = views
         self._num_workers = num_workers
-        self._pool = ThreadPoolExecutor(max(1, num_workers - 1), "kdcache-decoder")
         # Copy-on-write, because numba would compile everything twice if it were read-only.
         self._file = np.memmap(beton.path, dtype=np.uint8, mode="c")
         self._is_jpeg = beton.manifest.write_mode == "jpg"
@@ -91,18 +90,23 @@ class ViewDecoder:
         """Set the views to decode; no batch may be in progress."""
         self._view_numbers = np.array([validate_view(view) for view in views])
 
-    def decode(self, positions: npt.NDArray[np.int64], out: U8) -> None:
+    def new_pool(self) -> ThreadPoolExecutor:
+        """Return a pool for `decode`; shut it down after the loop."""
+        return ThreadPoolExecutor(max(1, self._num_workers - 1), "kdcache-decoder")
+
+    def decode(self, positions: npt.NDArray[np.int64], out: U8, pool: ThreadPoolExecutor) -> None:
         """Decode the current views of the given samples.
 
         Args:
             positions: (B,) in the beton; trusted.
             out: (at least B, V, S, S, 3), written.
+            pool: from `new_pool`.
         """
         # Copied to one type and layout, because numba would compile again for any other.
         positions = np.array(positions, dtype=np.int64)
         workers = min(self._num_workers, len(positions))
         others = [
-            self._pool.submit(self._decode_share, positions, worker, workers, out)
+            pool.submit(self._decode_share, positions, worker, workers, out)
             for worker in range(1, workers)
         ]
         self._decode_share(positions, 0, workers, out)
