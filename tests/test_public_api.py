@@ -19,6 +19,7 @@ import kdcache as kd
 from kdcache.cli import main
 from kdcache.commands import COMMANDS
 from kdcache.errors import FLAGS, ConfigError, DatasetError, KDCacheError, in_python, shell_line
+from kdcache.overview import facts
 
 FUNCTIONS = sorted(name.replace("-", "_") for name in COMMANDS)
 
@@ -162,7 +163,20 @@ def test_the_pipeline_from_python(tmp_path):
     assert result.top1_std is not None
     assert kd.evaluate(tmp_path).top1 == result.runs[-1].top1
     assert kd.verify(tmp_path).images == 1438 + 359
-    assert kd.show(store.path).kind == "store"
+    for kind, path in {
+        facts.BetonFacts: data.train.path,
+        facts.TeacherFacts: tmp_path / "teachers" / "resnet8.safetensors",
+        facts.StoreFacts: store.path,
+        facts.SubsetFacts: subset.report.path,
+        facts.RunFacts: result.path,
+    }.items():
+        shown = kd.show(path)
+        assert f"{shown.kind.capitalize()}Facts" == kind.__name__
+        assert kind.__required_keys__ <= set(shown.facts) <= set(get_type_hints(kind))
+    for run in (result.path, tmp_path / "runs" / "teacher-resnet8"):
+        about = kd.show(run).facts
+        assert set(about["config"]) <= set(get_type_hints(facts.RunConfig))
+        assert set(about["environment"]) == set(get_type_hints(facts.Environment))
     kd.verify(tmp_path, teacher="resnet8")
     assert torch.equal(torch.get_rng_state(), generator), "the caller's random numbers"
     with pytest.raises(ConfigError, match=f"not LogitStore. Pass its path, {store.path}$"):

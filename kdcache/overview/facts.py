@@ -60,6 +60,8 @@ class LoopFacts(TypedDict, total=False):
     compile: bool
     eval_every: int
     policy: str
+    pixel_definition: str
+    decode: str
     view_seed: int
     image_size: int
     data_fingerprint: str
@@ -69,7 +71,11 @@ class TeacherFacts(LoopFacts, total=False):
     """Facts about a file of weights; one of another program has only `tensors` and `bytes`."""
 
     arch: str
+    stem: str | None
     classes: int
+    class_names: list[str]
+    mean: list[float]
+    std: list[float]
     loss: object
     """Settings that a teacher's training does not use."""
     epoch: int
@@ -119,7 +125,10 @@ class RunConfig(LoopFacts, total=False):
     """Settings of a run: `model` and what follows for a student, `arch` for a teacher."""
 
     arch: str
+    stem: str | None
     classes: int
+    mean: list[float]
+    std: list[float]
     model: str
     loss: str
     alpha: float | str
@@ -137,6 +146,10 @@ class RunConfig(LoopFacts, total=False):
     sample_ids_digest: str | None
     live_teacher: str | None
     teacher_digest: str | None
+    teacher_mean: list[float]
+    """Normalisation of a live teacher."""
+    teacher_std: list[float]
+    teacher_size: int
     store_digest: str | None
     codec: str | None
     views: int | None

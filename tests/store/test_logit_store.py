@@ -14,7 +14,12 @@ import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdcache.errors import CacheCorruptError, CacheIncompleteError, CacheMismatchError
+from kdcache.errors import (
+    CacheCorruptError,
+    CacheIncompleteError,
+    CacheMismatchError,
+    ConfigError,
+)
 from kdcache.seals import BLANK, seal
 from kdcache.store.format import shards
 from kdcache.store.logit_store import LogitStore
@@ -342,3 +347,15 @@ def test_rows_can_be_written_where_the_caller_wants_them(tiny_store):
     out = np.zeros((3, 4), dtype=np.float32)
     assert tiny_store.rows([5, 70, 5], 2, out=out) is out
     np.testing.assert_array_equal(out, tiny_store.rows([5, 70, 5], 2))
+
+
+@pytest.mark.parametrize(
+    ("ids", "view", "name"),
+    [([0], 1.0, "view"), ([0], "1", "view"), ([0], True, "view"), ([0.5], 1, "sample_ids")],
+    ids=str,
+)
+def test_ids_and_views_are_integers(tiny_store, ids, view, name):
+    with pytest.raises(ConfigError, match=rf"^{name}\b.* expected .*integer") as raised:
+        tiny_store.logits(ids, view)
+    assert raised.value.parameter == name
+    assert tiny_store.logits([0], np.int64(1)).shape == (1, 4)
