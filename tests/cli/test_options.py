@@ -7,7 +7,15 @@ import pytest
 from kdcache.commands import COMMANDS, app
 
 COMMON = {"--workspace", "--json", "--quiet"}
-MODEL = {"--image-size", "--policy", "--view-seed", "--device", "--precision", "--batch-size"}
+PIXELS = {"--pixel-definition", "--decode"}
+MODEL = {
+    "--image-size",
+    "--policy",
+    "--view-seed",
+    "--device",
+    "--precision",
+    "--batch-size",
+} | PIXELS
 LOOP = {
     *("--epochs", "--steps", "--optimizer", "--lr", "--momentum", "--weight-decay", "--schedule"),
     *("--warmup", "--milestones", "--gamma", "--ema", "--accumulate", "--clip-norm", "--compile"),
@@ -53,10 +61,12 @@ OPTIONS = {
         *("--teacher-mean", "--teacher-std", "--stem", "--teacher-output"),
         *("--loss", "--alpha", "--standardise", "--label-smoothing", "--mixup", "--cutmix"),
         *("--temperature", "--reshape", "--kd", "--no-kd", "--seed", "--device", "--precision"),
+        *PIXELS,
         *("--num-workers", "--order", "--pixels", "--out", "--resume"),
     },
     "evaluate": {
         *("--weights", "--which", "--model", "--arch", "--split", "--device", "--precision"),
+        *PIXELS,
         *("--num-workers", "--mean", "--std", "--stem"),
     },
     "verify": {

@@ -44,7 +44,14 @@ def as_version_1(path: Path) -> None:
     content = manifest_of(path) | {"format_version": 1}
     (mean,), (std,) = content["mean"], content["std"]
     content |= {"mean": mean, "std": std}
-    for name in ("teachers", "ensemble", "teacher_size", "clean_share", "rows", "rows_digest"):
+    for name in (
+        "teachers",
+        "ensemble",
+        "teacher_size",
+        "center_crop_ratio",
+        "rows",
+        "rows_digest",
+    ):
         del content[name]
     write_manifest(path, content, sealed=False)
 

@@ -95,7 +95,7 @@ def test_an_evaluation_split_of_other_classes_is_refused_before_the_pass(workspa
     (images / "class_0").rename(images / "zebra")
     pack(PackOptions(str(images), workspace=workspace / "w", val_fraction=0.5))
     for file in (workspace / "w").glob("val.*"):
-        (workspace / file.name).unlink()
+        (workspace / file.name).unlink(missing_ok=True)
         file.rename(workspace / file.name)
     options = BuildLogitsOptions(
         teacher="tests.teachers:projection", workspace=workspace, views=0, device="cpu"
