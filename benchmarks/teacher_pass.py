@@ -117,7 +117,7 @@ def teacher_of(name: str, beton: Beton, image_size: int, classes: int) -> Ensemb
         std=about.std,
         reported_top1=None,
     )
-    return Ensemble([member], None, image_size, 0.875)
+    return Ensemble([member], None, image_size, 0.875, "bilinear")
 
 
 def run(
