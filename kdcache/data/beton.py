@@ -20,6 +20,7 @@ from kdcache.data.digests import (
     view_keys,
 )
 from kdcache.data.policy import (
+    CENTER_CROP_RATIO,
     DEFAULT_DECODE,
     DEFAULT_DEFINITION,
     DecodeMode,
@@ -87,6 +88,7 @@ class Beton:
         size: int | None = None,
         *,
         seed: int = 0,
+        center_crop_ratio: float = CENTER_CROP_RATIO,
         clean_filter: Filter = "bilinear",
         definition: PixelDefinition = DEFAULT_DEFINITION,
         decode: DecodeMode = DEFAULT_DECODE,
@@ -99,6 +101,8 @@ class Beton:
             policy: a policy, or the text of one. Default: the data set's.
             size: S, height and width in pixels. Default: the data set's.
             seed: of the views.
+            center_crop_ratio: side of the clean view above 64 px, as a fraction of the resized
+                image's short side, in (0, 1].
             clean_filter: filter that resizes the clean view; the policy has that of the others.
             definition: pixel definition, `pillow` or `planes`.
             decode: `full`, or `scaled`.
@@ -119,6 +123,7 @@ class Beton:
             view,
             sample_ids,
             image_size=size,
+            center_crop_ratio=center_crop_ratio,
             clean_filter=clean_filter,
             definition=definition,
             decode=decode,

@@ -13,8 +13,35 @@ import numpy.typing as npt
 from kdcache.compiled import compiled
 
 _SOF0, _SOF1, _SOF2, _SOS, _DRI = 0xC0, 0xC1, 0xC2, 0xDA, 0xDD
+_FIRST_SOF, _LAST_SOF = 0xC0, 0xCF
+_DHT, _JPG, _DAC = 0xC4, 0xC8, 0xCC  # these three among them are no frames
 _APP0, _APP14 = 0xE0, 0xEE
+_FILL = 0xFF  # any number of these may stand before a marker
 _RGB_IDS = (0x52, 0x47, 0x42)  # "RGB"
+
+
+@compiled(nogil=True)
+def has_size(content: npt.NDArray[np.uint8], height: int, width: int) -> bool:
+    """Return whether a JPEG states a size. The decoder would fill the rows of another size.
+
+    Args:
+        content: a complete JPEG.
+        height: expected height in pixels.
+        width: expected width in pixels.
+    """
+    offset = 2
+    while offset + 9 <= len(content) and content[offset] == 0xFF:
+        marker = content[offset + 1]
+        if marker == _FILL:
+            offset += 1
+            continue
+        is_frame = _FIRST_SOF <= marker <= _LAST_SOF
+        if is_frame and marker not in (_DHT, _JPG, _DAC):
+            stated_height = (np.int64(content[offset + 5]) << 8) | content[offset + 6]
+            stated_width = (np.int64(content[offset + 7]) << 8) | content[offset + 8]
+            return stated_height == height and stated_width == width
+        offset += 2 + ((np.int64(content[offset + 2]) << 8) | content[offset + 3])
+    return False
 
 
 @compiled(nogil=True)
@@ -33,6 +60,9 @@ def sampling_factors(content: npt.NDArray[np.uint8]) -> tuple[int, int, int]:
     offset = 2
     while offset + 4 <= len(content) and content[offset] == 0xFF and frame == 0:
         marker = content[offset + 1]
+        if marker == _FILL:
+            offset += 1
+            continue
         if marker in (_SOF0, _SOF1, _SOF2):
             frame = offset
         elif marker == _APP0 and content[offset + 4] == 0x4A:  # "JFIF"

@@ -9,7 +9,7 @@ from kdcache.compiled import compiled
 from kdcache.data.jpeg_library import RGB_FORMAT
 from kdcache.data.views import Placement
 from kdcache.reader.intrinsics import call_c
-from kdcache.reader.jpeg import cut_rows
+from kdcache.reader.jpeg import cut_rows, has_size
 from kdcache.reader.resize import ResizeScratch, resize_box
 
 U8 = npt.NDArray[np.uint8]
@@ -17,6 +17,10 @@ U8 = npt.NDArray[np.uint8]
 SCALES = (1, 2, 4, 8)
 """Denominators of the scales at which libjpeg-turbo decodes; this costs less than to decode the
 whole image and shrink it."""
+
+
+WRONG_SIZE = 1
+"""Status of a JPEG whose header states another size than the beton's table."""
 
 
 @compiled(nogil=True)
@@ -51,8 +55,11 @@ def render_jpeg(
         outputs: (V, S, S, 3), written completely.
 
     Returns:
-        0, or the last error status of libjpeg-turbo.
+        0, `WRONG_SIZE`, or the last error status of libjpeg-turbo. After an error the output may
+        hold anything.
     """
+    if not has_size(content, height, width):
+        return WRONG_SIZE
     status = 0
     size = outputs.shape[1]
     for scale in SCALES:
@@ -104,7 +111,7 @@ def decode_rgb(
             np.int64(len(content)),
             np.int64(decoded.ctypes.data),
             np.int64(width),
-            np.int64(0),
+            np.int64(3 * width),
             np.int64(height),
             np.int64(RGB_FORMAT),
             np.int64(0),  # no flags: the exact transform and smooth chroma, as Pillow decodes
@@ -159,7 +166,7 @@ def find_rows(
     if first >= end:  # all boxes lie above or below the image
         first, end = 0, 1
     length, first, held = cut_rows(content, first, end, cut)
-    if length == 0 or first + held > height:  # a damaged JPEG may state a larger size
+    if length == 0:
         return 0, 0, height
     return length, first, held
 

@@ -7,9 +7,11 @@ import numpy.typing as npt
 
 from kdcache.compiled import compiled
 from kdcache.data.views import Placement
+from kdcache.reader.jpeg import has_size
 from kdcache.reader.planes import NEUTRAL, decode_planes, planes_of_rgb, resize_planes
 from kdcache.reader.render import (
     SCALES,
+    WRONG_SIZE,
     find_rows,
     has_scale,
     is_inside,
@@ -58,8 +60,11 @@ def render_jpeg_planes(
         outputs: see there.
 
     Returns:
-        0, or the last error status of libjpeg-turbo.
+        0, `WRONG_SIZE`, or the last error status of libjpeg-turbo. After an error the output may
+        hold anything.
     """
+    if not has_size(content, height, width):
+        return WRONG_SIZE
     status = 0
     size = outputs.shape[1]
     for scale in SCALES:

@@ -10,8 +10,10 @@ from PIL import Image
 from torchvision.transforms import InterpolationMode, functional
 
 from kdcache.data.beton import open_beton
+from kdcache.data.pack import pack
 from kdcache.data.policy import Policy
 from kdcache.data.views import Views
+from kdcache.options import PackOptions
 from kdcache.reader.batches import PixelReader
 from kdcache.reader.jpeg import cut_rows
 from kdcache.reader.render import copy_box
@@ -187,3 +189,21 @@ def test_rows_are_cut_out_of_a_jpeg_with_one_scan_alone(photo_beton):
         assert np.array_equal(rows, np.asarray(whole)[32:40])
     content[scan + 4] -= 1  # its components in scans of their own lie one after the other
     assert cut_rows(content, 32, 40, room) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("definition", ["pillow", "planes"])
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"keep_rgb": True}], ids=str)
+def test_fill_bytes_before_a_jpegs_markers_are_passed_over(tmp_path, options, definition):
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (9, 9, 3), dtype=np.uint8))
+    file = io.BytesIO()
+    image.resize((90, 70)).save(file, "JPEG", **options)
+    content = file.getvalue()
+    frame = content.index(b"\xff\xc2" if "progressive" in options else b"\xff\xc0")
+    filled = content[:frame] + b"\xff\xff" + content[frame:]
+    for name, stored in (("plain", content), ("filled", filled)):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        (tmp_path / "images" / name / "image.jpg").write_bytes(stored)
+    pack(PackOptions(str(tmp_path / "images"), workspace=tmp_path, val_fraction=0))
+    beton = open_beton(tmp_path / "train.beton")
+    first, second = beton.pixels([0, 1], 1, "rrc", 48, definition=definition)
+    assert np.array_equal(first, second)

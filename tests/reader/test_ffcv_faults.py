@@ -176,6 +176,14 @@ DAMAGE = {
         lambda file: overwritten(file, find(file, 0xDA) + 2, b"\xff\xff"),
     ),
     15: ("a taller image", lambda file: overwritten(file, find(file, 0xC0) + 5, b"\xff\xff")),
+    17: (
+        "a narrower image",
+        lambda file: overwritten(file, find(file, 0xC0) + 8, [file[find(file, 0xC0) + 8] - 1]),
+    ),
+    18: (
+        "one row less",
+        lambda file: overwritten(file, find(file, 0xC0) + 6, [file[find(file, 0xC0) + 6] - 1]),
+    ),
     20: ("another start", lambda file: overwritten(file, 0, b"GIF")),
 }
 """Position -> what is wrong with its JPEG, and how it is made so."""
