@@ -173,6 +173,8 @@ def _format_value(value: object) -> str:
         return "none"
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if isinstance(value, list):
+        return ", ".join(map(_format_value, value))
     if isinstance(value, float):
         return f"{value:,.2f}"
     if isinstance(value, int):

@@ -35,6 +35,11 @@ def projection_16() -> nn.Module:
     return Projection(4, seed=1, image_size=16)
 
 
+def three_classes() -> nn.Module:
+    """Return a teacher for 3 classes of 32 px images."""
+    return Projection(3, seed=1)
+
+
 def five_classes() -> nn.Module:
     """Return one with another number of classes."""
     return Projection(5, seed=1)

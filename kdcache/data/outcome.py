@@ -62,7 +62,7 @@ def _odd_classes(source: Source, splits: Mapping[str, Split]) -> Iterator[str]:
         counts = np.bincount(images.labels, minlength=len(names))
         empty = np.flatnonzero(counts == 0)
         if len(empty) and split == "train":
-            yield f"{_some(len(empty), [names[i] for i in empty[:_MAX_SHOWN]])} in {split}"
+            yield _without_image(split, len(empty), [names[i] for i in empty[:_MAX_SHOWN]])
         largest = int(counts.argmax())
         total = len(images.labels)
         if (
@@ -76,8 +76,8 @@ def _odd_classes(source: Source, splits: Mapping[str, Split]) -> Iterator[str]:
             )
 
 
-def _some(count: int, shown: Sequence[str]) -> str:
-    """Return "2 classes have no image: ant, cow"."""
+def _without_image(split: str, count: int, shown: Sequence[str]) -> str:
+    """Return "2 classes have no image in train: ant, cow"."""
     more = f" and {count - len(shown):,} more" if count > len(shown) else ""
     classes = "class has" if count == 1 else "classes have"
-    return f"{count:,} {classes} no image: {', '.join(shown)}{more}"
+    return f"{count:,} {classes} no image in {split}: {', '.join(shown)}{more}"

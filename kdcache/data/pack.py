@@ -326,7 +326,8 @@ def _report_skipped(
     counts = np.bincount(labels, minlength=len(source.class_names))
     empty = [source.class_names[label] for label in np.flatnonzero(counts == 0)]
     if empty and name == "train":
-        logger.warning("%d classes have no image left, the first is %s", len(empty), empty[0])
+        classes = "class has" if len(empty) == 1 else "classes have"
+        logger.warning("%d %s no image left, the first is %s", len(empty), classes, empty[0])
 
 
 def _choose_image_size(sides: npt.NDArray[np.int64]) -> int:

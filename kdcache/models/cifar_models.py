@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 
 from torch import nn
 
 from kdcache.models.cifar_resnet import CifarResNet
-from kdcache.models.family import Shape
+from kdcache.models.family import Family
 from kdcache.models.vgg import vgg8
 from kdcache.models.wide_resnet import WideResNet
 from kdcache.options import Stem
@@ -24,7 +24,7 @@ CIFAR_MODELS = tuple(_MAKERS)
 """Names of the models of this family."""
 
 
-class CifarFamily:
+class CifarFamily(Family):
     """See `kdcache.models.family.Family`."""
 
     description = ", ".join(CIFAR_MODELS)
@@ -36,22 +36,6 @@ class CifarFamily:
     def has(self, name: str) -> bool:
         """Return True for one of the names."""
         return name in _MAKERS
-
-    def why_not_trainable(self, name: str) -> str | None:  # noqa: ARG002  (all of them can)
-        """Return None."""
-        return None
-
-    def has_two_stems(self, name: str) -> bool:  # noqa: ARG002  (none has)
-        """Return False."""
-        return False
-
-    def has_hidden_stem(self, name: str) -> bool:  # noqa: ARG002
-        """Return False."""
-        return False
-
-    def stem_of_shapes(self, name: str, shapes: Mapping[str, Shape]) -> Stem | None:  # noqa: ARG002
-        """Return None."""
-        return None
 
     def make(
         self,

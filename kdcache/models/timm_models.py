@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
 
 from kdcache.errors import ConfigError
-from kdcache.models.family import Shape
+from kdcache.models.family import Family
 from kdcache.options import Stem
 
 TIMM_PREFIX = "timm:"
@@ -37,7 +36,7 @@ def import_timm(option: str, value: str) -> Any:
     return timm
 
 
-class TimmFamily:
+class TimmFamily(Family):
     """See `kdcache.models.family.Family`."""
 
     description = f"{TIMM_PREFIX}NAME of timm.list_models()"
@@ -56,22 +55,6 @@ class TimmFamily:
             return False
         base = name.removeprefix(TIMM_PREFIX).partition(".")[0]
         return bool(import_timm("model", name).is_model(base))
-
-    def why_not_trainable(self, name: str) -> str | None:  # noqa: ARG002  (all of them can)
-        """Return None."""
-        return None
-
-    def has_two_stems(self, name: str) -> bool:  # noqa: ARG002  (none has)
-        """Return False."""
-        return False
-
-    def has_hidden_stem(self, name: str) -> bool:  # noqa: ARG002
-        """Return False."""
-        return False
-
-    def stem_of_shapes(self, name: str, shapes: Mapping[str, Shape]) -> Stem | None:  # noqa: ARG002
-        """Return None."""
-        return None
 
     def make(
         self,

@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from kdcache.errors import ConfigError
-from kdcache.models.family import Shape
+from kdcache.models.family import Family, Shape
 from kdcache.options import Stem
 
 
@@ -74,7 +74,7 @@ def torchvision_classifiers() -> set[str]:
     return set(models.list_models()) - others
 
 
-class TorchvisionFamily:
+class TorchvisionFamily(Family):
     """See `kdcache.models.family.Family`."""
 
     description = f"{', '.join(SMALL_STEM_MODELS)}, another classifier of torchvision"

@@ -141,7 +141,7 @@ def test_a_class_that_loses_all_its_images_is_told(tmp_path, caplog):
     (tmp_path / "images" / "b").mkdir()
     (tmp_path / "images" / "b" / "0.png").write_bytes(b"")
     packed(tmp_path / "images", tmp_path / "w", on_bad_image="skip")
-    assert "1 classes have no image left, the first is b" in caplog.text
+    assert "1 class has no image left, the first is b" in caplog.text
     assert BetonManifest.load(tmp_path / "w" / "train.beton").class_names == ["a", "b"]
 
 

@@ -114,7 +114,7 @@ def test_many_named_classes_of_which_few_have_images_are_packed(tmp_path):
     path = write_parquet(tmp_path / "a.parquet", [(1, 7), (2, 203_094)], names=names)
     preview = kd.pack(str(path), dry_run=True).preview
     assert len(preview.class_names) == 203_095
-    assert "203,093 classes have no image: landmark 0, landmark 1," in preview.warnings[0]
+    assert "203,093 classes have no image in train: landmark 0, landmark 1," in preview.warnings[0]
     preview = kd.pack(str(path), dry_run=True, compact_labels=True).preview
     assert preview.class_names == ("landmark 7", "landmark 203094")
 

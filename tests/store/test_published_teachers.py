@@ -93,7 +93,7 @@ def published_logits(workspace: Path, split: str, view: int) -> np.ndarray:
         beton.sample_ids,
         image_size=CROP,
         center_crop_ratio=SHARE,
-        clean_filter="bilinear",
+        clean_filter="bicubic",
     )
     images = torch.from_numpy((seen / 255 - MEAN) / STD).permute(0, 3, 1, 2)
     model = tiny_net(1).double()
@@ -107,6 +107,7 @@ def test_the_rows_are_answers_to_images_as_the_publisher_evaluates(built):
     assert store.manifest.teachers == [PUBLISHED]
     about = store.manifest
     assert (about.image_size, about.teacher_size, about.center_crop_ratio) == (16, CROP, SHARE)
+    assert about.clean_filter == "bicubic"
     assert (about.mean, about.std) == ([MEAN], [STD])
     for view in range(3):
         expected = published_logits(built, "train", view)

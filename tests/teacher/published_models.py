@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import ResNet50_Weights
 from torchvision.models._api import Weights, WeightsEnum, register_model
+from torchvision.transforms import InterpolationMode
 from torchvision.transforms._presets import ImageClassification
 
 from kdcache.files import sha256_of
@@ -39,7 +40,12 @@ class TinyNet(nn.Module):
 
 def _weights(categories: list[str] | None, **about: Any) -> Weights:
     transforms = partial(
-        ImageClassification, crop_size=CROP, resize_size=RESIZE, mean=MEAN, std=STD
+        ImageClassification,
+        crop_size=CROP,
+        resize_size=RESIZE,
+        mean=MEAN,
+        std=STD,
+        interpolation=InterpolationMode.BICUBIC,
     )
     return Weights(
         url="not published yet", transforms=transforms, meta={"categories": categories, **about}
